@@ -1,0 +1,65 @@
+#include "base/weight.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+
+void nbi_scheme_name(const nbi_scheme *s, char out[48])
+{
+    char gran[16];
+    if (!s->bits) {
+        snprintf(out, 48, "dense");
+        return;
+    }
+    if (s->strategy == NBI_PER_GROUP)
+        snprintf(gran, sizeof gran, "g%u", s->group % 1000000000u);
+    else
+        snprintf(gran, sizeof gran, "%s", s->strategy == NBI_PER_CHANNEL ? "channel" : "tensor");
+    snprintf(out, 48, "W%uA%d%s %s%s", s->bits, s->act == NBI_ACT_NONE ? 16 : 8,
+             s->act == NBI_ACT_TENSOR ? (s->act_symmetric ? "-static" : "-static-asym") : "", gran,
+             s->symmetric ? "" : " asym");
+}
+
+nb_status nbi_weight_alloc(nbi_weight *w)
+{
+    size_t g = nbi_scheme_groups(&w->scheme, w->k), codes, groups, bytes;
+    if (!nbi_mul(w->n, w->k, &codes) || !nbi_mul(w->n, g, &groups) || !nbi_mul(groups, sizeof(float), &bytes))
+        return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", w->n, w->k);
+    w->codes = malloc(codes ? codes : 1);
+    w->scales = malloc(bytes ? bytes : 1);
+    if (!w->scheme.symmetric)
+        w->zeros = malloc(groups ? groups : 1);
+    if (!w->codes || !w->scales || (!w->scheme.symmetric && !w->zeros)) {
+        nbi_weight_free(w);
+        return nbi_fail_nomem("a quantized weight", codes);
+    }
+    return NB_OK;
+}
+
+void nbi_weight_free(nbi_weight *w)
+{
+    free(w->codes);
+    free(w->scales);
+    free(w->zeros);
+    free(w->bias);
+    free(w->owned);
+    *w = (nbi_weight){0};
+}
+
+void nbi_weight_row(const nbi_weight *w, size_t n, float *dst)
+{
+    if (!w->scheme.bits) {
+        size_t row = w->k * nbi_dtype_size(w->dense_dtype);
+        nbi_to_f32(dst, (const char *)w->dense + n * row, w->dense_dtype, w->k);
+        return;
+    }
+    size_t groups = nbi_scheme_groups(&w->scheme, w->k), len = w->k / groups;
+    const int8_t *q = w->codes + n * w->k;
+    for (size_t g = 0; g < groups; g++) {
+        float s = w->scales[n * groups + g];
+        int z = w->zeros ? w->zeros[n * groups + g] : 0;
+        for (size_t i = g * len; i < (g + 1) * len; i++)
+            dst[i] = (float)(q[i] - z) * s;
+    }
+}

@@ -1,0 +1,69 @@
+/* The waist of the hourglass: one canonical weight matrix.  Every importer and every method produces it, every
+ * exporter reads it, every backend packs it into the layout that its kernels want.
+ *
+ * A linear layer computes y[n] = bias[n] + sum over k of W[n][k] * x[k]; N = out features (rows), K = in features.
+ */
+#ifndef NB_BASE_WEIGHT_H
+#define NB_BASE_WEIGHT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/dtype.h"
+#include "base/status.h"
+
+typedef enum nbi_strategy { NBI_PER_TENSOR, NBI_PER_CHANNEL, NBI_PER_GROUP } nbi_strategy;
+
+typedef enum nbi_act {
+    NBI_ACT_NONE,  /* activations stay in floating point */
+    NBI_ACT_TOKEN, /* INT8, one scale a token, measured at run time: s = absmax/127 */
+    NBI_ACT_TENSOR /* INT8, one scale for all tokens, from calibration */
+} nbi_act;
+
+/* How the numbers of one linear layer are mapped to integers.  bits 0: not quantized (then the rest is unused). */
+typedef struct nbi_scheme {
+    uint8_t bits;          /* 0 dense; 4, 8 */
+    bool symmetric;        /* no zero point */
+    nbi_strategy strategy;
+    uint32_t group;        /* NBI_PER_GROUP: elements along K that share a scale; else 0 */
+    nbi_act act;
+    bool act_symmetric;
+} nbi_scheme;
+
+/* Groups in a row of K elements: 1 for per-tensor and per-channel.  K must be a multiple of the group. */
+static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
+{
+    return s->strategy == NBI_PER_GROUP ? k / s->group : 1;
+}
+
+/* "bf16" has no scheme; else "W8A8 channel", "W4A16 g128 asym", "W8A8-static tensor" ... */
+void nbi_scheme_name(const nbi_scheme *s, char out[48]);
+
+/* W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G). */
+typedef struct nbi_weight {
+    size_t n, k;
+    nbi_scheme scheme;
+
+    nbi_dtype dense_dtype;  /* bits == 0: F32, F16 or BF16 */
+    const void *dense;      /* bits == 0: [N,K]; usually a view into a mapped file */
+
+    int8_t *codes;          /* [N,K], one signed code a byte, in -2^(b-1) .. 2^(b-1)-1 */
+    float *scales;          /* [N,G]; per-tensor: N equal values */
+    int8_t *zeros;          /* [N,G] in the range of the codes; NULL when symmetric */
+
+    float *bias;            /* [N] or NULL */
+    float act_scale;        /* NBI_ACT_TENSOR: x = (q - act_zero) * act_scale */
+    int32_t act_zero;       /* in -128 .. 127; 0 when act_symmetric */
+
+    void *owned;            /* freed by nbi_weight_free() if `dense` is not a view */
+} nbi_weight;
+
+/* Allocates codes, scales and (asymmetric) zeros for n, k and scheme, which must be set. */
+nb_status nbi_weight_alloc(nbi_weight *w);
+void nbi_weight_free(nbi_weight *w); /* frees the members, zeroes the struct */
+
+/* Row n as fp32: dst[K].  The reference for what a weight means. */
+void nbi_weight_row(const nbi_weight *w, size_t n, float *dst);
+
+#endif

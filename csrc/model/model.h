@@ -1,0 +1,53 @@
+/* A loaded model: architecture, packed weights, the forward pass over a paged KV cache. */
+#ifndef NB_MODEL_MODEL_H
+#define NB_MODEL_MODEL_H
+
+#include "backend/backend.h"
+#include "model/config.h"
+
+typedef struct nbi_layer {
+    float *attn_norm, *ffn_norm; /* device fp32 [hidden] */
+    nbi_linear *proj[NBI_N_PROJ];
+} nbi_layer;
+
+struct nb_model {
+    nbi_config cfg;
+    nbi_backend *be;
+    nb_tokenizer *tok;       /* NULL: none */
+    nbi_layer *layers;       /* [n_layers] */
+    float *final_norm;       /* device */
+    nbi_linear *embed;       /* [vocab, hidden] */
+    nbi_linear *head;        /* == embed when tied */
+    float *inv_freq;         /* host [head_dim/2] */
+    uint64_t weight_bytes;
+    char path[1024];
+    char scheme[64];
+    uint64_t hash;           /* of config.json and the safetensors headers and sizes: identifies the checkpoint */
+};
+
+/* The KV cache of all layers, shared by the sequences of an engine. */
+typedef struct nbi_kv {
+    nbi_backend *be;
+    nbi_kv_layer *layers;
+    uint32_t n_layers, n_pages;
+} nbi_kv;
+nb_status nbi_kv_create(nbi_kv *kv, const nb_model *m, uint32_t n_pages, nbi_dtype dtype);
+void nbi_kv_free(nbi_kv *kv);
+uint64_t nbi_kv_page_bytes(const nbi_config *c, nbi_dtype dtype); /* all layers, k and v */
+
+/* Buffers for batches of up to max_rows rows with up to max_logits rows of logits. */
+typedef struct nbi_workspace nbi_workspace;
+nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, size_t max_rows, size_t max_logits);
+void nbi_workspace_free(nbi_workspace *w);
+uint64_t nbi_workspace_bytes(const nb_model *m, size_t max_rows, size_t max_logits);
+
+/* Sees the input of every linear layer, before it is quantized: rows x k activations on the device. */
+typedef nb_status (*nbi_tap_fn)(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k);
+
+/* One batch through the model.  ids[rows] host, each < vocab.  logit_rows[n_logits] names the rows whose logits are
+ * wanted: fp32 to `logits` [n_logits][vocab] on the host.  No allocation.  tap may be NULL. */
+nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const int32_t *ids, size_t rows,
+                      const nbi_seq *seqs, size_t n_seqs, const uint32_t *logit_rows, size_t n_logits, float *logits,
+                      nbi_tap_fn tap, void *tap_user);
+
+#endif

@@ -1,0 +1,34 @@
+/* A recipe: which scheme each linear layer gets.  JSON, see configs/recipes/ and docs/recipes.md.
+ *
+ *   { "name": "w8a8-static", "description": "...",
+ *     "weights":     {"bits": 8, "symmetric": true, "strategy": "channel"},       strategy tensor|channel|group
+ *     "activations": {"bits": 8, "symmetric": true, "strategy": "tensor"},        or null; strategy token|tensor
+ *     "calibration": {"method": "mse", "percentile": 99.99, "tokens": 8192, "ctx": 512},
+ *     "ignore": ["lm_head"],                                                      exact, or "re:..."
+ *     "overrides": [{"match": "re:.*down_proj", "weights": {"bits": 8, "strategy": "channel"}}]   later ones win
+ *   }
+ * Unknown keys are an error that names the key and lists the known ones. */
+#ifndef NB_QUANT_RECIPE_H
+#define NB_QUANT_RECIPE_H
+
+#include "base/weight.h"
+#include <jansson.h>
+
+#include "quant/observer.h"
+
+typedef struct nbi_recipe nbi_recipe;
+
+/* `spec`: a path, or the name of a recipe: then <dir>/<name>.json for dir in $NIBBLE_RECIPES, the installed data
+ * folder, ./configs/recipes. */
+nb_status nbi_recipe_load(nbi_recipe **out, const char *spec);
+nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where);
+void nbi_recipe_free(nbi_recipe *r);
+const char *nbi_recipe_name(const nbi_recipe *r);
+/* The scheme for a module with K inputs: bits 0 for ignored ones.  K not divisible by the group: NB_EINVAL naming
+ * module, K and group. */
+nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, nbi_scheme *out);
+bool nbi_recipe_needs_calibration(const nbi_recipe *r); /* some scheme has static activations */
+void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, double *percentile, uint32_t *tokens,
+                            uint32_t *ctx);
+
+#endif
