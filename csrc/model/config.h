@@ -35,6 +35,7 @@ void nbi_rope_inv_freq(const nbi_config *c, float *out);
 typedef enum nbi_proj { NBI_Q, NBI_K, NBI_V, NBI_O, NBI_GATE, NBI_UP, NBI_DOWN, NBI_N_PROJ } nbi_proj;
 const char *nbi_proj_name(nbi_proj p);                                         /* "self_attn.q_proj" */
 void nbi_proj_shape(const nbi_config *c, nbi_proj p, size_t *n, size_t *k);
+bool nbi_proj_has_bias(const nbi_config *c, nbi_proj p);
 void nbi_module_name(char out[96], uint32_t layer, nbi_proj p);                /* "model.layers.3.mlp.down_proj" */
 
 #endif

@@ -1,0 +1,214 @@
+/* nb_model_load: a Hugging Face folder. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "format/compressed_tensors.h"
+#include "format/safetensors.h"
+#include "model/build.h"
+#include "model/checkpoint.h"
+#include "text/tokenizer.h"
+
+typedef struct folder {
+    nbi_checkpoint *ckpt;
+    nbi_ct_config *ct; /* NULL: dense */
+} folder;
+
+/* Inf and NaN have all exponent bits set: one integer test an element. */
+static size_t first_bad(const nbi_weight *w)
+{
+    size_t n = w->n * w->k;
+    const unsigned char *p = w->dense;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u = 0;
+        if (w->dense_dtype == NBI_F32) {
+            memcpy(&u, p + 4 * i, 4);
+            if ((u & 0x7f800000u) == 0x7f800000u)
+                return i;
+        } else {
+            uint32_t mask = w->dense_dtype == NBI_F16 ? 0x7c00u : 0x7f80u;
+            memcpy(&u, p + 2 * i, 2);
+            if ((u & mask) == mask)
+                return i;
+        }
+    }
+    return n;
+}
+
+nb_status nbi_check_finite(const nbi_weight *w, const char *module)
+{
+    if (w->scheme.bits)
+        return NB_OK;
+    size_t i = first_bad(w);
+    if (i == w->n * w->k)
+        return NB_OK;
+    return nbi_fail(NB_EFORMAT, "%s.weight: row %zu, column %zu is NaN or infinite, expected finite weights", module,
+                    i / w->k, i % w->k);
+}
+
+nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_ct_config *ct, const char *module,
+                          size_t n, size_t k, bool bias)
+{
+    nbi_scheme scheme = {0};
+    nb_status st;
+    if (ct)
+        NB_TRY(nbi_ct_scheme(ct, module, strcmp(module, "model.embed_tokens") == 0 ? "Embedding" : "Linear", &scheme));
+    NB_TRY(nbi_ct_read(w, ckpt, module, n, k, &scheme));
+    if (bias != (w->bias != NULL)) {
+        st = nbi_fail(NB_EFORMAT, "%s.bias: %s, but the architecture in config.json has %s there", module,
+                      w->bias ? "is present" : "is missing", bias ? "one" : "none");
+        goto done;
+    }
+    NB_TRY(nbi_check_finite(w, module));
+done:
+    if (st != NB_OK)
+        nbi_weight_free(w);
+    return st;
+}
+
+static nb_status folder_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
+{
+    folder *f = self;
+    return nbi_read_linear(out, f->ckpt, f->ct, module, n, k, bias);
+}
+
+static nb_status folder_vector(void *self, const char *name, size_t n, float *out)
+{
+    folder *f = self;
+    const nbi_tensor *t = nbi_checkpoint_find(f->ckpt, name);
+    if (!t)
+        return nbi_fail(NB_EFORMAT, "%s: is missing in the checkpoint", name);
+    if (!nbi_dtype_is_float(t->dtype) || t->n_dims != 1 || t->shape[0] != n)
+        return nbi_fail(NB_EFORMAT, "%s: %s is %s with %u dimensions and %zu elements, expected float [%zu]", t->file,
+                        name, nbi_dtype_name(t->dtype), t->n_dims, t->n_elements, n);
+    nbi_to_f32(out, t->data, t->dtype, n);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(out[i]))
+            return nbi_fail(NB_EFORMAT, "%s: element %zu of %s is NaN or infinite", t->file, i, name);
+    return NB_OK;
+}
+
+nb_status nbi_model_json(json_t **out, const char *path, char where[1100])
+{
+    char *p = NULL;
+    if (!nbi_is_dir(path))
+        return nbi_fail(NB_EIO, "%s: %s, expected a Hugging Face folder", path,
+                        nbi_path_exists(path) ? "is not a folder" : "does not exist");
+    snprintf(where, 1100, "%s/config.json", path);
+    nb_status st = (p = nbi_path_join(path, "config.json")) ? nbi_json_load(out, p) : nbi_fail_nomem("a path", 0);
+    free(p);
+    return st;
+}
+
+nb_status nbi_quantization_config(nbi_ct_config **out, const json_t *config, const char *where)
+{
+    const json_t *q = json_object_get(config, "quantization_config");
+    const char *method = "";
+    *out = NULL;
+    if (!q || json_is_null(q))
+        return NB_OK;
+    nb_status st = nbi_json_string(q, "quant_method", &method, where);
+    if (st != NB_OK)
+        return st;
+    if (strcmp(method, "compressed-tensors") != 0)
+        return nbi_fail(NB_EUNSUPPORTED, "%s: \"quant_method\" is \"%s\", expected compressed-tensors or no quantization",
+                        where, method);
+    return nbi_ct_config_parse(out, q, where);
+}
+
+static uint64_t mix(uint64_t h, const void *data, size_t n)
+{
+    const unsigned char *p = data;
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ p[i]) * 0x100000001b3u; /* FNV-1a */
+    return h;
+}
+
+/* Every name, type and shape, and 64 bytes at the start, middle and end of each tensor: tells fine-tunes of one model
+ * apart without reading gigabytes. */
+static uint64_t fingerprint(const nbi_checkpoint *c, const json_t *config)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    char *text = json_dumps(config, JSON_SORT_KEYS | JSON_COMPACT);
+    if (text)
+        h = mix(h, text, strlen(text));
+    free(text);
+    for (size_t i = 0; i < nbi_checkpoint_count(c); i++) {
+        const nbi_tensor *t = nbi_checkpoint_at(c, i);
+        h = mix(h, t->name, strlen(t->name));
+        h = mix(h, &t->dtype, sizeof t->dtype);
+        h = mix(h, t->shape, t->n_dims * sizeof t->shape[0]);
+        size_t part = t->bytes < 64 ? t->bytes : 64, rest = t->bytes - part;
+        for (int k = 0; k < 3; k++)
+            h = mix(h, (const char *)t->data + rest / 2 * (size_t)k, part);
+    }
+    return h;
+}
+
+/* A folder without tokenizer.json still computes logits from ids; generation_config.json adds ends of sequence. */
+static nb_status load_tokenizer(nb_model *m, const char *path)
+{
+    nb_status st = NB_OK;
+    json_t *gen = NULL;
+    char *p = nbi_path_join(path, "tokenizer.json"), *g = nbi_path_join(path, "generation_config.json");
+    if (!p || !g) {
+        st = nbi_fail_nomem("a path", 0);
+        goto done;
+    }
+    if (!nbi_path_exists(p))
+        goto done;
+    NB_TRY(nb_tokenizer_load(&m->tok, path));
+    for (int i = 0; i < 8 && m->cfg.eos[i] >= 0; i++)
+        NB_TRY(nbi_tokenizer_add_eos(m->tok, m->cfg.eos[i]));
+    if (nbi_path_exists(g)) {
+        NB_TRY(nbi_json_load(&gen, g));
+        const json_t *eos = json_object_get(gen, "eos_token_id"), *e;
+        size_t i;
+        if (json_is_integer(eos))
+            NB_TRY(nbi_tokenizer_add_eos(m->tok, (int32_t)json_integer_value(eos)));
+        json_array_foreach((json_t *)eos, i, e)
+            NB_TRY(nbi_tokenizer_add_eos(m->tok, (int32_t)json_integer_value(e)));
+    }
+    if (nb_tokenizer_vocab_size(m->tok) > m->cfg.vocab)
+        st = nbi_fail(NB_EFORMAT, "%s: the tokenizer has ids up to %zu, expected fewer than \"vocab_size\" %u", p,
+                      nb_tokenizer_vocab_size(m->tok) - 1, m->cfg.vocab);
+done:
+    json_decref(gen);
+    free(p);
+    free(g);
+    return st;
+}
+
+nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options *o)
+{
+    nb_status st;
+    nb_model *m = NULL;
+    nb_callbacks cb = {0};
+    folder f = {0};
+    json_t *config = NULL;
+    char where[1100];
+    if (!out || !path)
+        return nbi_fail(NB_EINVAL, "nb_model_load: out and path must not be NULL");
+    *out = NULL;
+    NB_TRY(nbi_model_new(&m, o, &cb));
+    snprintf(m->path, sizeof m->path, "%s", path);
+    NB_TRY(nbi_model_json(&config, path, where));
+    NB_TRY(nbi_config_parse(&m->cfg, config, where));
+    NB_TRY(nbi_quantization_config(&f.ct, config, where));
+    NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
+    m->hash = fingerprint(f.ckpt, config);
+    NB_TRY(load_tokenizer(m, path));
+    NB_TRY(nbi_model_build(m, &(nbi_source){folder_linear, folder_vector, &f}, &cb));
+    *out = m;
+    m = NULL;
+done:
+    json_decref(config);
+    nbi_ct_config_free(f.ct);
+    nbi_checkpoint_close(f.ckpt);
+    nb_model_free(m);
+    return st;
+}

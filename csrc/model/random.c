@@ -1,0 +1,113 @@
+/* nb_model_random: the architecture of a shape file with random weights, for benchmarks without a checkpoint. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/rng.h"
+#include "model/build.h"
+#include "quant/recipe.h"
+
+typedef struct dice {
+    nbi_recipe *recipe; /* NULL: all dense */
+    nbi_dtype dtype;
+    uint64_t seed;      /* another one for each tensor */
+} dice;
+
+/* Dense weights of standard deviation about 0.02 (uniform), four from each random word. */
+static nb_status random_dense(nbi_weight *w, nbi_dtype dtype, uint64_t seed)
+{
+    size_t n = w->n * w->k, size = nbi_dtype_size(dtype);
+    w->dense_dtype = dtype;
+    w->owned = malloc(n * size);
+    if (!w->owned)
+        return nbi_fail_nomem("a random weight", n * size);
+    w->dense = w->owned;
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 4) {
+        uint64_t r = nbi_rng(seed, i);
+        float f[4];
+        for (int j = 0; j < 4; j++, r >>= 16)
+            f[j] = ((float)(r & 0xffff) - 32767.5f) * (0.035f / 32768.0f);
+        nbi_from_f32((char *)w->owned + i * size, dtype, f, n - i < 4 ? n - i : 4);
+    }
+    return NB_OK;
+}
+
+/* Codes over the whole range; scales that give the same standard deviation.  Drawn directly: quantizing 7 billion
+ * random numbers first would only take time. */
+static nb_status random_codes(nbi_weight *w, uint64_t seed)
+{
+    nb_status st = nbi_weight_alloc(w);
+    if (st != NB_OK)
+        return st;
+    size_t n = w->n * w->k, groups = w->n * nbi_scheme_groups(&w->scheme, w->k);
+    int shift = 8 - w->scheme.bits;
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        uint64_t r = nbi_rng(seed, i);
+        for (size_t j = i; j < n && j < i + 8; j++, r >>= 8)
+            w->codes[j] = (int8_t)((int8_t)r >> shift);
+    }
+    for (size_t g = 0; g < groups; g++) {
+        w->scales[g] = 0.035f / (float)(1 << (w->scheme.bits - 1));
+        if (w->zeros)
+            w->zeros[g] = (int8_t)(nbi_rng(seed, ~g) & 1);
+    }
+    w->act_scale = 0.05f;
+    return NB_OK;
+}
+
+static nb_status dice_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
+{
+    dice *d = self;
+    nb_status st;
+    *out = (nbi_weight){.n = n, .k = k};
+    if (d->recipe && strcmp(module, "model.embed_tokens") != 0)
+        NB_TRY(nbi_recipe_scheme(d->recipe, module, k, &out->scheme));
+    d->seed++;
+    NB_TRY(out->scheme.bits ? random_codes(out, d->seed) : random_dense(out, d->dtype, d->seed));
+    if (bias && !(out->bias = calloc(n, sizeof *out->bias)))
+        st = nbi_fail_nomem("a bias", n * sizeof *out->bias);
+done:
+    if (st != NB_OK)
+        nbi_weight_free(out);
+    return st;
+}
+
+static nb_status dice_vector(void *self, const char *name, size_t n, float *out)
+{
+    (void)self;
+    (void)name;
+    for (size_t i = 0; i < n; i++)
+        out[i] = 1.0f;
+    return NB_OK;
+}
+
+nb_status nb_model_random(nb_model **out, const char *shape, const char *recipe, const nb_model_options *o)
+{
+    nb_status st;
+    nb_model *m = NULL;
+    nb_callbacks cb = {0};
+    dice d = {0};
+    json_t *config = NULL;
+    if (!out || !shape)
+        return nbi_fail(NB_EINVAL, "nb_model_random: out and shape must not be NULL");
+    *out = NULL;
+    NB_TRY(nbi_model_new(&m, o, &cb));
+    snprintf(m->path, sizeof m->path, "%s", shape);
+    NB_TRY(nbi_json_load(&config, shape));
+    NB_TRY(nbi_config_parse(&m->cfg, config, shape));
+    if (recipe)
+        NB_TRY(nbi_recipe_load(&d.recipe, recipe));
+    d.dtype = m->cfg.dtype;
+    NB_TRY(nbi_model_build(m, &(nbi_source){dice_linear, dice_vector, &d}, &cb));
+    *out = m;
+    m = NULL;
+done:
+    json_decref(config);
+    nbi_recipe_free(d.recipe);
+    nb_model_free(m);
+    return st;
+}
