@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/options.h"
 #include "text/tokenizer.h"
 
 /* Scheme names and how many layers have them, for the one-line description of a model. */
@@ -131,19 +132,16 @@ nb_status nbi_model_new(nb_model **out, const nb_model_options *o, nb_callbacks 
 {
     nb_model_options opt;
     nb_model_options_init(&opt);
-    if (o) {
-        if (o->struct_size < offsetof(nb_model_options, callbacks) || o->struct_size > sizeof opt)
-            return nbi_fail(NB_EINVAL, "nb_model_options.struct_size is %zu, expected %zu: header and library differ",
-                            o->struct_size, sizeof opt);
-        memcpy(&opt, o, o->struct_size);
-    }
+    nb_status st = nbi_take_options(&opt, sizeof opt, o, "nb_model_options");
+    if (st != NB_OK)
+        return st;
     *cb = opt.callbacks;
     if (opt.threads < 0 || opt.threads > 1024)
         return nbi_fail(NB_EINVAL, "threads is %d, expected 0 (one for each core) to 1024", opt.threads);
     nb_model *m = calloc(1, sizeof *m);
     if (!m)
         return nbi_fail_nomem("the model", sizeof *m);
-    nb_status st = nbi_backend_create(&m->be, opt.device, opt.threads);
+    st = nbi_backend_create(&m->be, opt.device, opt.threads);
     if (st != NB_OK) {
         free(m);
         return st;

@@ -1,0 +1,215 @@
+/* nb_bench: prefill and decode speed, as llama-bench defines and prints them.
+ *
+ *   ppN    N tokens of prompt through the model at once (chunks of 512), logits of the last one
+ *   tgN    N single tokens one after the other from an empty context; with B sequences: B tokens a step, all counted
+ *
+ * Tokens are random, sampling and tokenisation are not timed.  One warm-up, then the repetitions. */
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "base/options.h"
+#include "base/rng.h"
+#include "model/model.h"
+
+enum { PREFILL_ROWS = 512 };
+
+void nb_bench_options_init(nb_bench_options *o) { *o = (nb_bench_options){.struct_size = sizeof *o}; }
+
+typedef struct bench {
+    const nb_model *m;
+    nbi_kv kv;
+    nbi_workspace *w;
+    int32_t *ids, *pages;
+    uint32_t *logit_rows;
+    nbi_seq *seqs;
+    float *logits;
+    size_t n_prompt, n_gen, n_seqs, pages_a_seq;
+} bench;
+
+static void bench_close(bench *b)
+{
+    nbi_workspace_free(b->w);
+    nbi_kv_free(&b->kv);
+    free(b->ids);
+    free(b->pages);
+    free(b->logit_rows);
+    free(b->seqs);
+    free(b->logits);
+}
+
+static nb_status bench_open(bench *b)
+{
+    nb_status st;
+    size_t len = b->n_prompt > b->n_gen ? b->n_prompt : b->n_gen;
+    size_t rows = b->n_prompt ? (b->n_prompt < PREFILL_ROWS ? b->n_prompt : PREFILL_ROWS) : b->n_seqs;
+    b->pages_a_seq = nbi_ceil_div(len, NBI_PAGE_TOKENS);
+    size_t pages, bytes;
+    if (!nbi_mul(b->pages_a_seq, b->n_seqs, &pages) || pages > INT32_MAX ||
+        !nbi_mul(b->n_seqs * sizeof(float), b->m->cfg.vocab, &bytes))
+        return nbi_fail(NB_ELIMIT, "%zu sequences of %zu tokens are too many", b->n_seqs, len);
+    b->ids = malloc(rows * sizeof *b->ids);
+    b->pages = malloc(pages * sizeof *b->pages);
+    b->logit_rows = malloc(b->n_seqs * sizeof *b->logit_rows);
+    b->seqs = malloc(b->n_seqs * sizeof *b->seqs);
+    b->logits = malloc(bytes);
+    if (!b->ids || !b->pages || !b->logit_rows || !b->seqs || !b->logits)
+        return nbi_fail_nomem("the benchmark", bytes);
+    for (size_t i = 0; i < pages; i++)
+        b->pages[i] = (int32_t)i;
+    NB_TRY(nbi_kv_create(&b->kv, b->m, (uint32_t)pages, NBI_F32));
+    NB_TRY(nbi_workspace_create(&b->w, b->m, rows, b->n_seqs));
+done:
+    return st;
+}
+
+static int32_t token(const bench *b, size_t i) { return (int32_t)(nbi_rng(42, i) % b->m->cfg.vocab); }
+
+static nb_status prefill(bench *b)
+{
+    nb_status st = NB_OK;
+    for (size_t at = 0; at < b->n_prompt; at += PREFILL_ROWS) {
+        size_t rows = b->n_prompt - at < PREFILL_ROWS ? b->n_prompt - at : PREFILL_ROWS;
+        for (size_t r = 0; r < rows; r++)
+            b->ids[r] = token(b, at + r);
+        nbi_seq s = {.n_rows = (uint32_t)rows, .pos0 = (uint32_t)at, .pages = b->pages};
+        uint32_t last = (uint32_t)rows - 1;
+        NB_TRY(nbi_forward(b->m, &b->kv, b->w, b->ids, rows, &s, 1, &last, at + rows == b->n_prompt, b->logits, NULL,
+                           NULL));
+    }
+done:
+    return st;
+}
+
+static nb_status decode(bench *b)
+{
+    nb_status st = NB_OK;
+    for (size_t t = 0; t < b->n_gen; t++) {
+        for (size_t s = 0; s < b->n_seqs; s++) {
+            b->ids[s] = token(b, t * b->n_seqs + s);
+            b->seqs[s] = (nbi_seq){.row0 = (uint32_t)s, .n_rows = 1, .pos0 = (uint32_t)t,
+                                   .pages = b->pages + s * b->pages_a_seq};
+            b->logit_rows[s] = (uint32_t)s;
+        }
+        NB_TRY(nbi_forward(b->m, &b->kv, b->w, b->ids, b->n_seqs, b->seqs, b->n_seqs, b->logit_rows, b->n_seqs,
+                           b->logits, NULL, NULL));
+    }
+done:
+    return st;
+}
+
+static void mean_and_deviation(const double *x, size_t n, double *mean, double *dev)
+{
+    double sum = 0, sq = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += x[i];
+    *mean = sum / (double)n;
+    for (size_t i = 0; i < n; i++)
+        sq += (x[i] - *mean) * (x[i] - *mean);
+    *dev = n > 1 ? sqrt(sq / (double)(n - 1)) : 0;
+}
+
+static json_t *row(const bench *b, const double *seconds, size_t n)
+{
+    nb_model_info info = {.struct_size = sizeof info};
+    char test[64], when[32];
+    double ns[1024], ts[1024], avg_ns, dev_ns, avg_ts, dev_ts;
+    double tokens = (double)(b->n_prompt ? b->n_prompt : b->n_gen * b->n_seqs);
+    json_t *samples_ns = json_array(), *samples_ts = json_array();
+    time_t now = time(NULL);
+    struct tm tm;
+    (void)nb_model_get_info(b->m, &info);
+    for (size_t i = 0; i < n; i++) {
+        ns[i] = seconds[i] * 1e9;
+        ts[i] = tokens / seconds[i];
+        json_array_append_new(samples_ns, json_integer((json_int_t)ns[i]));
+        json_array_append_new(samples_ts, json_real(ts[i]));
+    }
+    mean_and_deviation(ns, n, &avg_ns, &dev_ns);
+    mean_and_deviation(ts, n, &avg_ts, &dev_ts);
+    if (b->n_prompt)
+        snprintf(test, sizeof test, "pp%zu", b->n_prompt);
+    else if (b->n_seqs == 1)
+        snprintf(test, sizeof test, "tg%zu", b->n_gen);
+    else
+        snprintf(test, sizeof test, "tg%zu x%zu", b->n_gen, b->n_seqs);
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &tm));
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:I, s:I, s:f, s:f, s:o, s:o}",
+                     "build_number", nb_version(), "model_filename", b->m->path, "model_type", info.name, "scheme",
+                     info.scheme, "backends", info.device, "model_size", (json_int_t)info.weight_bytes,
+                     "model_n_params", (json_int_t)info.n_params, "test", test, "n_prompt", (json_int_t)b->n_prompt,
+                     "n_gen", (json_int_t)b->n_gen, "n_seqs", (json_int_t)b->n_seqs, "test_time", when, "avg_ns",
+                     (json_int_t)avg_ns, "stddev_ns", (json_int_t)dev_ns, "avg_ts", avg_ts, "stddev_ts", dev_ts,
+                     "samples_ns", samples_ns, "samples_ts", samples_ts);
+}
+
+/* One line of the table. */
+static nb_status measure(const nb_model *m, size_t n_prompt, size_t n_gen, size_t n_seqs, uint32_t reps, json_t *out,
+                         const nb_callbacks *cb)
+{
+    bench b = {.m = m, .n_prompt = n_prompt, .n_gen = n_gen, .n_seqs = n_seqs};
+    double seconds[1024];
+    nb_status st;
+    if (n_prompt > m->cfg.max_context || n_gen > m->cfg.max_context)
+        NB_TRY(nbi_fail(NB_EINVAL, "a test of %zu tokens, expected at most the model's context of %u",
+                        n_prompt > n_gen ? n_prompt : n_gen, m->cfg.max_context));
+    NB_TRY(bench_open(&b));
+    for (uint32_t i = 0; i <= reps; i++) { /* the first one is the warm-up */
+        if (nbi_progress(cb, n_prompt ? "bench prefill" : "bench decode", "runs", i, reps + 1, 0))
+            NB_TRY(nbi_fail(NB_ECANCELLED, "the benchmark was cancelled"));
+        double start = nbi_now();
+        NB_TRY(n_prompt ? prefill(&b) : decode(&b));
+        if (i)
+            seconds[i - 1] = nbi_now() - start;
+    }
+    json_t *r = row(&b, seconds, reps);
+    if (!r || json_array_append_new(out, r) != 0)
+        st = nbi_fail_nomem("the benchmark", 0);
+done:
+    bench_close(&b);
+    return st;
+}
+
+nb_status nb_bench(const nb_model *m, const nb_bench_options *options, char **json)
+{
+    static const uint32_t pp[] = {128}, tg[] = {32}, one[] = {1};
+    nb_status st;
+    json_t *out = json_array();
+    nb_bench_options o;
+    if (!m || !json)
+        return nbi_fail(NB_EINVAL, "nb_bench: model and json must not be NULL");
+    *json = NULL;
+    nb_bench_options_init(&o);
+    NB_TRY(nbi_take_options(&o, sizeof o, options, "nb_bench_options"));
+    if (!o.n_prompt && !o.n_gen) {
+        o.prompt = pp;
+        o.gen = tg;
+        o.n_prompt = o.n_gen = 1;
+    }
+    if (!o.n_batch) {
+        o.batch = one;
+        o.n_batch = 1;
+    }
+    if (!o.repetitions)
+        o.repetitions = 5;
+    if (o.repetitions > 1024)
+        NB_TRY(nbi_fail(NB_EINVAL, "%u repetitions, expected 1 to 1024", o.repetitions));
+    for (size_t i = 0; i < o.n_prompt; i++)
+        if (o.prompt[i])
+            NB_TRY(measure(m, o.prompt[i], 0, 1, o.repetitions, out, &o.callbacks));
+    for (size_t i = 0; i < o.n_gen; i++)
+        for (size_t b = 0; o.gen[i] && b < o.n_batch; b++) {
+            if (o.batch[b] < 1 || o.batch[b] > 65536)
+                NB_TRY(nbi_fail(NB_EINVAL, "a batch of %u, expected 1 to 65536", o.batch[b]));
+            NB_TRY(measure(m, 0, o.gen[i], o.batch[b], o.repetitions, out, &o.callbacks));
+        }
+    if (!(*json = json_dumps(out, JSON_INDENT(2))))
+        st = nbi_fail_nomem("the benchmark", 0);
+done:
+    json_decref(out);
+    return st;
+}

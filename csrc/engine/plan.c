@@ -1,0 +1,22 @@
+#include "engine/plan.h"
+
+#include <stdlib.h>
+
+#include "model/model.h"
+
+enum { PLAN_ROWS = 256, PLAN_LOGITS = 32 }; /* the engine's defaults */
+
+void nbi_plan_make(nbi_plan *p, const nbi_config *c, uint64_t weights)
+{
+    nb_model m = {.cfg = *c};
+    *p = (nbi_plan){.weights = weights, .kv_per_token = nbi_kv_page_bytes(c, NBI_F32) / NBI_PAGE_TOKENS};
+    p->kv_full_context = p->kv_per_token * c->max_context;
+    if (nbi_backend_create(&m.be, NULL, 1) != NB_OK)
+        return; /* no device: the sizes that depend on it stay 0 */
+    p->workspace = nbi_workspace_bytes(&m, PLAN_ROWS, PLAN_LOGITS);
+    p->free = m.be->ops->free_bytes(m.be);
+    uint64_t fixed = p->weights + p->workspace;
+    if (p->free > fixed && p->kv_full_context)
+        p->contexts_that_fit = (p->free - fixed) / p->kv_full_context;
+    m.be->ops->destroy(m.be);
+}

@@ -1,0 +1,14 @@
+/* The memory plan: what a model will need, from its configuration alone. */
+#ifndef NB_ENGINE_PLAN_H
+#define NB_ENGINE_PLAN_H
+
+#include "model/config.h"
+
+typedef struct nbi_plan {
+    uint64_t weights, kv_per_token, kv_full_context, workspace, free, contexts_that_fit; /* bytes; a count */
+} nbi_plan;
+
+/* `weights`: bytes of the tensors on disk, which is what they take on the CPU but for padding. */
+void nbi_plan_make(nbi_plan *p, const nbi_config *c, uint64_t weights);
+
+#endif

@@ -1,0 +1,345 @@
+/* nb_quantize: a dense Hugging Face folder in, a compressed-tensors folder out, one tensor in memory at a time. */
+#include <math.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/options.h"
+#include "engine/calibrate.h"
+#include "model/checkpoint.h"
+#include "quant/recipe.h"
+#include "quant/rtn.h"
+
+void nb_quantize_options_init(nb_quantize_options *o) { *o = (nb_quantize_options){.struct_size = sizeof *o}; }
+
+/* One linear layer of the architecture and what becomes of it. */
+typedef struct module {
+    char name[96];
+    uint32_t layer;
+    nbi_proj proj;
+    bool is_head, bias;
+    size_t n, k;
+    nbi_scheme scheme;
+} module;
+
+typedef struct job {
+    nb_quantize_options o;
+    const char *src;
+    char where[1100];
+    json_t *config;
+    nbi_config cfg;
+    nbi_checkpoint *ckpt;
+    nbi_recipe *recipe;
+    nbi_calibration *calib;
+    module *modules;
+    size_t n_modules;
+    nbi_dtype scale_dtype;
+    nbi_outdir out;
+    nbi_st_writer *writer;
+    json_t *rows; /* of the report */
+    uint64_t bytes_in, bytes_out;
+    int threads;
+} job;
+
+static int by_name(const void *a, const void *b) { return strcmp(((const module *)a)->name, ((const module *)b)->name); }
+
+/* The module that `tensor` ("<module>.weight") belongs to, NULL if it is not one of the linear layers. */
+static const module *module_of(const job *j, const char *tensor)
+{
+    module key;
+    size_t n = strlen(tensor);
+    if (n < 8 || n - 7 >= sizeof key.name || strcmp(tensor + n - 7, ".weight") != 0)
+        return NULL;
+    memcpy(key.name, tensor, n - 7);
+    key.name[n - 7] = 0;
+    return bsearch(&key, j->modules, j->n_modules, sizeof key, by_name);
+}
+
+static nb_status list_modules(job *j)
+{
+    const nbi_config *c = &j->cfg;
+    nb_status st = NB_OK;
+    j->modules = calloc((size_t)c->n_layers * NBI_N_PROJ + 1, sizeof *j->modules);
+    if (!j->modules)
+        return nbi_fail_nomem("the list of layers", 0);
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        for (int p = 0; p < NBI_N_PROJ; p++) {
+            module *m = &j->modules[j->n_modules++];
+            *m = (module){.layer = i, .proj = (nbi_proj)p, .bias = nbi_proj_has_bias(c, (nbi_proj)p)};
+            nbi_module_name(m->name, i, (nbi_proj)p);
+            nbi_proj_shape(c, (nbi_proj)p, &m->n, &m->k);
+        }
+    if (!c->tied) {
+        module *m = &j->modules[j->n_modules++];
+        *m = (module){.name = "lm_head", .is_head = true, .n = c->vocab, .k = c->hidden};
+    }
+    for (size_t i = 0; i < j->n_modules; i++) {
+        module *m = &j->modules[i];
+        NB_TRY(nbi_recipe_scheme(j->recipe, m->name, m->k, &m->scheme));
+        if (m->is_head && m->scheme.act == NBI_ACT_TENSOR)
+            NB_TRY(nbi_fail(NB_EUNSUPPORTED, "the recipe gives lm_head static activations, expected dynamic or none"));
+    }
+    qsort(j->modules, j->n_modules, sizeof *j->modules, by_name);
+done:
+    return st;
+}
+
+static nb_status open_source(job *j, const char *dst)
+{
+    nb_status st;
+    if (!j->o.recipe)
+        return nbi_fail(NB_EINVAL, "no recipe was given (--recipe FILE or NAME)");
+    NB_TRY(nbi_recipe_load(&j->recipe, j->o.recipe));
+    NB_TRY(nbi_model_json(&j->config, j->src, j->where));
+    const json_t *q = json_object_get(j->config, "quantization_config");
+    if (q && !json_is_null(q))
+        NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is quantized already; quantize the original instead", j->where));
+    NB_TRY(nbi_config_parse(&j->cfg, j->config, j->where));
+    NB_TRY(nbi_checkpoint_open(&j->ckpt, j->src));
+    NB_TRY(list_modules(j));
+    if (nbi_recipe_needs_calibration(j->recipe) && !j->o.calib)
+        NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has static activations: give it a text with --calib FILE",
+                        nbi_recipe_name(j->recipe)));
+    if (!j->o.dry_run)
+        NB_TRY(nbi_outdir_open(&j->out, dst, j->o.overwrite != 0));
+done:
+    return st;
+}
+
+static nb_status calibrate(job *j)
+{
+    nb_model *m = NULL;
+    nb_model_options mo;
+    nbi_observer_method method;
+    double percentile;
+    uint32_t tokens, ctx;
+    if (!nbi_recipe_needs_calibration(j->recipe) || j->o.dry_run)
+        return NB_OK;
+    nbi_recipe_calibration(j->recipe, &method, &percentile, &tokens, &ctx);
+    nb_model_options_init(&mo);
+    mo.device = j->o.device;
+    mo.threads = j->o.threads;
+    nb_status st = nb_model_load(&m, j->src, &mo);
+    if (st == NB_OK)
+        st = nbi_calibrate(&j->calib, m, j->o.calib, j->o.calib_tokens ? j->o.calib_tokens : tokens,
+                           j->o.calib_ctx ? j->o.calib_ctx : ctx, &j->o.callbacks);
+    nb_model_free(m);
+    return st;
+}
+
+static nb_status declare_all(job *j)
+{
+    nb_status st = NB_OK;
+    for (size_t i = 0; i < nbi_checkpoint_count(j->ckpt); i++) {
+        const nbi_tensor *t = nbi_checkpoint_at(j->ckpt, i);
+        const module *m = module_of(j, t->name);
+        size_t bytes = t->bytes;
+        j->bytes_in += t->bytes;
+        if (m && m->scheme.bits) {
+            bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype);
+            if (!j->o.dry_run)
+                NB_TRY(nbi_ct_declare(j->writer, m->name, m->n, m->k, &m->scheme, j->scale_dtype));
+        } else if (!j->o.dry_run)
+            NB_TRY(nbi_st_declare(j->writer, t->name, t->dtype, t->n_dims, t->shape));
+        j->bytes_out += bytes;
+    }
+done:
+    return st;
+}
+
+static nb_status set_activation_grid(const job *j, const module *m, nbi_weight *q)
+{
+    nbi_observer_method method;
+    double percentile;
+    uint32_t tokens, ctx;
+    nbi_grid g;
+    if (m->scheme.act != NBI_ACT_TENSOR)
+        return NB_OK;
+    nbi_recipe_calibration(j->recipe, &method, &percentile, &tokens, &ctx);
+    nb_status st = nbi_observer_grid(nbi_calibration_of(j->calib, m->layer, m->proj), method, percentile, 8,
+                                     m->scheme.act_symmetric, &g);
+    if (st != NB_OK)
+        return nbi_fail_in(st, "%s: ", m->name);
+    q->act_scale = g.scale;
+    q->act_zero = g.zero;
+    return NB_OK;
+}
+
+static nb_status report_row(job *j, const module *m, const nbi_weight *q, const nbi_weight *src)
+{
+    nbi_quant_error e;
+    char scheme[48];
+    nbi_quant_error_of(&e, q, src);
+    nbi_scheme_name(&m->scheme, scheme);
+    size_t bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype);
+    json_t *row = json_pack("{s:s, s:s, s:[I,I], s:f, s:f, s:f, s:o}", "module", m->name, "scheme", scheme, "shape",
+                            (json_int_t)m->n, (json_int_t)m->k, "bits_per_weight",
+                            8.0 * (double)bytes / ((double)m->n * (double)m->k), "mse", e.mse, "max_abs_error",
+                            e.max_abs, "sqnr_db", isfinite(e.sqnr_db) ? json_real(e.sqnr_db) : json_null());
+    if (row && m->scheme.act == NBI_ACT_TENSOR) {
+        json_object_set_new(row, "input_scale", json_real((double)q->act_scale));
+        json_object_set_new(row, "input_zero_point", json_integer(q->act_zero));
+    }
+    if (!row || json_array_append_new(j->rows, row) != 0)
+        return nbi_fail_nomem("the report", 0);
+    return NB_OK;
+}
+
+static nb_status quantize_one(job *j, const module *m)
+{
+    nbi_weight src = {0}, q = {0};
+    nb_status st;
+    NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
+    NB_TRY(nbi_rtn(&q, &src, &m->scheme, j->scale_dtype, j->threads));
+    NB_TRY(set_activation_grid(j, m, &q));
+    NB_TRY(nbi_ct_write(j->writer, m->name, &q, j->scale_dtype));
+    NB_TRY(report_row(j, m, &q, &src));
+done:
+    nbi_weight_free(&src);
+    nbi_weight_free(&q);
+    return st;
+}
+
+static nb_status copy_dense(job *j, const nbi_tensor *t, const module *m)
+{
+    if (m) { /* a linear layer that stays dense is checked as if it were loaded */
+        nbi_weight w = {0};
+        nb_status st = nbi_read_linear(&w, j->ckpt, NULL, m->name, m->n, m->k, m->bias);
+        nbi_weight_free(&w);
+        if (st != NB_OK)
+            return st;
+    }
+    return nbi_st_write(j->writer, t->name, t->data, t->bytes);
+}
+
+static nb_status write_tensors(job *j)
+{
+    size_t n = nbi_checkpoint_count(j->ckpt);
+    nb_status st = NB_OK;
+    for (size_t i = 0; i < n; i++) {
+        const nbi_tensor *t = nbi_checkpoint_at(j->ckpt, i);
+        const module *m = module_of(j, t->name);
+        if (nbi_progress(&j->o.callbacks, "quantize", "tensors", i, n, 0))
+            NB_TRY(nbi_fail(NB_ECANCELLED, "quantizing was cancelled"));
+        NB_TRY(m && m->scheme.bits ? quantize_one(j, m) : copy_dense(j, t, m));
+    }
+    (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
+    NB_TRY(nbi_st_finish(j->writer));
+done:
+    return st;
+}
+
+static nb_status write_json(const char *dir, const char *name, const json_t *v)
+{
+    char *path = nbi_path_join(dir, name), *text = json_dumps(v, JSON_INDENT(2) | JSON_SORT_KEYS);
+    nb_status st = path && text ? nbi_write_file(path, text, strlen(text)) : nbi_fail_nomem(name, 0);
+    free(path);
+    free(text);
+    return st;
+}
+
+static nb_status write_config(job *j)
+{
+    json_t *q = NULL;
+    nb_status st;
+    nbi_ct_entry *e = calloc(j->n_modules, sizeof *e);
+    if (!e)
+        return nbi_fail_nomem("the configuration", 0);
+    for (size_t i = 0; i < j->n_modules; i++)
+        e[i] = (nbi_ct_entry){j->modules[i].name, j->modules[i].scheme};
+    NB_TRY(nbi_ct_config_build(&q, e, j->n_modules));
+    if (json_object_set(j->config, "quantization_config", q) != 0)
+        NB_TRY(nbi_fail_nomem("the configuration", 0));
+    NB_TRY(write_json(j->out.tmp, "config.json", j->config));
+done:
+    json_decref(q);
+    free(e);
+    return st;
+}
+
+/* What a Hugging Face folder holds beside weights and config.json. */
+static nb_status copy_companions(job *j)
+{
+    static const char *const names[] = {"tokenizer.json",          "tokenizer_config.json", "generation_config.json",
+                                        "special_tokens_map.json", "added_tokens.json",     "chat_template.jinja",
+                                        "tokenizer.model",         "vocab.json",            "merges.txt",
+                                        "LICENSE",                 "LICENSE.txt"};
+    nb_status st = NB_OK;
+    for (size_t i = 0; st == NB_OK && i < sizeof names / sizeof *names; i++) {
+        char *from = nbi_path_join(j->src, names[i]), *to = nbi_path_join(j->out.tmp, names[i]);
+        if (!from || !to)
+            st = nbi_fail_nomem("a path", 0);
+        else if (nbi_path_exists(from))
+            st = nbi_copy_file(from, to);
+        free(from);
+        free(to);
+    }
+    return st;
+}
+
+static json_t *make_report(const job *j)
+{
+    return json_pack("{s:s, s:s, s:I, s:I, s:f, s:I, s:O}", "recipe", nbi_recipe_name(j->recipe), "nibble",
+                     nb_version(), "bytes_before", (json_int_t)j->bytes_in, "bytes_after", (json_int_t)j->bytes_out,
+                     "ratio", j->bytes_out ? (double)j->bytes_in / (double)j->bytes_out : 0.0, "calibration_tokens",
+                     (json_int_t)(j->calib ? nbi_calibration_tokens(j->calib) : 0), "modules", j->rows);
+}
+
+static nb_status quantize(job *j, const char *dst, char **report)
+{
+    nb_status st;
+    json_t *r = NULL;
+    j->rows = json_array();
+    j->threads = j->o.threads ? j->o.threads : omp_get_num_procs();
+    NB_TRY(open_source(j, dst));
+    j->scale_dtype = j->cfg.dtype;
+    NB_TRY(calibrate(j));
+    if (!j->o.dry_run)
+        NB_TRY(nbi_st_writer_create(&j->writer, j->out.tmp,
+                                    j->o.max_shard_bytes ? (size_t)j->o.max_shard_bytes : (size_t)5000000000u));
+    NB_TRY(declare_all(j));
+    if (!j->o.dry_run)
+        NB_TRY(write_tensors(j));
+    r = make_report(j);
+    if (!r)
+        NB_TRY(nbi_fail_nomem("the report", 0));
+    if (!j->o.dry_run) {
+        NB_TRY(write_config(j));
+        NB_TRY(copy_companions(j));
+        NB_TRY(write_json(j->out.tmp, "quant_report.json", r));
+        NB_TRY(nbi_outdir_commit(&j->out));
+    }
+    if (report && !(*report = json_dumps(r, JSON_INDENT(2))))
+        st = nbi_fail_nomem("the report", 0);
+done:
+    json_decref(r);
+    return st;
+}
+
+nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_options *o, char **report)
+{
+    job j = {.src = src};
+    if (report)
+        *report = NULL;
+    if (!src || !dst)
+        return nbi_fail(NB_EINVAL, "nb_quantize: src and dst must not be NULL");
+    nb_quantize_options_init(&j.o);
+    nb_status st = nbi_take_options(&j.o, sizeof j.o, o, "nb_quantize_options");
+    if (st == NB_OK && (j.o.threads < 0 || j.o.threads > 1024))
+        st = nbi_fail(NB_EINVAL, "threads is %d, expected 0 (one for each core) to 1024", j.o.threads);
+    if (st == NB_OK)
+        st = quantize(&j, dst, report);
+    nbi_st_writer_free(j.writer);
+    nbi_outdir_abort(&j.out);
+    nbi_calibration_free(j.calib);
+    nbi_recipe_free(j.recipe);
+    nbi_checkpoint_close(j.ckpt);
+    json_decref(j.config);
+    json_decref(j.rows);
+    free(j.modules);
+    return st;
+}
