@@ -1,0 +1,96 @@
+#include <jansson.h>
+#include <stdio.h>
+
+#include "cli/cli.h"
+
+static const char *str(const json_t *row, const char *key) { return json_string_value(json_object_get(row, key)); }
+
+/* llama-bench's columns: readers know them. */
+static void print_table(const char *text)
+{
+    json_t *rows = json_loads(text, 0, NULL), *row;
+    size_t i;
+    printf("| %-16s | %-16s | %10s | %10s | %-28s | %12s | %18s |\n", "model", "scheme", "size", "params", "backend",
+           "test", "t/s");
+    printf("| ---------------- | ---------------- | ---------: | ---------: | ---------------------------- | "
+           "-----------: | -----------------: |\n");
+    json_array_foreach(rows, i, row)
+    {
+        char size[24], params[24], ts[40];
+        double n = (double)json_integer_value(json_object_get(row, "model_n_params"));
+        cli_bytes(size, (uint64_t)json_integer_value(json_object_get(row, "model_size")));
+        snprintf(params, sizeof params, n >= 1e9 ? "%.2f B" : "%.2f M", n >= 1e9 ? n / 1e9 : n / 1e6);
+        snprintf(ts, sizeof ts, "%.2f +/- %.2f", json_number_value(json_object_get(row, "avg_ts")),
+                 json_number_value(json_object_get(row, "stddev_ts")));
+        printf("| %-16s | %-16s | %10s | %10s | %-28s | %12s | %18s |\n", str(row, "model_type"), str(row, "scheme"),
+               size, params, str(row, "backends"), str(row, "test"), ts);
+    }
+    json_decref(rows);
+}
+
+static int run(const cli_command *c, int argc, char **argv)
+{
+    const char *model[1] = {NULL}, *shape = NULL, *recipe = NULL;
+    cli_model_flags f = {0};
+    cli_list prompt = {{128}, 1}, gen = {{32}, 1}, batch = {{1}, 1};
+    int64_t reps = 0;
+    bool json = false;
+    char *out = NULL;
+    const cli_flag flags[] = {
+        {"--shape", NULL, CLI_STRING, &shape, "FILE", "random weights of this config.json instead of a MODEL", 0, 0},
+        {"--recipe", "-r", CLI_STRING, &recipe, "R", "with --shape: quantize by this recipe (default: dense)", 0, 0},
+        {"--n-prompt", "-p", CLI_LIST, &prompt, "N,..", "prefill lengths, 0: none (default 128)", 0, 1 << 24},
+        {"--n-gen", "-n", CLI_LIST, &gen, "N,..", "tokens to generate, 0: none (default 32)", 0, 1 << 24},
+        {"--batch", "-b", CLI_LIST, &batch, "B,..", "sequences decoded together (default 1)", 1, 65536},
+        {"--repetitions", NULL, CLI_INT, &reps, "N", "after one warm-up (default 5)", 1, 1024},
+        {"--json", NULL, CLI_BOOL, &json, NULL, "print JSON with llama-bench's keys", 0, 0},
+        CLI_MODEL_FLAGS(f),
+        {0}};
+    int rc = cli_parse(c, argc, argv, flags, model, 0, 1);
+    if (rc >= 0)
+        return rc;
+    if (!model[0] == !shape)
+        return cli_usage_error(c, "give it either a MODEL or --shape FILE");
+    if (recipe && !shape)
+        return cli_usage_error(c, "--recipe goes with --shape; a MODEL has its own scheme");
+    nb_model *m = NULL;
+    if (shape) {
+        nb_model_options o;
+        nb_model_options_init(&o);
+        o.device = f.device;
+        o.threads = (int32_t)f.threads;
+        o.callbacks = cli_callbacks();
+        if (nb_model_random(&m, shape, recipe, &o) != NB_OK)
+            cli_failed(c);
+    } else
+        m = cli_load_model(c, model[0], &f);
+    if (!m)
+        return EXIT_WORK;
+    nb_bench_options o;
+    nb_bench_options_init(&o);
+    o.prompt = prompt.v;
+    o.n_prompt = prompt.n;
+    o.gen = gen.v;
+    o.n_gen = gen.n;
+    o.batch = batch.v;
+    o.n_batch = batch.n;
+    o.repetitions = (uint32_t)reps;
+    o.callbacks = cli_callbacks();
+    if (nb_bench(m, &o, &out) != NB_OK)
+        rc = cli_failed(c);
+    else {
+        rc = EXIT_OK;
+        if (json)
+            cli_print_json(out);
+        else
+            print_table(out);
+    }
+    nb_free(out);
+    nb_model_free(m);
+    return rc;
+}
+
+const cli_command cli_bench = {"bench", "prefill and decode speed", "MODEL | --shape FILE [--recipe R] [flags]",
+                               "  nibble bench llama-3-8b-w4 -p 128,512 -n 32 --batch 1,8\n"
+                               "  nibble bench --shape configs/shapes/llama-2-7b.json --recipe w4a16-g128",
+                               run};

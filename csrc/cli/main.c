@@ -1,0 +1,38 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+/* A new command is one file and one line here. */
+static const cli_command *const commands[] = {&cli_quantize, &cli_run,     &cli_generate, &cli_eval,
+                                              &cli_bench,    &cli_inspect, &cli_tokenize};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static void help(FILE *f)
+{
+    fprintf(f, "nibble %s: quantized LLM inference\n\nusage: nibble COMMAND ...\n\n", nb_version());
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(f, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    fprintf(f, "\nnibble COMMAND --help shows its flags and an example.\n");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        help(stderr);
+        return EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        help(stdout);
+        return EXIT_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("nibble %s\n", nb_version());
+        return EXIT_OK;
+    }
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (strcmp(argv[1], commands[i]->name) == 0)
+            return commands[i]->run(commands[i], argc - 2, argv + 2);
+    fprintf(stderr, "nibble: there is no command \"%s\"; nibble --help lists them\n", argv[1]);
+    return EXIT_USAGE;
+}
