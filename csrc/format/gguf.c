@@ -161,10 +161,10 @@ static size_t left(const cursor *c)
 
 static nb_status take(cursor *c, uint64_t bytes, const char *what, const unsigned char **p)
 {
+    *p = c->data + c->at;
     if (bytes > left(c))
         return nbi_fail(NB_EFORMAT, "%s: %s at byte %zu needs %" PRIu64 " bytes, but the file has only %zu more",
                         c->path, what, c->at, bytes, left(c));
-    *p = c->data + c->at;
     c->at += (size_t)bytes;
     return NB_OK;
 }
@@ -190,7 +190,7 @@ static nb_status take_u64(cursor *c, const char *what, uint64_t *x)
 static nb_status take_string(cursor *c, const char *what, view *v)
 {
     const unsigned char *p;
-    uint64_t n;
+    uint64_t n = 0;
     nb_status st;
     NB_TRY(take_u64(c, what, &n));
     NB_TRY(take(c, n, what, &p));
@@ -202,7 +202,7 @@ done:
 /* A count of items that take at least `item` bytes each. */
 static nb_status take_count(cursor *c, size_t item, const char *what, size_t *n)
 {
-    uint64_t x;
+    uint64_t x = 0;
     nb_status st = take_u64(c, what, &x);
     if (st != NB_OK)
         return st;
@@ -217,7 +217,7 @@ static nb_status take_count(cursor *c, size_t item, const char *what, size_t *n)
 
 static nb_status take_type(cursor *c, view key, nbi_gguf_type *type)
 {
-    uint32_t x;
+    uint32_t x = 0;
     nb_status st = take_u32(c, "a value type", &x);
     if (st != NB_OK)
         return st;
@@ -345,8 +345,9 @@ static nb_status check_offset(const cursor *c, view name, uint64_t offset, size_
                         "%s: the tensor '%.*s' starts at %" PRIu64 " of the data, expected a multiple of %zu", c->path,
                         SHOW(name), offset, alignment);
     if (offset >= data_bytes)
-        return nbi_fail(NB_EFORMAT, "%s: the tensor '%.*s' starts at %" PRIu64 " of %zu data bytes", c->path,
-                        SHOW(name), offset, data_bytes);
+        return nbi_fail(NB_EFORMAT,
+                        "%s: the tensor '%.*s' starts at %" PRIu64 " of the data, expected less than its %zu bytes",
+                        c->path, SHOW(name), offset, data_bytes);
     return NB_OK;
 }
 
