@@ -54,10 +54,10 @@ typedef enum nb_status {
 #undef X
 } nb_status;
 
-NB_API const char *nb_version(void);              /* "0.1.0": of the library that is running, see NIBBLE_VERSION */
-NB_API const char *nb_status_text(nb_status st);  /* static text from the list above */
-NB_API const char *nb_last_error(void);           /* this thread's last error sentence, "" if none */
-NB_API void nb_free(void *p);                     /* frees what a call returned through a pointer-to-pointer */
+NB_API const char *nb_version(void);             /* "0.1.0": of the library that is running, see NIBBLE_VERSION */
+NB_API const char *nb_status_text(nb_status st); /* static text from the list above */
+NB_API const char *nb_last_error(void);          /* this thread's last error sentence, "" if none */
+NB_API void nb_free(void *p);                    /* frees what a call returned through a pointer-to-pointer */
 
 /* A line of diagnostics (no newline).  May come from any thread that runs a nibble call with this callback set. */
 typedef enum nb_log_level { NB_LOG_DEBUG = 0, NB_LOG_INFO = 1, NB_LOG_WARN = 2 } nb_log_level;
@@ -125,8 +125,8 @@ typedef struct nb_model nb_model;
 
 typedef struct nb_model_options {
     size_t struct_size;
-    const char *device;  /* "auto" (NULL), "cpu" */
-    int32_t threads;     /* CPU threads; 0: one for each available core */
+    const char *device; /* "auto" (NULL), "cpu" */
+    int32_t threads;    /* CPU threads; 0: one for each available core */
     nb_callbacks callbacks;
 } nb_model_options;
 NB_API void nb_model_options_init(nb_model_options *o);
@@ -142,13 +142,13 @@ NB_API const nb_tokenizer *nb_model_tokenizer(const nb_model *m);
 
 typedef struct nb_model_info {
     size_t struct_size;
-    uint64_t n_params;        /* weights, counted unquantized */
-    uint64_t weight_bytes;    /* as resident on the device */
+    uint64_t n_params;     /* weights, counted unquantized */
+    uint64_t weight_bytes; /* as resident on the device */
     uint32_t n_layers, hidden_size, n_heads, n_kv_heads, head_dim, vocab_size, max_context;
     uint64_t kv_bytes_per_token;
-    char name[64];            /* architecture and size: "llama 6.8M" */
-    char scheme[64];          /* "bf16", "W8A8 channel", "W4A16 g128" ... */
-    char device[64];          /* "cpu (avx512-vnni), 2 threads" */
+    char name[64];   /* architecture and size: "llama 6.8M" */
+    char scheme[64]; /* "bf16", "W8A8 channel", "W4A16 g128" ... */
+    char device[64]; /* "cpu (avx512-vnni), 2 threads" */
 } nb_model_info;
 /* Set struct_size to sizeof(nb_model_info) before the call. */
 NB_API nb_status nb_model_get_info(const nb_model *m, nb_model_info *info);
@@ -163,13 +163,13 @@ typedef struct nb_engine nb_engine;
 
 typedef struct nb_engine_options {
     size_t struct_size;
-    uint32_t max_batch;      /* sequences running at once; 0: 32 */
-    uint32_t max_context;    /* tokens a sequence may hold; 0: the model's */
-    uint32_t prefill_chunk;  /* most tokens computed in one step; 0: 256 */
-    uint32_t kv_pages;       /* pages in the KV cache; 0: room for max_batch sequences of max_context, within kv_bytes */
-    uint64_t kv_bytes;       /* limit on the KV cache; 0: a quarter of the free memory */
-    const char *kv_dtype;    /* "f32" or "f16"; NULL: "f32" on the CPU */
-    uint32_t max_queue;      /* waiting requests before submit answers NB_ELIMIT; 0: 65536 */
+    uint32_t max_batch;     /* sequences running at once; 0: 32 */
+    uint32_t max_context;   /* tokens a sequence may hold; 0: the model's */
+    uint32_t prefill_chunk; /* most tokens computed in one step; 0: 256 */
+    uint32_t kv_pages;      /* pages in the KV cache; 0: room for max_batch sequences of max_context, within kv_bytes */
+    uint64_t kv_bytes;      /* limit on the KV cache; 0: a quarter of the free memory */
+    const char *kv_dtype;   /* "f32" or "f16"; NULL: "f32" on the CPU */
+    uint32_t max_queue;     /* waiting requests before submit answers NB_ELIMIT; 0: 65536 */
     nb_callbacks callbacks;
 } nb_engine_options;
 NB_API void nb_engine_options_init(nb_engine_options *o);
@@ -194,10 +194,10 @@ NB_API void nb_sampling_init(nb_sampling *s); /* greedy */
 
 typedef struct nb_request {
     size_t struct_size;
-    const int32_t *prompt;   /* copied by submit */
+    const int32_t *prompt; /* copied by submit */
     size_t n_prompt;
-    uint32_t max_tokens;     /* 0: as far as the context goes */
-    int32_t ignore_eos;      /* non-zero: go on after EOS, for benchmarks */
+    uint32_t max_tokens; /* 0: as far as the context goes */
+    int32_t ignore_eos;  /* non-zero: go on after EOS, for benchmarks */
     nb_sampling sampling;
     const char *const *stop; /* stop strings, matched in the generated text; not part of the output */
     size_t n_stop;           /* at most 16 */
@@ -208,31 +208,31 @@ NB_API void nb_request_init(nb_request *r);
 typedef enum nb_event_type { NB_EVENT_TOKEN = 1, NB_EVENT_FINISHED = 2, NB_EVENT_FAILED = 3 } nb_event_type;
 typedef enum nb_finish {
     NB_FINISH_NONE = 0,
-    NB_FINISH_STOP = 1,      /* EOS or a stop string */
-    NB_FINISH_LENGTH = 2,    /* max_tokens or the context */
+    NB_FINISH_STOP = 1,   /* EOS or a stop string */
+    NB_FINISH_LENGTH = 2, /* max_tokens or the context */
     NB_FINISH_CANCELLED = 3
 } nb_finish;
 
 typedef struct nb_logprob {
     int32_t token;
-    float logprob;           /* natural log of the softmax before temperature and truncation, after penalties */
+    float logprob; /* natural log of the softmax before temperature and truncation, after penalties */
 } nb_logprob;
 
 /* What happened to one request in one step.  Pointers are valid until the next nb_engine_step(). */
 typedef struct nb_event {
     nb_event_type type;
-    nb_finish finish;        /* on FINISHED */
-    uint64_t id;             /* from submit */
-    void *user;              /* from submit */
-    int32_t token;           /* on TOKEN */
-    float logprob;           /* of that token, where the request asked for logprobs */
-    const nb_logprob *top;   /* n_top alternatives, best first */
+    nb_finish finish;      /* on FINISHED */
+    uint64_t id;           /* from submit */
+    void *user;            /* from submit */
+    int32_t token;         /* on TOKEN */
+    float logprob;         /* of that token, where the request asked for logprobs */
+    const nb_logprob *top; /* n_top alternatives, best first */
     size_t n_top;
-    const char *text;        /* on TOKEN and FINISHED: text that became final (UTF-8, NUL-terminated, may be "");
+    const char *text; /* on TOKEN and FINISHED: text that became final (UTF-8, NUL-terminated, may be "");
                                 held back while it may still become a stop string or half a character */
     size_t text_bytes;
-    nb_status status;        /* on FAILED */
-    const char *error;       /* on FAILED: one sentence */
+    nb_status status;            /* on FAILED */
+    const char *error;           /* on FAILED: one sentence */
     uint32_t n_prompt, n_output; /* tokens so far */
 } nb_event;
 
@@ -247,7 +247,7 @@ NB_API nb_status nb_engine_step(nb_engine *e, const nb_event **events, size_t *n
 
 typedef struct nb_engine_stats {
     size_t struct_size;
-    uint64_t prompt_tokens, output_tokens;  /* computed so far; recomputed tokens count again */
+    uint64_t prompt_tokens, output_tokens; /* computed so far; recomputed tokens count again */
     uint64_t preemptions;
     uint32_t running, waiting;
     uint32_t kv_pages_total, kv_pages_used, page_tokens;
@@ -258,15 +258,15 @@ NB_API nb_status nb_engine_get_stats(const nb_engine *e, nb_engine_stats *s);
 
 typedef struct nb_quantize_options {
     size_t struct_size;
-    const char *recipe;      /* a recipe file, or the name of one in configs/recipes */
-    const char *calib;       /* text file, or JSONL with "text", for static activations */
-    uint32_t calib_tokens;   /* 0: 8192 */
-    uint32_t calib_ctx;      /* 0: 512 */
-    const char *device;      /* as in nb_model_options */
+    const char *recipe;    /* a recipe file, or the name of one in configs/recipes */
+    const char *calib;     /* text file, or JSONL with "text", for static activations */
+    uint32_t calib_tokens; /* 0: 8192 */
+    uint32_t calib_ctx;    /* 0: 512 */
+    const char *device;    /* as in nb_model_options */
     int32_t threads;
-    int32_t overwrite;       /* non-zero: replace `dst` if it exists */
-    int32_t dry_run;         /* non-zero: write nothing, only report */
-    uint64_t max_shard_bytes;/* 0: 5 GB */
+    int32_t overwrite;        /* non-zero: replace `dst` if it exists */
+    int32_t dry_run;          /* non-zero: write nothing, only report */
+    uint64_t max_shard_bytes; /* 0: 5 GB */
     nb_callbacks callbacks;
 } nb_quantize_options;
 NB_API void nb_quantize_options_init(nb_quantize_options *o);
@@ -276,14 +276,14 @@ NB_API nb_status nb_quantize(const char *src, const char *dst, const nb_quantize
 
 typedef struct nb_run_options {
     size_t struct_size;
-    const char *input, *output; /* OpenAI Batch JSONL */
-    const char *errors;         /* failed rows go here instead of `output`; NULL: one file */
-    int32_t resume;             /* continue an earlier run of the same job */
-    int32_t retry_failed;       /* with resume: run failed rows again */
-    int32_t overwrite;          /* start anew although `output` exists */
+    const char *input, *output;        /* OpenAI Batch JSONL */
+    const char *errors;                /* failed rows go here instead of `output`; NULL: one file */
+    int32_t resume;                    /* continue an earlier run of the same job */
+    int32_t retry_failed;              /* with resume: run failed rows again */
+    int32_t overwrite;                 /* start anew although `output` exists */
     uint32_t shard_index, shard_count; /* rows with line number mod count == index; count 0: all */
-    const char *endpoint;       /* for rows without url; NULL: told from the body */
-    uint32_t default_max_tokens;/* where a body has none; 0: 128 */
+    const char *endpoint;              /* for rows without url; NULL: told from the body */
+    uint32_t default_max_tokens;       /* where a body has none; 0: 128 */
     nb_engine_options engine;
     nb_callbacks callbacks;
 } nb_run_options;
@@ -300,10 +300,10 @@ NB_API nb_status nb_run(const nb_model *m, const nb_run_options *o, nb_run_summa
 
 typedef struct nb_eval_options {
     size_t struct_size;
-    const char *text;        /* UTF-8 file */
-    uint32_t ctx;            /* window; 0: 512 */
-    uint32_t max_windows;    /* 0: all */
-    const char *protocol;    /* "hf" (NULL) or "llama.cpp" */
+    const char *text;     /* UTF-8 file */
+    uint32_t ctx;         /* window; 0: 512 */
+    uint32_t max_windows; /* 0: all */
+    const char *protocol; /* "hf" (NULL) or "llama.cpp" */
     nb_callbacks callbacks;
 } nb_eval_options;
 NB_API void nb_eval_options_init(nb_eval_options *o);
@@ -322,13 +322,13 @@ NB_API nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_
 
 typedef struct nb_bench_options {
     size_t struct_size;
-    const uint32_t *prompt;  /* prefill lengths, n_prompt of them */
+    const uint32_t *prompt; /* prefill lengths, n_prompt of them */
     size_t n_prompt;
-    const uint32_t *gen;     /* tokens generated, n_gen of them */
+    const uint32_t *gen; /* tokens generated, n_gen of them */
     size_t n_gen;
-    const uint32_t *batch;   /* sequences decoded together */
+    const uint32_t *batch; /* sequences decoded together */
     size_t n_batch;
-    uint32_t repetitions;    /* 0: 5, after one warm-up */
+    uint32_t repetitions; /* 0: 5, after one warm-up */
     nb_callbacks callbacks;
 } nb_bench_options;
 NB_API void nb_bench_options_init(nb_bench_options *o);

@@ -28,7 +28,10 @@ inline std::string shared_data(const std::string &name)
     if (var.empty())                                                                                                   \
     GTEST_SKIP() << "shared data not present: " << name
 
-inline std::string repo_file(const std::string &name) { return std::string(NIBBLE_SOURCE_DIR) + "/" + name; }
+inline std::string repo_file(const std::string &name)
+{
+    return std::string(NIBBLE_SOURCE_DIR) + "/" + name;
+}
 
 /* A folder that goes away with the object. */
 class TempDir

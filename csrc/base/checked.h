@@ -7,8 +7,14 @@
 #include <stdint.h>
 
 /* *out = a op b; false when the true result does not fit (then *out must not be used). */
-static inline bool nbi_mul(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool nbi_add(size_t a, size_t b, size_t *out) { return !__builtin_add_overflow(a, b, out); }
+static inline bool nbi_mul(size_t a, size_t b, size_t *out)
+{
+    return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool nbi_add(size_t a, size_t b, size_t *out)
+{
+    return !__builtin_add_overflow(a, b, out);
+}
 
 /* Rounds up to a multiple of `to` (> 0); false on overflow. */
 static inline bool nbi_round_up(size_t a, size_t to, size_t *out)
@@ -22,8 +28,14 @@ static inline bool nbi_round_up(size_t a, size_t to, size_t *out)
 }
 
 /* Is [off, off + len) inside an object of `size` bytes? */
-static inline bool nbi_in_range(size_t off, size_t len, size_t size) { return off <= size && len <= size - off; }
+static inline bool nbi_in_range(size_t off, size_t len, size_t size)
+{
+    return off <= size && len <= size - off;
+}
 
-static inline size_t nbi_ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
+static inline size_t nbi_ceil_div(size_t a, size_t b)
+{
+    return a / b + (a % b != 0);
+}
 
 #endif

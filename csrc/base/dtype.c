@@ -4,14 +4,20 @@ static const struct {
     const char *name;
     size_t size;
 } table[NBI_N_DTYPES] = {
-    [NBI_F32] = {"F32", 4},         [NBI_F16] = {"F16", 2},         [NBI_BF16] = {"BF16", 2}, [NBI_F64] = {"F64", 8},
-    [NBI_I8] = {"I8", 1},           [NBI_U8] = {"U8", 1},           [NBI_I16] = {"I16", 2},   [NBI_U16] = {"U16", 2},
-    [NBI_I32] = {"I32", 4},         [NBI_U32] = {"U32", 4},         [NBI_I64] = {"I64", 8},   [NBI_U64] = {"U64", 8},
-    [NBI_BOOL] = {"BOOL", 1},       [NBI_F8_E4M3] = {"F8_E4M3", 1}, [NBI_F8_E5M2] = {"F8_E5M2", 1},
+    [NBI_F32] = {"F32", 4},   [NBI_F16] = {"F16", 2},         [NBI_BF16] = {"BF16", 2},       [NBI_F64] = {"F64", 8},
+    [NBI_I8] = {"I8", 1},     [NBI_U8] = {"U8", 1},           [NBI_I16] = {"I16", 2},         [NBI_U16] = {"U16", 2},
+    [NBI_I32] = {"I32", 4},   [NBI_U32] = {"U32", 4},         [NBI_I64] = {"I64", 8},         [NBI_U64] = {"U64", 8},
+    [NBI_BOOL] = {"BOOL", 1}, [NBI_F8_E4M3] = {"F8_E4M3", 1}, [NBI_F8_E5M2] = {"F8_E5M2", 1},
 };
 
-size_t nbi_dtype_size(nbi_dtype t) { return table[t].size; }
-const char *nbi_dtype_name(nbi_dtype t) { return table[t].name; }
+size_t nbi_dtype_size(nbi_dtype t)
+{
+    return table[t].size;
+}
+const char *nbi_dtype_name(nbi_dtype t)
+{
+    return table[t].name;
+}
 
 bool nbi_dtype_from_name(const char *s, nbi_dtype *out)
 {

@@ -26,10 +26,13 @@ typedef enum nbi_dtype {
     NBI_N_DTYPES
 } nbi_dtype;
 
-size_t nbi_dtype_size(nbi_dtype t);              /* bytes of an element */
-const char *nbi_dtype_name(nbi_dtype t);         /* safetensors spelling: "BF16" */
+size_t nbi_dtype_size(nbi_dtype t);      /* bytes of an element */
+const char *nbi_dtype_name(nbi_dtype t); /* safetensors spelling: "BF16" */
 bool nbi_dtype_from_name(const char *s, nbi_dtype *out);
-static inline bool nbi_dtype_is_float(nbi_dtype t) { return t == NBI_F32 || t == NBI_F16 || t == NBI_BF16; }
+static inline bool nbi_dtype_is_float(nbi_dtype t)
+{
+    return t == NBI_F32 || t == NBI_F16 || t == NBI_BF16;
+}
 
 static inline float nbi_bf16_to_f32(uint16_t h)
 {

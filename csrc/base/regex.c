@@ -56,8 +56,8 @@ nb_status nbi_regex_create(nbi_regex **out, const char *pattern, size_t bytes, c
     if (!r->code) {
         char text[160];
         pcre2_get_error_message(code, (PCRE2_UCHAR *)text, sizeof text);
-        st = nbi_fail(NB_EFORMAT, "%s: the regular expression \"%.200s\" does not compile at %zu: %s", where, pattern, at,
-                      text);
+        st = nbi_fail(NB_EFORMAT, "%s: the regular expression \"%.200s\" does not compile at %zu: %s", where, pattern,
+                      at, text);
         goto done;
     }
     (void)pcre2_jit_compile(r->code, PCRE2_JIT_COMPLETE); /* without JIT the interpreter does the work */

@@ -7,10 +7,22 @@
 
 static _Thread_local char last_error[1024];
 
-const char *nb_version(void) { return NIBBLE_VERSION; }
-const char *nb_last_error(void) { return last_error; }
-void nb_free(void *p) { free(p); }
-void nbi_error_clear(void) { last_error[0] = 0; }
+const char *nb_version(void)
+{
+    return NIBBLE_VERSION;
+}
+const char *nb_last_error(void)
+{
+    return last_error;
+}
+void nb_free(void *p)
+{
+    free(p);
+}
+void nbi_error_clear(void)
+{
+    last_error[0] = 0;
+}
 
 const char *nb_status_text(nb_status st)
 {

@@ -42,7 +42,10 @@ void nbi_str_add(nbi_str *s, const char *data, size_t n)
     s->data[s->len] = 0;
 }
 
-void nbi_str_puts(nbi_str *s, const char *text) { nbi_str_add(s, text, strlen(text)); }
+void nbi_str_puts(nbi_str *s, const char *text)
+{
+    nbi_str_add(s, text, strlen(text));
+}
 
 void nbi_str_printf(nbi_str *s, const char *fmt, ...)
 {

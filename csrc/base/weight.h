@@ -23,10 +23,10 @@ typedef enum nbi_act {
 
 /* How the numbers of one linear layer are mapped to integers.  bits 0: not quantized (then the rest is unused). */
 typedef struct nbi_scheme {
-    uint8_t bits;          /* 0 dense; 4, 8 */
-    bool symmetric;        /* no zero point */
+    uint8_t bits;   /* 0 dense; 4, 8 */
+    bool symmetric; /* no zero point */
     nbi_strategy strategy;
-    uint32_t group;        /* NBI_PER_GROUP: elements along K that share a scale; else 0 */
+    uint32_t group; /* NBI_PER_GROUP: elements along K that share a scale; else 0 */
     nbi_act act;
     bool act_symmetric;
 } nbi_scheme;
@@ -45,18 +45,18 @@ typedef struct nbi_weight {
     size_t n, k;
     nbi_scheme scheme;
 
-    nbi_dtype dense_dtype;  /* bits == 0: F32, F16 or BF16 */
-    const void *dense;      /* bits == 0: [N,K]; usually a view into a mapped file */
+    nbi_dtype dense_dtype; /* bits == 0: F32, F16 or BF16 */
+    const void *dense;     /* bits == 0: [N,K]; usually a view into a mapped file */
 
-    int8_t *codes;          /* [N,K], one signed code a byte, in -2^(b-1) .. 2^(b-1)-1 */
-    float *scales;          /* [N,G]; per-tensor: N equal values */
-    int8_t *zeros;          /* [N,G] in the range of the codes; NULL when symmetric */
+    int8_t *codes; /* [N,K], one signed code a byte, in -2^(b-1) .. 2^(b-1)-1 */
+    float *scales; /* [N,G]; per-tensor: N equal values */
+    int8_t *zeros; /* [N,G] in the range of the codes; NULL when symmetric */
 
-    float *bias;            /* [N] or NULL */
-    float act_scale;        /* NBI_ACT_TENSOR: x = (q - act_zero) * act_scale */
-    int32_t act_zero;       /* in -128 .. 127; 0 when act_symmetric */
+    float *bias;      /* [N] or NULL */
+    float act_scale;  /* NBI_ACT_TENSOR: x = (q - act_zero) * act_scale */
+    int32_t act_zero; /* in -128 .. 127; 0 when act_symmetric */
 
-    void *owned;            /* freed by nbi_weight_free() if `dense` is not a view */
+    void *owned; /* freed by nbi_weight_free() if `dense` is not a view */
 } nbi_weight;
 
 /* Allocates codes, scales and (asymmetric) zeros for n, k and scheme, which must be set. */

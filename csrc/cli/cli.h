@@ -35,7 +35,7 @@ typedef struct cli_flag {
     const char *brief; /* "-t" or NULL */
     cli_kind kind;
     void *value;
-    const char *arg;   /* "N", for the help */
+    const char *arg; /* "N", for the help */
     const char *help;
     double lo, hi;
 } cli_flag;
@@ -65,7 +65,7 @@ bool cli_interrupted(void);
 void cli_progress_end(void); /* clears the bar before other output */
 
 /* ---- output ---- */
-void cli_print_json(const char *text); /* with a newline */
+void cli_print_json(const char *text);        /* with a newline */
 void cli_bytes(char out[24], uint64_t bytes); /* "12.3 MiB" */
 
 /* ---- flags that several commands have ---- */

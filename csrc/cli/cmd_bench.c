@@ -3,7 +3,10 @@
 
 #include "cli/cli.h"
 
-static const char *str(const json_t *row, const char *key) { return json_string_value(json_object_get(row, key)); }
+static const char *str(const json_t *row, const char *key)
+{
+    return json_string_value(json_object_get(row, key));
+}
 
 /* llama-bench's columns: readers know them. */
 static void print_table(const char *text)

@@ -6,15 +6,15 @@
 
 static void print_json(const nb_eval_result *r, const nb_eval_options *o, const char *model, const char *base)
 {
-    json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:I, s:I, s:I, s:f}", "model", model, "text", o->text,
-                          "protocol", o->protocol ? o->protocol : "hf", "ctx", (int)(o->ctx ? o->ctx : 512),
-                          "perplexity", r->perplexity, "perplexity_error", r->perplexity_error, "tokens",
-                          (json_int_t)r->tokens, "scored", (json_int_t)r->scored, "windows", (json_int_t)r->windows,
-                          "seconds", r->seconds);
+    json_t *j =
+        json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:I, s:I, s:I, s:f}", "model", model, "text", o->text, "protocol",
+                  o->protocol ? o->protocol : "hf", "ctx", (int)(o->ctx ? o->ctx : 512), "perplexity", r->perplexity,
+                  "perplexity_error", r->perplexity_error, "tokens", (json_int_t)r->tokens, "scored",
+                  (json_int_t)r->scored, "windows", (json_int_t)r->windows, "seconds", r->seconds);
     if (j && base) {
-        json_t *b = json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "base", base, "base_perplexity", r->base_perplexity,
-                              "mean_kld", r->mean_kld, "max_kld", r->max_kld, "same_top", r->same_top, "rms_dp",
-                              r->rms_dp);
+        json_t *b =
+            json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "base", base, "base_perplexity", r->base_perplexity, "mean_kld",
+                      r->mean_kld, "max_kld", r->max_kld, "same_top", r->same_top, "rms_dp", r->rms_dp);
         json_object_update(j, b);
         json_decref(b);
     }

@@ -25,8 +25,8 @@ static json_t *top_json(const nb_event *e)
 {
     json_t *top = json_array();
     for (size_t i = 0; i < e->n_top; i++)
-        json_array_append_new(top, json_pack("{s:i, s:f}", "token", e->top[i].token, "logprob",
-                                             (double)e->top[i].logprob));
+        json_array_append_new(top,
+                              json_pack("{s:i, s:f}", "token", e->top[i].token, "logprob", (double)e->top[i].logprob));
     return json_pack("{s:i, s:f, s:o}", "token", e->token, "logprob", (double)e->logprob, "top", top);
 }
 

@@ -4,7 +4,10 @@
 
 #include "cli/cli.h"
 
-static uint64_t num(const json_t *o, const char *key) { return (uint64_t)json_integer_value(json_object_get(o, key)); }
+static uint64_t num(const json_t *o, const char *key)
+{
+    return (uint64_t)json_integer_value(json_object_get(o, key));
+}
 
 static void print_memory(const json_t *m)
 {

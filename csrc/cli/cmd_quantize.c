@@ -22,9 +22,7 @@ static void print_report(const char *text, const char *out, bool dry)
     cli_bytes(after, (uint64_t)json_integer_value(json_object_get(r, "bytes_after")));
     printf("%s: %s -> %s (%.2fx smaller), recipe %s\n", dry ? "dry run, nothing written" : out, before, after,
            json_number_value(json_object_get(r, "ratio")), json_string_value(json_object_get(r, "recipe")));
-    json_array_foreach(rows, i, row)
-        if (n < 16384)
-            sorted[n++] = row;
+    json_array_foreach(rows, i, row) if (n < 16384) sorted[n++] = row;
     qsort(sorted, n, sizeof *sorted, by_sqnr);
     if (n) {
         printf("%zu layers quantized; lowest signal to noise:\n", n);

@@ -46,8 +46,8 @@ static void print_summary(const nb_run_summary *s, bool json)
     }
     json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "total", (json_int_t)s->total, "completed",
                           (json_int_t)s->completed, "failed", (json_int_t)s->failed, "skipped", (json_int_t)s->skipped,
-                          "prompt_tokens", (json_int_t)s->prompt_tokens, "output_tokens",
-                          (json_int_t)s->output_tokens, "seconds", s->seconds, "output_tokens_per_second", rate);
+                          "prompt_tokens", (json_int_t)s->prompt_tokens, "output_tokens", (json_int_t)s->output_tokens,
+                          "seconds", s->seconds, "output_tokens_per_second", rate);
     char *text = json_dumps(j, JSON_INDENT(2));
     if (text)
         cli_print_json(text);
@@ -123,7 +123,8 @@ static int run(const cli_command *c, int argc, char **argv)
     return rc;
 }
 
-const cli_command cli_run = {"run", "a batch job: OpenAI Batch JSONL in and out, resumable", "MODEL -i IN -o OUT [flags]",
+const cli_command cli_run = {"run", "a batch job: OpenAI Batch JSONL in and out, resumable",
+                             "MODEL -i IN -o OUT [flags]",
                              "  nibble run llama-3-8b-w4 -i in.jsonl -o out.jsonl --max-batch 64\n"
                              "  nibble run llama-3-8b-w4 -i in.jsonl -o out.jsonl --resume",
                              run};

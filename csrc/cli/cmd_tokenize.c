@@ -43,11 +43,10 @@ static int run(const cli_command *c, int argc, char **argv)
     nb_tokenizer *t = NULL;
     int32_t *ids = NULL;
     size_t n = 0;
-    const cli_flag flags[] = {
-        {"--prompt", "-p", CLI_STRING, &prompt, "TEXT", "the text", 0, 0},
-        {"--no-special", NULL, CLI_BOOL, &plain, NULL, "do not add BOS and the like", 0, 0},
-        {"--json", NULL, CLI_BOOL, &json, NULL, "print {\"tokens\": [...]}", 0, 0},
-        {0}};
+    const cli_flag flags[] = {{"--prompt", "-p", CLI_STRING, &prompt, "TEXT", "the text", 0, 0},
+                              {"--no-special", NULL, CLI_BOOL, &plain, NULL, "do not add BOS and the like", 0, 0},
+                              {"--json", NULL, CLI_BOOL, &json, NULL, "print {\"tokens\": [...]}", 0, 0},
+                              {0}};
     int rc = cli_parse(c, argc, argv, flags, model, 1, 1);
     if (rc >= 0)
         return rc;

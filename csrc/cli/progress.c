@@ -29,7 +29,10 @@ static double now(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-bool cli_interrupted(void) { return interrupted; }
+bool cli_interrupted(void)
+{
+    return interrupted;
+}
 
 void cli_progress_end(void)
 {
@@ -93,7 +96,10 @@ nb_callbacks cli_callbacks(void)
     return (nb_callbacks){.log = on_log, .progress = on_progress};
 }
 
-void cli_print_json(const char *text) { printf("%s\n", text); }
+void cli_print_json(const char *text)
+{
+    printf("%s\n", text);
+}
 
 void cli_bytes(char out[24], uint64_t bytes)
 {

@@ -18,7 +18,10 @@
 
 enum { PREFILL_ROWS = 512 };
 
-void nb_bench_options_init(nb_bench_options *o) { *o = (nb_bench_options){.struct_size = sizeof *o}; }
+void nb_bench_options_init(nb_bench_options *o)
+{
+    *o = (nb_bench_options){.struct_size = sizeof *o};
+}
 
 typedef struct bench {
     const nb_model *m;
@@ -67,7 +70,10 @@ done:
     return st;
 }
 
-static int32_t token(const bench *b, size_t i) { return (int32_t)(nbi_rng(42, i) % b->m->cfg.vocab); }
+static int32_t token(const bench *b, size_t i)
+{
+    return (int32_t)(nbi_rng(42, i) % b->m->cfg.vocab);
+}
 
 static nb_status prefill(bench *b)
 {
@@ -91,8 +97,8 @@ static nb_status decode(bench *b)
     for (size_t t = 0; t < b->n_gen; t++) {
         for (size_t s = 0; s < b->n_seqs; s++) {
             b->ids[s] = token(b, t * b->n_seqs + s);
-            b->seqs[s] = (nbi_seq){.row0 = (uint32_t)s, .n_rows = 1, .pos0 = (uint32_t)t,
-                                   .pages = b->pages + s * b->pages_a_seq};
+            b->seqs[s] = (nbi_seq){
+                .row0 = (uint32_t)s, .n_rows = 1, .pos0 = (uint32_t)t, .pages = b->pages + s * b->pages_a_seq};
             b->logit_rows[s] = (uint32_t)s;
         }
         NB_TRY(nbi_forward(b->m, &b->kv, b->w, b->ids, b->n_seqs, b->seqs, b->n_seqs, b->logit_rows, b->n_seqs,

@@ -31,7 +31,10 @@ const nbi_observer *nbi_calibration_of(const nbi_calibration *c, uint32_t layer,
     return &c->obs[layer * N_INPUTS + (uint32_t)input_of(p)];
 }
 
-size_t nbi_calibration_tokens(const nbi_calibration *c) { return c->tokens; }
+size_t nbi_calibration_tokens(const nbi_calibration *c)
+{
+    return c->tokens;
+}
 
 void nbi_calibration_free(nbi_calibration *c)
 {

@@ -17,7 +17,10 @@
 #include "model/sequence.h"
 #include "text/tokenizer.h"
 
-void nb_eval_options_init(nb_eval_options *o) { *o = (nb_eval_options){.struct_size = sizeof *o}; }
+void nb_eval_options_init(nb_eval_options *o)
+{
+    *o = (nb_eval_options){.struct_size = sizeof *o};
+}
 
 /* What one scored position contributes. */
 typedef struct score {
@@ -26,11 +29,11 @@ typedef struct score {
 } score;
 
 typedef struct eval {
-    const int32_t *ids;  /* of the current window */
-    size_t ctx, first;   /* position p predicts ids[p+1]; scored for p in first .. ctx-2 */
+    const int32_t *ids; /* of the current window */
+    size_t ctx, first;  /* position p predicts ids[p+1]; scored for p in first .. ctx-2 */
     size_t vocab;
-    float *base_logits;  /* [ctx][vocab] of the base model, NULL without one */
-    score *scores;       /* [ctx] */
+    float *base_logits; /* [ctx][vocab] of the base model, NULL without one */
+    score *scores;      /* [ctx] */
 } eval;
 
 static double log_sum_exp(const float *x, size_t n)
@@ -153,8 +156,8 @@ static nb_status same_vocabulary(const nb_model *m, const nb_model *base, const 
                         base->path, base->cfg.vocab);
     nb_status st = read_ids(base, o, llama_cpp, &other, &n_other);
     if (st == NB_OK && (n != n_other || memcmp(ids, other, n * sizeof *ids) != 0))
-        st = nbi_fail(NB_EINVAL, "%s and %s tokenise %s differently, so their probabilities cannot be compared", m->path,
-                      base->path, o->text);
+        st = nbi_fail(NB_EINVAL, "%s and %s tokenise %s differently, so their probabilities cannot be compared",
+                      m->path, base->path, o->text);
     free(other);
     return st;
 }

@@ -60,9 +60,9 @@ static json_t *architecture(const nbi_config *c)
 {
     return json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:I}", "architecture", c->architecture,
                      "model_type", c->model_type, "layers", (int)c->n_layers, "hidden_size", (int)c->hidden, "heads",
-                     (int)c->n_heads, "kv_heads", (int)c->n_kv_heads, "head_dim", (int)c->head_dim,
-                     "intermediate_size", (int)c->ffn, "vocab_size", (int)c->vocab, "max_context",
-                     (int)c->max_context, "tied_embeddings", c->tied, "parameters", (json_int_t)nbi_config_params(c));
+                     (int)c->n_heads, "kv_heads", (int)c->n_kv_heads, "head_dim", (int)c->head_dim, "intermediate_size",
+                     (int)c->ffn, "vocab_size", (int)c->vocab, "max_context", (int)c->max_context, "tied_embeddings",
+                     c->tied, "parameters", (json_int_t)nbi_config_params(c));
 }
 
 static json_t *memory(const nbi_config *c, uint64_t weights)
@@ -129,7 +129,7 @@ nb_status nb_inspect(const char *path, char **json)
     *json = NULL;
     size_t n = strlen(path);
     json_t *out = json_pack("{s:s}", "path", path);
-    nb_status st = !out ? nbi_fail(NB_EINVAL, "the path is not valid UTF-8")
+    nb_status st = !out                                          ? nbi_fail(NB_EINVAL, "the path is not valid UTF-8")
                    : n > 5 && strcmp(path + n - 5, ".gguf") == 0 ? inspect_gguf(out, path)
                                                                  : inspect_folder(out, path);
     if (st == NB_OK && !(*json = json_dumps(out, JSON_INDENT(2))))

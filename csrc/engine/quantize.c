@@ -14,7 +14,10 @@
 #include "quant/recipe.h"
 #include "quant/rtn.h"
 
-void nb_quantize_options_init(nb_quantize_options *o) { *o = (nb_quantize_options){.struct_size = sizeof *o}; }
+void nb_quantize_options_init(nb_quantize_options *o)
+{
+    *o = (nb_quantize_options){.struct_size = sizeof *o};
+}
 
 /* One linear layer of the architecture and what becomes of it. */
 typedef struct module {
@@ -45,7 +48,10 @@ typedef struct job {
     int threads;
 } job;
 
-static int by_name(const void *a, const void *b) { return strcmp(((const module *)a)->name, ((const module *)b)->name); }
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const module *)a)->name, ((const module *)b)->name);
+}
 
 /* The module that `tensor` ("<module>.weight") belongs to, NULL if it is not one of the linear layers. */
 static const module *module_of(const job *j, const char *tensor)
@@ -264,10 +270,17 @@ done:
 /* What a Hugging Face folder holds beside weights and config.json. */
 static nb_status copy_companions(job *j)
 {
-    static const char *const names[] = {"tokenizer.json",          "tokenizer_config.json", "generation_config.json",
-                                        "special_tokens_map.json", "added_tokens.json",     "chat_template.jinja",
-                                        "tokenizer.model",         "vocab.json",            "merges.txt",
-                                        "LICENSE",                 "LICENSE.txt"};
+    static const char *const names[] = {"tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "generation_config.json",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "chat_template.jinja",
+                                        "tokenizer.model",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "LICENSE",
+                                        "LICENSE.txt"};
     nb_status st = NB_OK;
     for (size_t i = 0; st == NB_OK && i < sizeof names / sizeof *names; i++) {
         char *from = nbi_path_join(j->src, names[i]), *to = nbi_path_join(j->out.tmp, names[i]);

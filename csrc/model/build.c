@@ -126,7 +126,10 @@ done:
     return st;
 }
 
-void nb_model_options_init(nb_model_options *o) { *o = (nb_model_options){.struct_size = sizeof *o}; }
+void nb_model_options_init(nb_model_options *o)
+{
+    *o = (nb_model_options){.struct_size = sizeof *o};
+}
 
 nb_status nbi_model_new(nb_model **out, const nb_model_options *o, nb_callbacks *cb)
 {

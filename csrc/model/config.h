@@ -10,17 +10,17 @@
 typedef enum nbi_rope_type { NBI_ROPE_DEFAULT, NBI_ROPE_LINEAR, NBI_ROPE_LLAMA3 } nbi_rope_type;
 
 typedef struct nbi_config {
-    char architecture[64];  /* "LlamaForCausalLM" */
-    char model_type[32];    /* "llama" */
+    char architecture[64]; /* "LlamaForCausalLM" */
+    char model_type[32];   /* "llama" */
     uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_context;
     float norm_eps;
-    bool tied;              /* lm_head is the embedding */
+    bool tied; /* lm_head is the embedding */
     bool qkv_bias, o_bias, mlp_bias;
-    nbi_dtype dtype;        /* of the dense weights, as the config says; what the tensors say wins */
+    nbi_dtype dtype; /* of the dense weights, as the config says; what the tensors say wins */
     nbi_rope_type rope_type;
     double rope_theta, rope_factor, rope_low_freq, rope_high_freq;
     uint32_t rope_original_context;
-    int32_t bos, eos[8];    /* -1: none; the list ends at -1 */
+    int32_t bos, eos[8]; /* -1: none; the list ends at -1 */
 } nbi_config;
 
 /* Sizes are bounded and cross-checked, so that nothing computed from them overflows. */
@@ -33,9 +33,9 @@ void nbi_rope_inv_freq(const nbi_config *c, float *out);
 /* Every linear layer of the architecture, in forward order, lm_head last; the one list that loading, quantizing,
  * calibrating and inspecting share. */
 typedef enum nbi_proj { NBI_Q, NBI_K, NBI_V, NBI_O, NBI_GATE, NBI_UP, NBI_DOWN, NBI_N_PROJ } nbi_proj;
-const char *nbi_proj_name(nbi_proj p);                                         /* "self_attn.q_proj" */
+const char *nbi_proj_name(nbi_proj p); /* "self_attn.q_proj" */
 void nbi_proj_shape(const nbi_config *c, nbi_proj p, size_t *n, size_t *k);
 bool nbi_proj_has_bias(const nbi_config *c, nbi_proj p);
-void nbi_module_name(char out[96], uint32_t layer, nbi_proj p);                /* "model.layers.3.mlp.down_proj" */
+void nbi_module_name(char out[96], uint32_t layer, nbi_proj p); /* "model.layers.3.mlp.down_proj" */
 
 #endif

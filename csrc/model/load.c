@@ -115,8 +115,9 @@ nb_status nbi_quantization_config(nbi_ct_config **out, const json_t *config, con
     if (st != NB_OK)
         return st;
     if (strcmp(method, "compressed-tensors") != 0)
-        return nbi_fail(NB_EUNSUPPORTED, "%s: \"quant_method\" is \"%s\", expected compressed-tensors or no quantization",
-                        where, method);
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "%s: \"quant_method\" is \"%s\", expected compressed-tensors or no quantization", where,
+                        method);
     return nbi_ct_config_parse(out, q, where);
 }
 
@@ -170,8 +171,7 @@ static nb_status load_tokenizer(nb_model *m, const char *path)
         size_t i;
         if (json_is_integer(eos))
             NB_TRY(nbi_tokenizer_add_eos(m->tok, (int32_t)json_integer_value(eos)));
-        json_array_foreach((json_t *)eos, i, e)
-            NB_TRY(nbi_tokenizer_add_eos(m->tok, (int32_t)json_integer_value(e)));
+        json_array_foreach((json_t *)eos, i, e) NB_TRY(nbi_tokenizer_add_eos(m->tok, (int32_t)json_integer_value(e)));
     }
     if (nb_tokenizer_vocab_size(m->tok) > m->cfg.vocab)
         st = nbi_fail(NB_EFORMAT, "%s: the tokenizer has ids up to %zu, expected fewer than \"vocab_size\" %u", p,

@@ -6,7 +6,10 @@
 
 #include "model/sequence.h"
 
-const nb_tokenizer *nb_model_tokenizer(const nb_model *m) { return m ? m->tok : NULL; }
+const nb_tokenizer *nb_model_tokenizer(const nb_model *m)
+{
+    return m ? m->tok : NULL;
+}
 
 nb_status nb_model_get_info(const nb_model *m, nb_model_info *info)
 {

@@ -13,16 +13,16 @@ typedef struct nbi_layer {
 struct nb_model {
     nbi_config cfg;
     nbi_backend *be;
-    nb_tokenizer *tok;       /* NULL: none */
-    nbi_layer *layers;       /* [n_layers] */
-    float *final_norm;       /* device */
-    nbi_linear *embed;       /* [vocab, hidden] */
-    nbi_linear *head;        /* == embed when tied */
-    float *inv_freq;         /* host [head_dim/2] */
+    nb_tokenizer *tok; /* NULL: none */
+    nbi_layer *layers; /* [n_layers] */
+    float *final_norm; /* device */
+    nbi_linear *embed; /* [vocab, hidden] */
+    nbi_linear *head;  /* == embed when tied */
+    float *inv_freq;   /* host [head_dim/2] */
     uint64_t weight_bytes;
     char path[1024];
     char scheme[64];
-    uint64_t hash;           /* of config.json and the safetensors headers and sizes: identifies the checkpoint */
+    uint64_t hash; /* of config.json and the safetensors headers and sizes: identifies the checkpoint */
 };
 
 /* The KV cache of all layers, shared by the sequences of an engine. */

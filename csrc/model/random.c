@@ -12,7 +12,7 @@
 typedef struct dice {
     nbi_recipe *recipe; /* NULL: all dense */
     nbi_dtype dtype;
-    uint64_t seed;      /* another one for each tensor */
+    uint64_t seed; /* another one for each tensor */
 } dice;
 
 /* Dense weights of standard deviation about 0.02 (uniform), four from each random word. */

@@ -50,7 +50,10 @@ void nbi_added_free(nbi_added_set *s)
     *s = (nbi_added_set){0};
 }
 
-static utf8proc_category_t category(uint32_t cp) { return utf8proc_category((utf8proc_int32_t)cp); }
+static utf8proc_category_t category(uint32_t cp)
+{
+    return utf8proc_category((utf8proc_int32_t)cp);
+}
 
 static bool is_space(uint32_t cp)
 {

@@ -3,7 +3,10 @@
 #include "base/utf8.h"
 #include "text/impl.h"
 
-static bool printable(unsigned b) { return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174; }
+static bool printable(unsigned b)
+{
+    return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+}
 
 /* How many bytes below b are not printable. */
 static unsigned rank_of(unsigned b)
@@ -11,7 +14,10 @@ static unsigned rank_of(unsigned b)
     return b <= 33 ? b : b <= 161 ? 33 + (b > 126 ? b - 127 : 0) : 33 + 34 + (b > 173);
 }
 
-static uint32_t char_of(unsigned b) { return printable(b) ? b : 256 + rank_of(b); }
+static uint32_t char_of(unsigned b)
+{
+    return printable(b) ? b : 256 + rank_of(b);
+}
 
 /* The inverse of char_of: -1 for characters outside of the alphabet. */
 static int byte_of(uint32_t cp)

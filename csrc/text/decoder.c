@@ -72,7 +72,10 @@ static int byte_token(const char *t, size_t n)
         return -1;
     for (int i = 3; i < 5; i++) {
         char c = t[i];
-        int d = c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+        int d = c >= '0' && c <= '9'   ? c - '0'
+                : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                       : -1;
         if (d < 0)
             return -1;
         v = v * 16 + d;
@@ -247,7 +250,10 @@ static const nbi_step_kind kinds[] = {
     [METASPACE] = {"Metaspace", parse_metaspace, {.decode = metaspace}},
 };
 
-static bool is(const nbi_step *s, int kind) { return s->kind == &kinds[kind]; }
+static bool is(const nbi_step *s, int kind)
+{
+    return s->kind == &kinds[kind];
+}
 
 /* Marks the strips that see the whole text. */
 static void mark_fused(nbi_step *list)

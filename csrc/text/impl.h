@@ -44,9 +44,9 @@ typedef struct nbi_vocab {
     struct nbi_entry {
         const char *text; /* NULL: no such id; owned, NUL-terminated */
         size_t bytes;
-    } *by_id;
-    size_t n_ids;      /* highest id + 1 */
-    int32_t *slots;    /* open addressing, -1: empty */
+    } * by_id;
+    size_t n_ids;   /* highest id + 1 */
+    int32_t *slots; /* open addressing, -1: empty */
     size_t n_slots, n;
 } nbi_vocab;
 /* Room for n tokens with ids below n_ids. */
@@ -62,9 +62,9 @@ typedef struct nbi_bpe {
         uint64_t pair; /* left id << 32 | right id; UINT64_MAX: empty */
         uint32_t rank;
         int32_t id;
-    } *merges;
+    } * merges;
     size_t n_slots;
-    const float *scores; /* [n_ids], SentencePiece style: no merges, the best score wins; NULL: ranks */
+    const float *scores;   /* [n_ids], SentencePiece style: no merges, the best score wins; NULL: ranks */
     int32_t byte_ids[256]; /* <0xNN>, -1: none */
     int32_t unk;           /* -1: none */
     bool byte_fallback, fuse_unk, ignore_merges;
@@ -109,7 +109,7 @@ nb_status nbi_pretokenizer_regex(nbi_step **list, const char *pattern); /* for G
 
 /* decoder.c */
 nb_status nbi_decoder_parse(nbi_step **list, const json_t *j, const char *where);
-nb_status nbi_decoder_byte_level(nbi_step **list);   /* for GGUF */
+nb_status nbi_decoder_byte_level(nbi_step **list); /* for GGUF */
 nb_status nbi_decoder_sentencepiece(nbi_step **list, bool strip);
 /* Joins token texts.  `more`: they continue a text that is not empty, so nothing is stripped from the front. */
 nb_status nbi_decode(const nbi_step *list, const nbi_pieces *tokens, bool more, nbi_str *out);
@@ -147,10 +147,10 @@ struct nb_tokenizer {
     float *scores;
     nbi_step *normalizer, *pretokenizer, *decoder;
     nbi_added_set added;
-    bool *special;      /* [vocab.n_ids] */
+    bool *special;         /* [vocab.n_ids] */
     nbi_ids before, after; /* what the post-processor adds */
     int32_t bos, eos;
-    nbi_ids ends;       /* all ids that end a sequence */
+    nbi_ids ends; /* all ids that end a sequence */
     char *chat_template;
 };
 

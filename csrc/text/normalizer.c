@@ -149,14 +149,10 @@ static nb_status strip(const nbi_step *s, const char *text, size_t n, nbi_str *o
 
 enum { REPLACE = 5 };
 static const nbi_step_kind kinds[] = {
-    {"NFC", parse_form, {.normalize = unicode_form}},
-    {"NFD", parse_form, {.normalize = unicode_form}},
-    {"NFKC", parse_form, {.normalize = unicode_form}},
-    {"NFKD", parse_form, {.normalize = unicode_form}},
-    {"Prepend", parse_prepend, {.normalize = prepend}},
-    [REPLACE] = {"Replace", parse_replace, {.normalize = replace}},
-    {"Lowercase", NULL, {.normalize = lowercase}},
-    {"StripAccents", NULL, {.normalize = strip_accents}},
+    {"NFC", parse_form, {.normalize = unicode_form}},   {"NFD", parse_form, {.normalize = unicode_form}},
+    {"NFKC", parse_form, {.normalize = unicode_form}},  {"NFKD", parse_form, {.normalize = unicode_form}},
+    {"Prepend", parse_prepend, {.normalize = prepend}}, [REPLACE] = {"Replace", parse_replace, {.normalize = replace}},
+    {"Lowercase", NULL, {.normalize = lowercase}},      {"StripAccents", NULL, {.normalize = strip_accents}},
     {"Strip", parse_strip, {.normalize = strip}},
 };
 

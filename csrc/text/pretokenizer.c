@@ -19,8 +19,9 @@ static nb_status parse_behavior(nbi_step *s, const char *name, const char *where
             s->option = i;
             return NB_OK;
         }
-    return nbi_fail(NB_EUNSUPPORTED, "%s: the split behavior is \"%s\", expected Removed, Isolated, MergedWithPrevious, "
-                                     "MergedWithNext or Contiguous",
+    return nbi_fail(NB_EUNSUPPORTED,
+                    "%s: the split behavior is \"%s\", expected Removed, Isolated, MergedWithPrevious, "
+                    "MergedWithNext or Contiguous",
                     where, name);
 }
 
@@ -210,8 +211,8 @@ static nb_status parse_metaspace(nbi_step *s, const json_t *j, const char *where
     NB_TRY(nbi_json_bool(j, "add_prefix_space", &prefix, where)); /* the spelling before prepend_scheme */
     NB_TRY(nbi_json_string(j, "prepend_scheme", &scheme, where));
     if (strcmp(scheme, "always") != 0 && strcmp(scheme, "first") != 0 && strcmp(scheme, "never") != 0)
-        NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: prepend_scheme is \"%s\", expected always, first or never", where,
-                        scheme));
+        NB_TRY(
+            nbi_fail(NB_EUNSUPPORTED, "%s: prepend_scheme is \"%s\", expected always, first or never", where, scheme));
     s->option2 = !prefix || scheme[0] == 'n' ? PREPEND_NEVER : scheme[0] == 'f' ? PREPEND_FIRST : PREPEND_ALWAYS;
     s->option = MERGED_WITH_NEXT;
 done:

@@ -30,9 +30,8 @@ void nb_tokenizer_free(nb_tokenizer *t)
 /* Special tokens by which known families end a turn or a text. */
 static bool is_known_end(const char *s)
 {
-    static const char *const ends[] = {"</s>",          "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>",
-                                       "<|eom_id|>",    "<|im_end|>",    "<|end|>",         "<end_of_turn>",
-                                       "<|endofturn|>", "<eos>"};
+    static const char *const ends[] = {"</s>",       "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>",    "<|eom_id|>",
+                                       "<|im_end|>", "<|end|>",       "<end_of_turn>",   "<|endofturn|>", "<eos>"};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
         if (strcmp(s, ends[i]) == 0)
             return true;
@@ -103,10 +102,22 @@ done:
     return st;
 }
 
-size_t nb_tokenizer_vocab_size(const nb_tokenizer *t) { return t ? t->vocab.n_ids : 0; }
-int32_t nb_tokenizer_bos(const nb_tokenizer *t) { return t ? t->bos : -1; }
-int32_t nb_tokenizer_eos(const nb_tokenizer *t) { return t ? t->eos : -1; }
-const char *nbi_tokenizer_chat_template(const nb_tokenizer *t) { return t->chat_template; }
+size_t nb_tokenizer_vocab_size(const nb_tokenizer *t)
+{
+    return t ? t->vocab.n_ids : 0;
+}
+int32_t nb_tokenizer_bos(const nb_tokenizer *t)
+{
+    return t ? t->bos : -1;
+}
+int32_t nb_tokenizer_eos(const nb_tokenizer *t)
+{
+    return t ? t->eos : -1;
+}
+const char *nbi_tokenizer_chat_template(const nb_tokenizer *t)
+{
+    return t->chat_template;
+}
 
 bool nbi_tokenizer_is_eos(const nb_tokenizer *t, int32_t id)
 {
@@ -128,7 +139,10 @@ bool nbi_tokenizer_is_special(const nb_tokenizer *t, int32_t id)
     return id >= 0 && (size_t)id < t->vocab.n_ids && t->special[id];
 }
 
-bool nbi_tokenizer_adds_bos(const nb_tokenizer *t) { return t->before.n && t->bos >= 0 && t->before.v[0] == t->bos; }
+bool nbi_tokenizer_adds_bos(const nb_tokenizer *t)
+{
+    return t->before.n && t->bos >= 0 && t->before.v[0] == t->bos;
+}
 
 const char *nbi_tokenizer_token_text(const nb_tokenizer *t, int32_t id)
 {
@@ -288,7 +302,10 @@ nb_status nb_stream_feed(nb_stream *s, int32_t id, const char **piece, size_t *b
     return st == NB_OK ? give(s, false, piece, bytes) : st;
 }
 
-nb_status nb_stream_flush(nb_stream *s, const char **piece, size_t *bytes) { return give(s, true, piece, bytes); }
+nb_status nb_stream_flush(nb_stream *s, const char **piece, size_t *bytes)
+{
+    return give(s, true, piece, bytes);
+}
 
 void nb_stream_free(nb_stream *s)
 {

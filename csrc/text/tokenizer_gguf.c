@@ -10,10 +10,10 @@
 enum token_type { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE };
 
 #define LLAMA3                                                                                                         \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"            \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"           \
     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define QWEN2                                                                                                          \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"                 \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"                \
     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
 /* tokenizer.ggml.pre: how text is cut before merging; NULL: GPT-2's way. */
@@ -21,8 +21,8 @@ static const struct pre {
     const char *name, *regex;
     bool ignore_merges, nfc;
 } pres[] = {
-    {"default", NULL, false, false},   {"gpt-2", NULL, false, false},      {"llama-bpe", LLAMA3, true, false},
-    {"llama3", LLAMA3, true, false},   {"llama-v3", LLAMA3, true, false},  {"qwen2", QWEN2, false, true},
+    {"default", NULL, false, false}, {"gpt-2", NULL, false, false},     {"llama-bpe", LLAMA3, true, false},
+    {"llama3", LLAMA3, true, false}, {"llama-v3", LLAMA3, true, false}, {"qwen2", QWEN2, false, true},
     {"smollm", NULL, false, false},
 };
 

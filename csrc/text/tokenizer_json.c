@@ -26,7 +26,8 @@ static nb_status highest_id(const json_t *vocab, const json_t *added, size_t *n_
     {
         const json_t *id = json_object_get(v, "id");
         if (!json_is_integer(id) || json_integer_value(id) < 0 || (uint64_t)json_integer_value(id) >= limit)
-            return nbi_fail(NB_EFORMAT, "%s: the id of added token %zu is no number from 0 to %zu", where, i, limit - 1);
+            return nbi_fail(NB_EFORMAT, "%s: the id of added token %zu is no number from 0 to %zu", where, i,
+                            limit - 1);
         high = json_integer_value(id) > high ? json_integer_value(id) : high;
     }
     *n_ids = (size_t)(high + 1);
@@ -217,8 +218,9 @@ static nb_status read_post(nb_tokenizer *t, const json_t *p, const char *where, 
         }
         return NB_OK;
     }
-    return nbi_fail(NB_EUNSUPPORTED, "%s: the post_processor is of the type \"%s\", expected TemplateProcessing, "
-                                     "ByteLevel or Sequence",
+    return nbi_fail(NB_EUNSUPPORTED,
+                    "%s: the post_processor is of the type \"%s\", expected TemplateProcessing, "
+                    "ByteLevel or Sequence",
                     where, type);
 }
 
