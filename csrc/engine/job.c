@@ -111,10 +111,8 @@ static nb_status read_options(job *j, const nb_model *m, const nb_run_options *o
     uint32_t context = j->o.engine.max_context;
     if (context == 0 || context > m->cfg.max_context)
         context = m->cfg.max_context;
-    j->env = (nbi_openai_env){.tok = m->tok,
-                              .vocab = m->cfg.vocab,
-                              .max_context = context,
-                              .default_max_tokens = j->o.default_max_tokens};
+    j->env = (nbi_openai_env){
+        .tok = m->tok, .vocab = m->cfg.vocab, .max_context = context, .default_max_tokens = j->o.default_max_tokens};
     return check_options(&j->o);
 }
 
@@ -149,8 +147,8 @@ static json_t *make_header(const job *j)
     bad |= json_object_set_new(h, "default_max_tokens", json_integer(o->default_max_tokens));
     bad |= json_object_set_new(h, "max_context", json_integer(j->env.max_context));
     bad |= json_object_set_new(h, "kv_dtype", json_string(o->engine.kv_dtype ? o->engine.kv_dtype : "default"));
-    bad |= json_object_set_new(h, "shard", json_sprintf("%u/%u", o->shard_count ? o->shard_index : 0,
-                                                        o->shard_count ? o->shard_count : 1));
+    bad |= json_object_set_new(
+        h, "shard", json_sprintf("%u/%u", o->shard_count ? o->shard_index : 0, o->shard_count ? o->shard_count : 1));
     bad |= json_object_set_new(h, "errors_apart", json_boolean(o->errors != NULL));
     if (bad) {
         json_decref(h);
@@ -241,7 +239,8 @@ static nb_status write_answer(job *j, row *r)
     json_t *body = nbi_answer_body(&r->answer, r->endpoint, &names, j->m->tok);
     if (!body) {
         nbi_api_error err;
-        nbi_api_fail(&err, 500, "internal_error", NULL, "the answer cannot be written as JSON: out of memory, or not UTF-8");
+        nbi_api_fail(&err, 500, "internal_error", NULL,
+                     "the answer cannot be written as JSON: out of memory, or not UTF-8");
         return write_error(j, r->number, r->custom_id, &err);
     }
     j->sum.prompt_tokens += r->answer.n_prompt;
@@ -443,7 +442,8 @@ nb_status nb_run(const nb_model *m, const nb_run_options *o, nb_run_summary *sum
     double begun = j.t0 = nbi_now();
     j.sum.struct_size = sizeof j.sum;
     if (summary && summary->struct_size < sizeof *summary)
-        return nbi_fail(NB_EINVAL, "run: summary.struct_size is %zu, expected %zu", summary->struct_size, sizeof *summary);
+        return nbi_fail(NB_EINVAL, "run: summary.struct_size is %zu, expected %zu", summary->struct_size,
+                        sizeof *summary);
     NB_TRY(read_options(&j, m, o));
     name_model(&j);
     NB_TRY(nbi_job_input_check(&j.input, j.o.input, &j.o));

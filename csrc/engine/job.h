@@ -31,12 +31,12 @@ static inline uint64_t nbi_hash(uint64_t h, const void *data, size_t n)
 /* ---- lines (job_input.c) ----------------------------------------------------------------------------------------- */
 
 typedef struct nbi_line {
-    const char *text;  /* without "\n" or "\r\n"; not NUL-terminated; valid until the next call */
+    const char *text; /* without "\n" or "\r\n"; not NUL-terminated; valid until the next call */
     size_t bytes;
-    uint64_t number;   /* physical lines from 1 */
-    uint64_t offset;   /* in the file */
-    bool too_long;     /* over the limit: text is not there */
-    bool ended;        /* by a newline; false: the file's last line lacks it */
+    uint64_t number; /* physical lines from 1 */
+    uint64_t offset; /* in the file */
+    bool too_long;   /* over the limit: text is not there */
+    bool ended;      /* by a newline; false: the file's last line lacks it */
 } nbi_line;
 
 /* Streams a file with memory for one line.  A byte order mark at the start of the file is skipped. */
@@ -85,8 +85,8 @@ nb_status nbi_row_write(nbi_str *out, const char *id, const json_t *custom_id, i
 typedef struct nbi_sink {
     const char *path; /* NULL: not used */
     int fd;
-    uint64_t bytes;   /* whole rows: what a torn write is cut back to */
-    bool dirty;       /* written since the last fdatasync() */
+    uint64_t bytes; /* whole rows: what a torn write is cut back to */
+    bool dirty;     /* written since the last fdatasync() */
 } nbi_sink;
 
 typedef struct nbi_job_log {
@@ -94,9 +94,9 @@ typedef struct nbi_job_log {
     char *meta_path;
     int lock_fd;
     nbi_sink out, err;
-    uint64_t id;          /* of the job: a hash of the header's fields */
-    int64_t created;      /* seconds since 1970, when the job was begun first */
-    uint8_t *done;        /* a bit a physical line */
+    uint64_t id;     /* of the job: a hash of the header's fields */
+    int64_t created; /* seconds since 1970, when the job was begun first */
+    uint8_t *done;   /* a bit a physical line */
     uint64_t n_lines;
     uint64_t n_completed, n_failed; /* rows found by resume */
     uint32_t unsynced;

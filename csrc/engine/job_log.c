@@ -22,9 +22,9 @@
 #include "base/log.h"
 #include "engine/job.h"
 
-#define SYNC_ROWS     64
-#define SYNC_SECONDS  1.0
-#define MAX_OUT_LINE  ((size_t)1 << 30) /* a row with log-probabilities can be far longer than its input */
+#define SYNC_ROWS    64
+#define SYNC_SECONDS 1.0
+#define MAX_OUT_LINE ((size_t)1 << 30) /* a row with log-probabilities can be far longer than its input */
 
 static nb_status fail_errno(const char *path, const char *verb)
 {
@@ -113,8 +113,9 @@ done:
 static nb_status fail_field(const nbi_job_log *log, const char *key, const json_t *have, const json_t *want)
 {
     char *a = have ? json_dumps(have, JSON_ENCODE_ANY) : NULL, *b = want ? json_dumps(want, JSON_ENCODE_ANY) : NULL;
-    nb_status st = nbi_fail(NB_EINVAL, "%s: \"%s\" is %s, but this run has %s: not the same job, so it cannot be resumed",
-                            log->meta_path, key, a ? a : "missing", b ? b : "none");
+    nb_status st =
+        nbi_fail(NB_EINVAL, "%s: \"%s\" is %s, but this run has %s: not the same job, so it cannot be resumed",
+                 log->meta_path, key, a ? a : "missing", b ? b : "none");
     free(a);
     free(b);
     return st;
@@ -177,8 +178,8 @@ static nb_status judge(const nbi_job_log *log, const char *path, const nbi_line 
     if (!row)
         return NB_OK;
     if (!id || !parse_id(id, &job, number) || job != log->id || *number == 0 || *number > log->n_lines) {
-        st = nbi_fail(NB_EFORMAT, "%s: line %llu is not a row of this job (id \"%.60s\"), so it cannot be resumed", path,
-                      (unsigned long long)line->number, id ? id : "missing");
+        st = nbi_fail(NB_EFORMAT, "%s: line %llu is not a row of this job (id \"%.60s\"), so it cannot be resumed",
+                      path, (unsigned long long)line->number, id ? id : "missing");
     } else {
         const json_t *response = json_object_get(row, "response");
         *v = json_integer_value(json_object_get(response, "status_code")) == 200 ? ROW_OK : ROW_FAILED;
@@ -187,14 +188,17 @@ static nb_status judge(const nbi_job_log *log, const char *path, const nbi_line 
     return st;
 }
 
-static bool drops(verdict v, bool retry) { return v == ROW_DAMAGED || (v == ROW_FAILED && retry); }
+static bool drops(verdict v, bool retry)
+{
+    return v == ROW_DAMAGED || (v == ROW_FAILED && retry);
+}
 
 static nb_status mark_done(nbi_job_log *log, const char *path, const nbi_line *line, verdict v, uint64_t number)
 {
     uint8_t bit = (uint8_t)(1u << (number % 8));
     if (log->done[number / 8] & bit)
-        return nbi_fail(NB_EFORMAT, "%s: line %llu answers input line %llu a second time, so it cannot be resumed", path,
-                        (unsigned long long)line->number, (unsigned long long)number);
+        return nbi_fail(NB_EFORMAT, "%s: line %llu answers input line %llu a second time, so it cannot be resumed",
+                        path, (unsigned long long)line->number, (unsigned long long)number);
     log->done[number / 8] |= bit;
     log->n_completed += v == ROW_OK;
     log->n_failed += v == ROW_FAILED;
@@ -291,9 +295,9 @@ static bool holds_bytes(const char *path)
 static nb_status begin(nbi_job_log *log, const nb_run_options *o, const json_t *header, const json_t *notes)
 {
     nb_status st;
-    const char *old = nbi_path_exists(o->output)                  ? o->output
+    const char *old = nbi_path_exists(o->output)                ? o->output
                       : o->errors && nbi_path_exists(o->errors) ? o->errors
-                                                                  : NULL;
+                                                                : NULL;
     if (old && !o->overwrite && !o->resume)
         return nbi_fail(NB_EEXIST, "%s: exists already; continue it with --resume or replace it with --overwrite", old);
     NB_TRY(open_sink(&log->out));

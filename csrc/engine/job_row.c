@@ -20,8 +20,8 @@ json_t *nbi_row_parse(const nbi_line *l, nbi_api_error *err)
     json_error_t e;
     json_t *row = json_loadb(l->text, l->bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, &e);
     if (!row) {
-        nbi_api_fail(err, 400, "invalid_json_line", NULL, "line %llu: not valid JSON at column %d: %s", number, e.column,
-                     e.text);
+        nbi_api_fail(err, 400, "invalid_json_line", NULL, "line %llu: not valid JSON at column %d: %s", number,
+                     e.column, e.text);
         return NULL;
     }
     if (!json_is_object(row)) {

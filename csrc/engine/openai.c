@@ -11,7 +11,10 @@
 
 static const char *const urls[] = {[NBI_COMPLETIONS] = "/v1/completions", [NBI_CHAT] = "/v1/chat/completions"};
 
-const char *nbi_endpoint_url(nbi_endpoint e) { return urls[e]; }
+const char *nbi_endpoint_url(nbi_endpoint e)
+{
+    return urls[e];
+}
 
 bool nbi_endpoint_from_url(const char *url, nbi_endpoint *out)
 {
@@ -42,7 +45,10 @@ nb_status nbi_api_fail(nbi_api_error *e, int http, const char *code, const char 
     return st;
 }
 
-static json_t *string_or_null(const char *s) { return s && *s ? json_string(s) : json_null(); }
+static json_t *string_or_null(const char *s)
+{
+    return s && *s ? json_string(s) : json_null();
+}
 
 json_t *nbi_api_error_body(const nbi_api_error *e)
 {
@@ -93,7 +99,7 @@ typedef enum kind { REAL, INTEGER, BOOLEAN, VALUE, STRING, ANY, ONLY } kind;
 
 typedef struct param {
     const char *name;
-    int endpoints;    /* bits of nbi_endpoint */
+    int endpoints; /* bits of nbi_endpoint */
     kind kind;
     size_t at;        /* REAL, INTEGER, BOOLEAN, VALUE: where in struct args */
     double lo, hi;    /* REAL, INTEGER */
@@ -184,8 +190,7 @@ static nb_status check_only(const param *p, const json_t *v, nbi_api_error *err)
     bool ok = false;
     size_t i;
     json_t *a;
-    json_array_foreach(allowed, i, a)
-        ok |= json_equal(a, v) != 0;
+    json_array_foreach(allowed, i, a) ok |= json_equal(a, v) != 0;
     json_decref(allowed);
     if (ok)
         return NB_OK;
@@ -285,8 +290,8 @@ static nb_status fail_text(nbi_api_error *err, nb_status st, const char *param)
     bool ours = st == NB_ENOMEM || st == NB_EINTERNAL || st == NB_EIO;
     char why[800];
     snprintf(why, sizeof why, "%s", nb_last_error());
-    nbi_api_fail(err, ours ? 500 : 400, st == NB_EUNSUPPORTED ? "unsupported_value" : "invalid_value", param, "'%s': %s",
-                 param, why);
+    nbi_api_fail(err, ours ? 500 : 400, st == NB_EUNSUPPORTED ? "unsupported_value" : "invalid_value", param,
+                 "'%s': %s", param, why);
     return st;
 }
 
@@ -347,12 +352,8 @@ static bool holds_nul(const json_t *v)
     json_t *e;
     if (json_is_string(v))
         return strlen(json_string_value(v)) != json_string_length(v);
-    json_array_foreach((json_t *)v, i, e)
-        if (holds_nul(e))
-            return true;
-    json_object_foreach((json_t *)v, key, e)
-        if (holds_nul(e))
-            return true;
+    json_array_foreach((json_t *)v, i, e) if (holds_nul(e)) return true;
+    json_object_foreach((json_t *)v, key, e) if (holds_nul(e)) return true;
     return false;
 }
 
@@ -368,7 +369,8 @@ static json_t *join_parts(const json_t *parts, size_t message, nbi_api_error *er
         const json_t *text = json_object_get(part, "text");
         if (!type || strcmp(type, "text") != 0 || !json_is_string(text)) {
             nbi_api_fail(err, 400, "unsupported_value", "messages",
-                         "'messages[%zu].content[%zu]' is not of type text, which is all that is supported", message, i);
+                         "'messages[%zu].content[%zu]' is not of type text, which is all that is supported", message,
+                         i);
             goto done;
         }
         if (i)

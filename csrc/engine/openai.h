@@ -71,9 +71,9 @@ void nbi_answer_event(nbi_answer *a, const nb_event *ev); /* TOKEN and FINISHED 
 void nbi_answer_free(nbi_answer *a);                      /* frees the members, zeroes the struct */
 
 typedef struct nbi_answer_names {
-    const char *id;    /* without prefix: "cmpl-" or "chatcmpl-" is put before it */
+    const char *id; /* without prefix: "cmpl-" or "chatcmpl-" is put before it */
     const char *model;
-    int64_t created;   /* seconds since 1970 */
+    int64_t created; /* seconds since 1970 */
 } nbi_answer_names;
 /* A text_completion or chat.completion object; NULL: out of memory, or the text is not UTF-8. */
 json_t *nbi_answer_body(const nbi_answer *a, nbi_endpoint endpoint, const nbi_answer_names *names,

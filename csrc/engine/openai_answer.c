@@ -85,7 +85,8 @@ bool nbi_token_bytes(const nb_tokenizer *tok, int32_t id, nbi_str *out)
     const int32_t twice[2] = {id, id};
     char *one = NULL, *two = NULL;
     size_t n1 = 0, n2 = 0;
-    bool ok = nb_detokenize(tok, twice, 1, 0, &one, &n1) == NB_OK && nb_detokenize(tok, twice, 2, 0, &two, &n2) == NB_OK;
+    bool ok =
+        nb_detokenize(tok, twice, 1, 0, &one, &n1) == NB_OK && nb_detokenize(tok, twice, 2, 0, &two, &n2) == NB_OK;
     if (ok) {
         bool prefix = n2 >= n1 && memcmp(one, two, n1) == 0;
         const char *piece = prefix ? two + n1 : one;
@@ -101,7 +102,10 @@ bool nbi_token_bytes(const nb_tokenizer *tok, int32_t id, nbi_str *out)
 
 /* ---- log-probabilities -------------------------------------------------------------------------------------------- */
 
-static json_t *json_logprob(float lp) { return json_real(lp > -9999.0f ? (double)lp : -9999.0); }
+static json_t *json_logprob(float lp)
+{
+    return json_real(lp > -9999.0f ? (double)lp : -9999.0);
+}
 
 /* A token as a JSON string; bytes that are not UTF-8 are written as \xNN after `prefix`, as OpenAI does. */
 static json_t *token_string(const nbi_str *bytes, const char *prefix)
@@ -242,7 +246,9 @@ static json_t *choice(const nbi_answer *a, nbi_endpoint endpoint, const nb_token
     } else {
         bad |= json_object_set_new(o, "text", text);
     }
-    logprobs = a->logprobs < 0 ? json_null() : endpoint == NBI_CHAT ? chat_logprobs(a, tok) : completion_logprobs(a, tok);
+    logprobs = a->logprobs < 0        ? json_null()
+               : endpoint == NBI_CHAT ? chat_logprobs(a, tok)
+                                      : completion_logprobs(a, tok);
     bad |= json_object_set_new(o, "logprobs", logprobs);
     bad |= json_object_set_new(o, "finish_reason", json_string(a->finish == NB_FINISH_STOP ? "stop" : "length"));
     if (bad) {
