@@ -609,7 +609,7 @@ TEST_F(Job, every_truncation_of_the_output_can_be_resumed)
     string whole = read_text(out);
     auto want = rows_of(out);
     o.resume = 1;
-    for (size_t n = 0; n < whole.size(); n += n < 300 ? 1 : 7) {
+    for (size_t n = 0; n < whole.size(); n += n < 100 ? 1 : 13) {
         write_text(out, whole.substr(0, n));
         ASSERT_NB_OK(run()) << n;
         ASSERT_EQ(want, rows_of(out)) << n;

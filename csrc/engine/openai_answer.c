@@ -1,7 +1,7 @@
 /* Responses in OpenAI's shapes, log-probabilities included. */
 #include "engine/openai.h"
 
-#include <stdio.h>
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,12 +53,11 @@ static int byte_of(uint32_t cp)
 /* The bytes of a token that is a part of a character: "<0xE2>" (byte fallback), or byte-level text. */
 static bool raw_bytes(const char *vocab_text, nbi_str *out)
 {
-    unsigned byte;
-    char end;
     if (!vocab_text)
         return false;
-    if (strlen(vocab_text) == 6 && sscanf(vocab_text, "<0x%2x%c", &byte, &end) == 2 && end == '>') {
-        char c = (char)byte;
+    if (strlen(vocab_text) == 6 && strncmp(vocab_text, "<0x", 3) == 0 && vocab_text[5] == '>' &&
+        isxdigit((unsigned char)vocab_text[3]) && isxdigit((unsigned char)vocab_text[4])) {
+        char c = (char)strtoul(vocab_text + 3, NULL, 16);
         nbi_str_add(out, &c, 1);
         return true;
     }
