@@ -301,6 +301,22 @@ TEST_F(Job, default_max_tokens_fill_in)
     EXPECT_EQ(3, Json(read_text(out)).num({"response", "body", "usage", "completion_tokens"}));
 }
 
+TEST_F(Job, default_max_tokens_end_where_the_context_or_the_cache_ends)
+{
+    write_text(in, R"({"custom_id":"a","body":{"prompt":"x"}})");
+    o.overwrite = 1;
+    auto tokens = [&] {
+        EXPECT_NB_OK(run());
+        return Json(read_text(out)).num({"response", "body", "usage", "completion_tokens"});
+    };
+    o.engine.max_context = 20;
+    EXPECT_EQ(18, tokens());
+    o.engine.kv_pages = 2;
+    EXPECT_EQ(18, tokens());
+    o.engine.max_context = 0;
+    EXPECT_EQ(2 * NBI_PAGE_TOKENS - 2, tokens());
+}
+
 TEST_F(Job, the_shipped_demo_runs_without_a_failed_row)
 {
     write_text(in, read_text(repo_file("configs/demo.jsonl")));

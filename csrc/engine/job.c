@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "base/utf8.h"
 #include "engine/job.h"
@@ -111,6 +112,9 @@ static nb_status read_options(job *j, const nb_model *m, const nb_run_options *o
     uint32_t context = j->o.engine.max_context;
     if (context == 0 || context > m->cfg.max_context)
         context = m->cfg.max_context;
+    /* A cache that the caller made smaller than the context is what a sequence may hold. */
+    if (j->o.engine.kv_pages && j->o.engine.kv_pages < nbi_ceil_div(context, NBI_PAGE_TOKENS))
+        context = j->o.engine.kv_pages * NBI_PAGE_TOKENS;
     j->env = (nbi_openai_env){
         .tok = m->tok, .vocab = m->cfg.vocab, .max_context = context, .default_max_tokens = j->o.default_max_tokens};
     return check_options(&j->o);
