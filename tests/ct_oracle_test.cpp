@@ -15,7 +15,7 @@ void write_case(const std::string &dir, const std::vector<nbi_scheme> &schemes, 
     for (size_t i = 0; i <= schemes.size(); i++)
         names.push_back("layers." + std::to_string(i) + ".proj");
     for (size_t i = 0; i < schemes.size(); i++) {
-        ASSERT_NB_OK(nbi_ct_declare(out, names[i].c_str(), 1 + i % 11, k_of(schemes[i]), &schemes[i], t));
+        ASSERT_NB_OK(nbi_ct_declare(out, names[i].c_str(), 9 + i % 11, k_of(schemes[i]), &schemes[i], t));
         entries.push_back({names[i].c_str(), schemes[i]});
     }
     const size_t dense[] = {2, 3};
@@ -23,7 +23,7 @@ void write_case(const std::string &dir, const std::vector<nbi_scheme> &schemes, 
     entries.push_back({names.back().c_str(), {}});
     for (size_t i = 0; i < schemes.size(); i++) {
         Weight w;
-        randomize(w, 1 + i % 11, k_of(schemes[i]), schemes[i], t, unsigned(i));
+        randomize(w, 9 + i % 11, k_of(schemes[i]), schemes[i], t, unsigned(i));
         std::vector<float> rows(w.n * w.k);
         for (size_t r = 0; r < w.n; r++)
             nbi_weight_row(&w, r, &rows[r * w.k]);
