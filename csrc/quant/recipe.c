@@ -199,7 +199,7 @@ static nb_status parse_scheme(const json_t *j, nbi_scheme *s, const char *where)
         if ((st = parse_weights(weights, s, inner)) != NB_OK)
             return st;
     } else if (has_weights) {
-        *s = (nbi_scheme){.act = has_activations ? s->act : NBI_ACT_NONE};
+        *s = (nbi_scheme){0}; /* integer products need both parts: without weights, no activations either */
     }
     if (activations) {
         snprintf(inner, sizeof inner, "%s: activations", where);
