@@ -15,7 +15,8 @@ extern "C" {
 #include "quant/observer.h"
 }
 
-namespace {
+namespace
+{
 
 using Values = std::vector<float>;
 
@@ -32,9 +33,13 @@ std::unique_ptr<nbi_observer> observe(const Values &x, const std::vector<size_t>
     return o;
 }
 
-double width(const nbi_observer &o) { return o.half_range / (NBI_OBSERVER_BINS / 2); }
+double width(const nbi_observer &o)
+{
+    return o.half_range / (NBI_OBSERVER_BINS / 2);
+}
 
-nbi_grid grid_of(const nbi_observer &o, nbi_observer_method m, bool symmetric, unsigned bits = 8, double percentile = 99.9)
+nbi_grid grid_of(const nbi_observer &o, nbi_observer_method m, bool symmetric, unsigned bits = 8,
+                 double percentile = 99.9)
 {
     nbi_grid g = {};
     EXPECT_NB_OK(nbi_observer_grid(&o, m, percentile, bits, symmetric, &g));
@@ -57,7 +62,6 @@ double rms(const Values &x)
         sum += double(v) * v;
     return std::sqrt(sum / double(x.size()));
 }
-
 
 Values gaussian(size_t n, unsigned seed, float sigma = 1)
 {
@@ -318,7 +322,8 @@ TEST(ObserverGrid, clipping_helps_against_heavy_outliers)
 
 /* ---- entropy, as in the published code: counts in arrays, no running sums ------------------------------------------ */
 
-namespace {
+namespace
+{
 
 double slow_kl(const std::vector<double> &h, size_t a, size_t b, size_t levels)
 {

@@ -12,7 +12,8 @@ extern "C" {
 #include "quant/rtn.h"
 }
 
-namespace {
+namespace
+{
 
 const nbi_dtype kScaleTypes[] = {NBI_F32, NBI_F16, NBI_BF16};
 
@@ -117,8 +118,8 @@ TEST(Grid, rounding_is_to_nearest_even_and_saturates)
     const struct {
         float x;
         int q;
-    } cases[] = {{0.25f, 0},  {0.75f, 2},    {1.25f, 2},  {-0.25f, 0},       {-0.75f, -2},      {3.25f, 6},  {3.5f, 7},
-                 {1e30f, 7},  {-1e30f, -8},  {-4.0f, -8}, {INFINITY, 7},     {-INFINITY, -8},   {NAN, -8},   {-0.0f, 0}};
+    } cases[] = {{0.25f, 0}, {0.75f, 2},   {1.25f, 2},  {-0.25f, 0},   {-0.75f, -2},    {3.25f, 6}, {3.5f, 7},
+                 {1e30f, 7}, {-1e30f, -8}, {-4.0f, -8}, {INFINITY, 7}, {-INFINITY, -8}, {NAN, -8},  {-0.0f, 0}};
     for (auto c : cases)
         EXPECT_EQ(nbi_grid_code(&g, c.x), c.q) << c.x;
 }
@@ -147,7 +148,9 @@ TEST(Grid, agrees_with_the_formulas_in_double)
                 if (t != NBI_F16 || s < 65504) {
                     ASSERT_EQ(g.scale, as_stored(s, t)) << lo << " " << hi;
                 }
-                int z = symmetric ? 0 : int(std::clamp<double>(qmin - nearest_even(float(double(a) / g.scale)), qmin, qmax));
+                int z = symmetric
+                            ? 0
+                            : int(std::clamp<double>(qmin - nearest_even(float(double(a) / g.scale)), qmin, qmax));
                 ASSERT_EQ(g.zero, z) << lo << " " << hi;
                 for (float x : {lo, hi, lo / 3, hi / 7, (lo + hi) / 2, 0.0f}) {
                     int q = int(std::clamp<double>(nearest_even(float(double(x) / g.scale)) + z, qmin, qmax));
@@ -286,7 +289,8 @@ TEST_P(Rtn, agrees_with_a_slow_reference)
                     float span = float(hi) - float(lo); /* the one fp32 step before the division */
                     double ideal = c.symmetric ? std::max(-lo, hi) / ((qmax - qmin) / 2.0) : span / double(qmax - qmin);
                     float scale = as_stored(float(ideal), t);
-                    int zero = c.symmetric ? 0 : int(std::clamp<double>(qmin - nearest_even(float(lo / scale)), qmin, qmax));
+                    int zero =
+                        c.symmetric ? 0 : int(std::clamp<double>(qmin - nearest_even(float(lo / scale)), qmin, qmax));
                     ASSERT_EQ(q.scale(r, g * len), scale);
                     ASSERT_EQ(q.zero(r, g * len), zero);
                     for (size_t i = g * len; i < (g + 1) * len; i++) {
@@ -409,7 +413,8 @@ TEST(RtnCheck, one_scale_for_all_equals_one_for_each_row_when_rows_share_their_a
 TEST(RtnCheck, what_is_not_finite_is_named_with_row_and_column)
 {
     const size_t n = 40, k = 96;
-    for (auto [strategy, group] : {std::pair<nbi_strategy, uint32_t>{NBI_PER_TENSOR, 0}, {NBI_PER_CHANNEL, 0}, {NBI_PER_GROUP, 32}})
+    for (auto [strategy, group] :
+         {std::pair<nbi_strategy, uint32_t>{NBI_PER_TENSOR, 0}, {NBI_PER_CHANNEL, 0}, {NBI_PER_GROUP, 32}})
         for (nbi_dtype in : {NBI_F32, NBI_F16, NBI_BF16})
             for (int threads : {1, 4}) {
                 auto v = random_values(n * k, 3);
@@ -496,7 +501,8 @@ TEST(RtnCheck, the_bias_travels_along)
 
 TEST(QuantError, agrees_with_a_direct_sum)
 {
-    for (auto [n, k, group] : {std::tuple<size_t, size_t, uint32_t>{3, 7, 0}, {5, 600, 0}, {4, 600, 200}, {2, 1024, 512}, {6, 72, 8}}) {
+    for (auto [n, k, group] :
+         {std::tuple<size_t, size_t, uint32_t>{3, 7, 0}, {5, 600, 0}, {4, 600, 200}, {2, 1024, 512}, {6, 72, 8}}) {
         Dense d(n, k, random_values(n * k, unsigned(k)), NBI_BF16);
         nbi_scheme s = scheme_of(4, false, group ? NBI_PER_GROUP : NBI_PER_CHANNEL, group);
         Quantized q;

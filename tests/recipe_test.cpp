@@ -8,7 +8,8 @@ extern "C" {
 #include "quant/recipe.h"
 }
 
-namespace {
+namespace
+{
 
 class Recipe
 {
@@ -150,7 +151,8 @@ TEST(Recipe, embeddings_and_norms_are_never_quantized)
 
 TEST(Recipe, ignore_takes_names_and_expressions_from_the_start)
 {
-    Recipe r(R"({"weights": {"bits": 8}, "ignore": ["model.layers.0.mlp.up_proj", "re:model\\.layers\\.[12]\\.", "re:v_proj"]})");
+    Recipe r(
+        R"({"weights": {"bits": 8}, "ignore": ["model.layers.0.mlp.up_proj", "re:model\\.layers\\.[12]\\.", "re:v_proj"]})");
     ASSERT_NB_OK(r.status);
     EXPECT_EQ(r.scheme("model.layers.0.mlp.up_proj").bits, 0);
     EXPECT_EQ(r.scheme("model.layers.0.mlp.up_proj2").bits, 8);
@@ -182,7 +184,8 @@ TEST(Recipe, the_last_override_that_matches_decides)
 
 TEST(Recipe, an_override_can_quantize_what_the_top_leaves_dense)
 {
-    Recipe r(R"({"weights": null, "overrides": [{"match": "re:.*mlp", "weights": {"bits": 4}, "activations": {"strategy": "tensor"}}]})");
+    Recipe r(
+        R"({"weights": null, "overrides": [{"match": "re:.*mlp", "weights": {"bits": 4}, "activations": {"strategy": "tensor"}}]})");
     ASSERT_NB_OK(r.status);
     EXPECT_EQ(r.name_of(kQ), "dense");
     EXPECT_EQ(r.name_of(kDown), "W4A8-static channel");
@@ -206,12 +209,19 @@ TEST(Recipe, inputs_that_do_not_divide_into_groups_are_named)
 TEST(Recipe, unknown_keys_are_named_with_the_known_ones)
 {
     EXPECT_REFUSED(R"({"wieghts": {"bits": 8}})", "unknown key \"wieghts\"");
-    EXPECT_REFUSED(R"({"wieghts": {"bits": 8}})", "name, description, weights, activations, calibration, ignore, overrides");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8, "group_size": 128}})", "weights: unknown key \"group_size\", the known ones are bits, symmetric, strategy, group");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"dynamic": true}})", "activations: unknown key \"dynamic\"");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"strategy": "tensor"}, "calibration": {"samples": 3}})", "calibration: unknown key \"samples\"");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": [{"match": "a", "weights": null}, {"match": "a", "bits": 3}]})", "overrides[1]: unknown key \"bits\"");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": [{"match": "a", "weights": {"bit": 3}}]})", "overrides[0]: weights: unknown key \"bit\"");
+    EXPECT_REFUSED(R"({"wieghts": {"bits": 8}})",
+                   "name, description, weights, activations, calibration, ignore, overrides");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8, "group_size": 128}})",
+                   "weights: unknown key \"group_size\", the known ones are bits, symmetric, strategy, group");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"dynamic": true}})",
+                   "activations: unknown key \"dynamic\"");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"strategy": "tensor"}, "calibration": {"samples": 3}})",
+                   "calibration: unknown key \"samples\"");
+    EXPECT_REFUSED(
+        R"({"weights": {"bits": 8}, "overrides": [{"match": "a", "weights": null}, {"match": "a", "bits": 3}]})",
+        "overrides[1]: unknown key \"bits\"");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": [{"match": "a", "weights": {"bit": 3}}]})",
+                   "overrides[0]: weights: unknown key \"bit\"");
 }
 
 TEST(Recipe, wrong_values_are_named)
@@ -223,29 +233,37 @@ TEST(Recipe, wrong_values_are_named)
     EXPECT_REFUSED(R"({"weights": 8})", "\"weights\" is not an object");
     EXPECT_REFUSED(R"({"weights": {}})", "\"bits\" is missing");
     for (const char *bits : {"3", "0", "-8", "16", "4294967300", "9223372036854775807"})
-        EXPECT_REFUSED(std::string("{\"weights\": {\"bits\": ") + bits + "}}", std::string("\"bits\" is ") + bits + ", expected 4 or 8");
+        EXPECT_REFUSED(std::string("{\"weights\": {\"bits\": ") + bits + "}}",
+                       std::string("\"bits\" is ") + bits + ", expected 4 or 8");
     EXPECT_REFUSED(R"({"weights": {"bits": "8"}})", "\"bits\" is a string");
     EXPECT_REFUSED(R"({"weights": {"bits": 8, "symmetric": 1}})", "\"symmetric\" is an integer");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8, "strategy": "token"}})", "\"strategy\" is \"token\", expected one of tensor, channel, group");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8, "strategy": "token"}})",
+                   "\"strategy\" is \"token\", expected one of tensor, channel, group");
     for (const char *group : {"0", "-1", "7", "12", "1048584", "4294967304"})
-        EXPECT_REFUSED(std::string("{\"weights\": {\"bits\": 4, \"group\": ") + group + "}}", std::string("\"group\" is ") + group);
+        EXPECT_REFUSED(std::string("{\"weights\": {\"bits\": 4, \"group\": ") + group + "}}",
+                       std::string("\"group\" is ") + group);
     EXPECT_REFUSED(R"({"weights": {"bits": 4, "strategy": "group"}})", "expected a \"group\" size");
     EXPECT_REFUSED(R"({"weights": {"bits": 4, "strategy": "channel", "group": 64}})", "\"strategy\" is not \"group\"");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": 8})", "\"activations\" is not an object");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"bits": 4}})", "activations: \"bits\" is 4, expected 8");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"strategy": "channel"}})", "expected one of token, tensor");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"strategy": "channel"}})",
+                   "expected one of token, tensor");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"symmetric": false}})", "symmetric");
     EXPECT_REFUSED(R"({"weights": null, "activations": {}})", "\"weights\" are not");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {}, "overrides": [{"match": "x", "weights": null, "activations": {}}]})", "overrides[0]: \"activations\" are quantized");
+    EXPECT_REFUSED(
+        R"({"weights": {"bits": 8}, "activations": {}, "overrides": [{"match": "x", "weights": null, "activations": {}}]})",
+        "overrides[0]: \"activations\" are quantized");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "ignore": "lm_head"})", "\"ignore\" is not an array");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "ignore": ["a", 3]})", "ignore[1] is not a string");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "ignore": [""]})", "ignore[0]: an empty string");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "ignore": ["re:(a"]})", "ignore[0]: the regular expression \"(a\" is wrong at character 2");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "ignore": ["re:(a"]})",
+                   "ignore[0]: the regular expression \"(a\" is wrong at character 2");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": {}})", "\"overrides\" is not an array");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": [3]})", "overrides[0] is not an object");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": [{"weights": {"bits": 4}}]})", "\"match\" is missing");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": [{"match": "a"}]})", "changes nothing");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": [{"match": "re:*", "weights": {"bits": 4}}]})", "overrides[0]: the regular expression");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8}, "overrides": [{"match": "re:*", "weights": {"bits": 4}}]})",
+                   "overrides[0]: the regular expression");
 }
 
 TEST(Recipe, calibration_is_checked)
@@ -372,7 +390,8 @@ TEST(ShippedRecipes, are_all_tested_described_and_documented)
     for (auto &e : std::filesystem::directory_iterator(repo_file("configs/recipes"))) {
         std::string name = e.path().stem().string();
         n++;
-        EXPECT_TRUE(std::any_of(std::begin(kShipped), std::end(kShipped), [&](auto &s) { return name == s.name; })) << name;
+        EXPECT_TRUE(std::any_of(std::begin(kShipped), std::end(kShipped), [&](auto &s) { return name == s.name; }))
+            << name;
         EXPECT_NE(read_text(e.path().string()).find("\"description\": \""), std::string::npos) << name;
         EXPECT_NE(docs.find("`" + name + "`"), std::string::npos) << name << " is missing in docs/recipes.md";
     }

@@ -27,7 +27,10 @@ bool nbi_observer_method_from_name(const char *s, nbi_observer_method *out)
     return false;
 }
 
-void nbi_observer_init(nbi_observer *o) { *o = (nbi_observer){0}; }
+void nbi_observer_init(nbi_observer *o)
+{
+    *o = (nbi_observer){0};
+}
 
 /* ---- collecting ------------------------------------------------------------------------------------------------ */
 
@@ -96,7 +99,10 @@ typedef struct clip {
     double lo, hi; /* lo <= 0 <= hi */
 } clip;
 
-static double bin_width(const nbi_observer *o) { return (double)o->half_range / ZERO; }
+static double bin_width(const nbi_observer *o)
+{
+    return (double)o->half_range / ZERO;
+}
 
 /* Bins of |x|: bin j holds j*width .. (j+1)*width of both signs. */
 static void fold(const nbi_observer *o, uint64_t mag[ZERO])
@@ -243,7 +249,10 @@ typedef struct kl_sums {
     int filled[NBI_OBSERVER_BINS + 1];
 } kl_sums;
 
-static double xlogx(double x) { return x > 0 ? x * log(x) : 0; }
+static double xlogx(double x)
+{
+    return x > 0 ? x * log(x) : 0;
+}
 
 static void kl_prepare(kl_sums *k, const uint64_t *h, int n)
 {
@@ -359,8 +368,7 @@ static clip within(clip c, clip full, double width)
     return (clip){fmax(full.lo, fmin(c.lo, -width)), fmin(full.hi, fmax(c.hi, width))};
 }
 
-static nb_status check_grid_request(const nbi_observer *o, nbi_observer_method method, double percentile,
-                                    unsigned bits)
+static nb_status check_grid_request(const nbi_observer *o, nbi_observer_method method, double percentile, unsigned bits)
 {
     if (o->bad)
         return nbi_fail(NB_EFORMAT, "activations held NaN or infinity during calibration, expected finite numbers");

@@ -10,7 +10,10 @@
 /* Floats as integers in the same order: positive ones are ordered as their bits are, for negative ones the 31 bits
  * below the sign run backwards.  The map is its own inverse.  NaNs lie beyond the infinities, so that one comparison
  * at the end sees them: an integer minimum is associative, which a float minimum with NaNs is not. */
-static inline int32_t nbi_order_of(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
+static inline int32_t nbi_order_of(int32_t bits)
+{
+    return bits ^ ((bits >> 31) & INT32_MAX);
+}
 
 /* *lo and *hi of x[0..n), n > 0 (for n == 0: lo > hi, both finite).  False if some value is NaN or infinite; then lo and
  * hi are not set. */

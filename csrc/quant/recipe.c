@@ -49,21 +49,27 @@ static bool is_listed(const char *key, const char *const *known)
     return false;
 }
 
+/* "a, b, c", malloc'ed; NULL: no memory */
+static char *joined(const char *const *names)
+{
+    nbi_str s = {0};
+    for (size_t i = 0; names[i]; i++)
+        nbi_str_printf(&s, "%s%s", i ? ", " : "", names[i]);
+    return nbi_str_take(&s);
+}
+
 static nb_status check_keys(const json_t *o, const char *const *known, const char *where)
 {
     const char *key;
     json_t *value;
-    nbi_str list = {0};
     json_object_foreach((json_t *)o, key, value)
     {
         if (is_listed(key, known))
             continue;
-        for (size_t i = 0; known[i]; i++)
-            nbi_str_printf(&list, "%s%s", i ? ", " : "", known[i]);
-        char *text = nbi_str_take(&list);
+        char *list = joined(known);
         nb_status st = nbi_fail(NB_EFORMAT, "%s: unknown key \"%s\", the known ones are %s", where, key,
-                                text ? text : "(out of memory)");
-        free(text);
+                                list ? list : "(out of memory)");
+        free(list);
         return st;
     }
     return NB_OK;
@@ -84,21 +90,18 @@ static nb_status get_object(const json_t *o, const char *key, const json_t **out
 static nb_status get_choice(const json_t *o, const char *key, const char *const *names, int *index, const char *where)
 {
     const char *text = NULL;
-    nbi_str list = {0};
     nb_status st = nbi_json_string(o, key, &text, where);
     if (st != NB_OK || !text)
         return st;
-    for (int i = 0; names[i]; i++) {
+    for (int i = 0; names[i]; i++)
         if (strcmp(text, names[i]) == 0) {
             *index = i;
             return NB_OK;
         }
-        nbi_str_printf(&list, "%s%s", i ? ", " : "", names[i]);
-    }
-    char *known = nbi_str_take(&list);
+    char *list = joined(names);
     st = nbi_fail(NB_EFORMAT, "%s: \"%s\" is \"%s\", expected one of %s", where, key, text,
-                  known ? known : "(out of memory)");
-    free(known);
+                  list ? list : "(out of memory)");
+    free(list);
     return st;
 }
 
@@ -130,10 +133,8 @@ static nb_status parse_group(const json_t *j, nbi_scheme *s, bool strategy_given
 static nb_status parse_weights(const json_t *j, nbi_scheme *s, const char *where)
 {
     static const char *const keys[] = {"bits", "symmetric", "strategy", "group", NULL};
-    static const char *const strategies[] = {[NBI_PER_TENSOR] = "tensor",
-                                             [NBI_PER_CHANNEL] = "channel",
-                                             [NBI_PER_GROUP] = "group",
-                                             NULL};
+    static const char *const strategies[] = {
+        [NBI_PER_TENSOR] = "tensor", [NBI_PER_CHANNEL] = "channel", [NBI_PER_GROUP] = "group", NULL};
     nb_status st = check_keys(j, keys, where);
     int64_t bits = s->bits;
     int strategy = -1;
@@ -387,8 +388,8 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
-    static const char *const keys[] = {"name",   "description", "weights", "activations", "calibration",
-                                       "ignore", "overrides",   NULL};
+    static const char *const keys[] = {"name",        "description", "weights",   "activations",
+                                       "calibration", "ignore",      "overrides", NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
     *out = NULL;
@@ -431,7 +432,10 @@ void nbi_recipe_free(nbi_recipe *r)
 
 /* ---- asking ---------------------------------------------------------------------------------------------------- */
 
-const char *nbi_recipe_name(const nbi_recipe *r) { return r->name; }
+const char *nbi_recipe_name(const nbi_recipe *r)
+{
+    return r->name;
+}
 
 bool nbi_recipe_needs_calibration(const nbi_recipe *r)
 {
@@ -497,7 +501,10 @@ static void recipe_dirs(const char *dirs[N_DIRS])
         dirs[0] = NULL;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 typedef struct name_list {
     char **names;
@@ -530,7 +537,8 @@ static nb_status no_such_recipe(const char *name, const char *const dirs[N_DIRS]
 {
     name_list l = {0};
     nbi_str text = {0};
-    nbi_str_printf(&text, "there is no recipe \"%s\": looked in %s", name, dirs[0] ? dirs[0] : "$NIBBLE_RECIPES (not set)");
+    nbi_str_printf(&text, "there is no recipe \"%s\": looked in %s", name,
+                   dirs[0] ? dirs[0] : "$NIBBLE_RECIPES (not set)");
     for (int i = 1; i < N_DIRS; i++)
         nbi_str_printf(&text, ", %s", dirs[i]);
     for (int i = 0; i < N_DIRS; i++)

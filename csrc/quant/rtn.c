@@ -50,7 +50,10 @@ static void code_run(int8_t *restrict q, const float *restrict x, size_t n, cons
 }
 
 /* A scale at the end of what its dtype holds has been cut there: the codes would not cover the weights. */
-static bool scale_was_cut(float scale, nbi_dtype t) { return scale >= (t == NBI_F16 ? 65504.0f : FLT_MAX / 256); }
+static bool scale_was_cut(float scale, nbi_dtype t)
+{
+    return scale >= (t == NBI_F16 ? 65504.0f : FLT_MAX / 256);
+}
 
 /* False: the row holds something that cannot be quantized; explain_row() says what. */
 static bool quantize_row(const rtn_job *j, size_t row)
