@@ -342,9 +342,9 @@ TEST(Linear, every_isa_thread_count_and_batch_gives_the_bits_of_scalar)
             std::vector<float> want = linear_on(scalar, w.w, x.data(), max_rows);
             for (auto &b : others) {
                 Packed p(*b, w.w);
-                bool slow = strstr(b->be->description, "scalar") != nullptr;
+                bool slow = strstr(b->be->description, "scalar"), two = strstr(b->be->description, "2 threads");
                 for (size_t rows : batches) {
-                    if (slow && rows % 8 != 3)
+                    if ((slow || two) && rows % 8 != 3 && rows != max_rows)
                         continue;
                     std::vector<float> got = run_linear(*b, p.l, s.n, s.k, x.data(), rows);
                     ASSERT_TRUE(same_bits(got.data(), want.data(), rows * s.n))
@@ -382,11 +382,11 @@ TEST(Linear, one_flipped_code_is_seen)
             Backend b(isa.c_str());
             Weight w = make_weight(c.s, c.dtype, 33, k, 9, false);
             std::vector<float> x = noise(k, 10);
-            w.w.codes[17 * k + 5] = 1;
+            w.w.codes[17 * k + 5] = 7;
             x[5] = 1;
             std::vector<float> y = linear_on(b, w.w, x.data(), 1);
             ASSERT_EQ(0u, count_outside(w.w, x, y));
-            w.w.codes[17 * k + 5] = -1;
+            w.w.codes[17 * k + 5] = -8;
             EXPECT_EQ(1u, count_outside(w.w, x, y)) << c.name() << " " << isa;
         }
 }
@@ -642,8 +642,9 @@ TEST(Rows, swiglu_agrees_with_double_and_between_isas)
             }
         for (size_t i = 0; i < n; i++) {
             double want = (double)g[i] / (1 + std::exp(-(double)g[i])) * (double)u[i];
-            /* exp: 2 ulps are 4 roundings; then the sum, the division, the product, and one for the second order */
-            EXPECT_NEAR(first[i], want, 8 * U * std::fabs(want) + 0x1p-140) << g[i];
+            /* exp: 2 ulps are 4 roundings; then the sum, the division, the product, and one for the second order; where
+             * e^-g overflows the result is 0, and 89 e^-88.72 is below 2^-121 */
+            EXPECT_NEAR(first[i], want, 8 * U * std::fabs(want) + 0x1p-121 * std::fabs(u[i])) << g[i];
         }
     }
 }
