@@ -23,7 +23,8 @@ namespace
 constexpr double U = 0x1p-24; /* half an ulp of 1: the relative error of one rounding */
 
 /* Memory whose last byte is followed by a page that cannot be touched. */
-template <typename T> class Guarded
+template <typename T>
+class Guarded
 {
   public:
     explicit Guarded(size_t n) : n_(n)
@@ -302,7 +303,49 @@ Truth truth(const nbi_weight &w, const float *x, size_t n)
     return float_truth(w, row, x, n);
 }
 
-double half_ulp(double x) { return std::max(std::fabs(x) * U, 0x1p-150); }
+/* The order of docs/numerics.md, written down a second time: what another backend has to reproduce. */
+float canonical(const nbi_weight &w, const float *x, size_t n)
+{
+    const nbi_scheme &s = w.scheme;
+    const size_t groups = s.bits ? nbi_scheme_groups(&s, w.k) : 1, len = w.k / groups;
+    const bool integer = s.bits && s.act != NBI_ACT_NONE;
+    std::vector<float> row(w.k);
+    float acc = 0, sx = w.act_scale, most = 0;
+    if (!s.bits)
+        nbi_weight_row(&w, n, row.data());
+    for (size_t k = 0; k < w.k; k++)
+        most = std::max(most, std::fabs(x[k]));
+    if (s.act == NBI_ACT_TOKEN)
+        sx = most / 127;
+    for (size_t g = 0; g < groups; g++) {
+        const float scale = s.bits ? w.scales[n * groups + g] : 1;
+        const int zero = s.bits && w.zeros ? w.zeros[n * groups + g] : 0;
+        int64_t exact = 0;
+        for (size_t c = 0; c < len; c += 512) {
+            float part = 0;
+            for (size_t k = g * len + c; k < g * len + std::min(len, c + 512); k++)
+                if (integer) {
+                    float q = std::nearbyint(x[k] / sx) + (float)w.act_zero;
+                    q = std::min(127.0f, std::max(s.act == NBI_ACT_TOKEN ? -127.0f : -128.0f, q));
+                    exact += ((int64_t)q - w.act_zero) * (w.codes[n * w.k + k] - zero);
+                } else
+                    part = std::fma(s.bits ? (float)(w.codes[n * w.k + k] - zero) : row[k], x[k], part);
+            if (!s.bits)
+                acc = acc + part;
+            else if (!integer)
+                acc = std::fma(scale, part, acc);
+        }
+        if (integer)
+            acc = std::fma((float)(int32_t)exact, scale, acc);
+    }
+    volatile float y = integer ? acc * sx : acc; /* not to be fused with the bias */
+    return w.bias ? y + w.bias[n] : y;
+}
+
+double half_ulp(double x)
+{
+    return std::max(std::fabs(x) * U, 0x1p-150);
+}
 
 size_t count_outside(const nbi_weight &w, const std::vector<float> &x, const std::vector<float> &y)
 {
@@ -370,6 +413,21 @@ TEST(Linear, agrees_with_the_double_reference)
                 << c.name() << " N=" << s.n << " K=" << s.k;
         }
     }
+}
+
+TEST(Linear, the_order_is_the_documented_one)
+{
+    size_t index = 0;
+    for (const std::string &isa : isas())
+        for (const Case &c : all_cases()) {
+            Backend b(isa.c_str());
+            size_t k = c.s.group ? c.s.group * 3 : 1100 + index++ % 3, n = 18;
+            Weight w = make_weight(c.s, c.dtype, n, k, 61 + index, index % 2);
+            std::vector<float> x = noise(2 * k, index), y = linear_on(b, w.w, x.data(), 2), want;
+            for (size_t i = 0; i < 2 * n; i++)
+                want.push_back(canonical(w.w, &x[i / n * k], i % n));
+            EXPECT_TRUE(same_bits(want.data(), y.data(), 2 * n)) << c.name() << " K=" << k << " " << isa;
+        }
 }
 
 TEST(Linear, one_flipped_code_is_seen)
@@ -506,7 +564,8 @@ TEST(Linear, what_has_no_kernel_is_refused_with_the_reason)
 {
     Backend b("scalar");
     nbi_linear *l = nullptr;
-    auto refuse = [&](nb_status st, const char *part, nbi_scheme s, size_t k, const std::function<void(nbi_weight &)> &f) {
+    auto refuse = [&](nb_status st, const char *part, nbi_scheme s, size_t k,
+                      const std::function<void(nbi_weight &)> &f) {
         size_t buildable = s.group && k % s.group ? s.group : k;
         Weight w = make_weight(s, NBI_F32, 2, buildable, 1, false);
         w.w.k = k;
@@ -574,7 +633,8 @@ TEST(Rows, rmsnorm_agrees_with_double_and_between_isas)
                 sum += (double)x[r * k + i] * (double)x[r * k + i];
             /* the sum: k/16 steps in a lane and 4 in the tree; mean, eps; half of all that passes the root; then root,
              * division and two products */
-            double steps = ((double)((k + 15) / 16) + 4 + 2) / 2 + 4 + 1, norm = std::sqrt(sum / (double)k + (double)1e-6f);
+            double steps = ((double)((k + 15) / 16) + 4 + 2) / 2 + 4 + 1,
+                   norm = std::sqrt(sum / (double)k + (double)1e-6f);
             for (size_t i = 0; i < k; i++) {
                 double want = (double)x[r * k + i] / norm * (double)weight[i];
                 EXPECT_NEAR(first[r * k + i], want, steps * U * std::fabs(want) + 0x1p-149);
@@ -719,8 +779,8 @@ struct Inputs {
 };
 
 /* Appends and attends in steps of the given sizes; returns y of all tokens.  q and k of `in` stay as they are. */
-std::vector<float> run_attention(Backend &b, const Attn &a, const Inputs &in, Cache &c, const std::vector<size_t> &steps,
-                                 std::vector<float> *rotated_q = nullptr)
+std::vector<float> run_attention(Backend &b, const Attn &a, const Inputs &in, Cache &c,
+                                 const std::vector<size_t> &steps, std::vector<float> *rotated_q = nullptr)
 {
     std::vector<float> y;
     size_t pos = 0;
@@ -842,7 +902,8 @@ TEST(Attention, sequences_of_a_batch_do_not_see_each_other)
         x.insert(x.end(), y.begin(), y.end());
         return x;
     };
-    std::vector<float> q = join(ip.q, ia.q), k = join(ip.k, ia.k), v = join(ip.v, ia.v), cs = join(ip.cs, ia.cs), y(q.size());
+    std::vector<float> q = join(ip.q, ia.q), k = join(ip.k, ia.k), v = join(ip.v, ia.v), cs = join(ip.cs, ia.cs),
+                       y(q.size());
     std::vector<int32_t> pages_p(both.pages.begin(), both.pages.begin() + 10),
         pages_a(both.pages.begin() + 9, both.pages.end());
     pages_a[0] = 1; /* a page that nobody else has: the tenth of the first sequence is its own */
@@ -872,7 +933,9 @@ TEST(Attention, rope_rotates_pairs_and_fills_the_cache)
                     *hi = b0 + b1;
                 };
                 float lo, hi;
-                auto stored = [&](float f) { return t == NBI_F32 ? (double)f : (double)nbi_f16_to_f32(nbi_f32_to_f16(f)); };
+                auto stored = [&](float f) {
+                    return t == NBI_F32 ? (double)f : (double)nbi_f16_to_f32(nbi_f32_to_f16(f));
+                };
                 for (size_t h = 0; h < 2; h++) {
                     turn(&in.q[(pos * 2 + h) * 6], &lo, &hi);
                     EXPECT_EQ(lo, q[(pos * 2 + h) * 6 + i]);

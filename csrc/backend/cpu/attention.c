@@ -92,8 +92,14 @@ nb_status nbi_cpu_attention(nbi_backend *b, const void *q, size_t n_heads, const
         size_t t = i / G, h = i % G, share = n_heads / G;
         const nbi_seq *s = find_token(seqs, &t);
         size_t at = ((s->row0 + t) * n_heads + h * share) * D;
-        nbi_cpu_attend a = {.q = (const float *)q + at, .y = (float *)y + at, .heads = share, .kv_head = h,
-                            .len = s->pos0 + t + 1, .kv = kv, .pages = s->pages, .scale = scale};
+        nbi_cpu_attend a = {.q = (const float *)q + at,
+                            .y = (float *)y + at,
+                            .heads = share,
+                            .kv_head = h,
+                            .len = s->pos0 + t + 1,
+                            .kv = kv,
+                            .pages = s->pages,
+                            .scale = scale};
         c->kern->attend(&a);
     }
     return NB_OK;

@@ -13,7 +13,10 @@
 
 #define MAX_THREADS 4096
 
-static void destroy(nbi_backend *b) { free(b); }
+static void destroy(nbi_backend *b)
+{
+    free(b);
+}
 
 static nb_status copy(nbi_backend *b, void *dst, const void *src, size_t bytes)
 {
@@ -80,7 +83,10 @@ static const nbi_backend_ops cpu_ops = {
 
 /* ---- instruction sets: best first ---- */
 
-static bool always(void) { return true; }
+static bool always(void)
+{
+    return true;
+}
 
 #if defined(__x86_64__)
 static bool has_avx2(void)

@@ -33,33 +33,33 @@ struct nbi_linear {
     nbi_scheme scheme;
     nbi_cpu_kind kind;
     size_t panel_bytes;
-    unsigned char *w;         /* [panels][panel_bytes] */
-    float *scales;            /* [panels][groups][16]; NULL when dense */
-    uint8_t *zeros;           /* [panels][groups][16]; NULL when symmetric */
-    int32_t *corr;            /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
-    float *bias;              /* [panels*16] or NULL */
+    unsigned char *w; /* [panels][panel_bytes] */
+    float *scales;    /* [panels][groups][16]; NULL when dense */
+    uint8_t *zeros;   /* [panels][groups][16]; NULL when symmetric */
+    int32_t *corr;    /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
+    float *bias;      /* [panels*16] or NULL */
     float act_scale;
-    int32_t act_zero;         /* zx */
-    void *block;              /* the one allocation that holds all of these */
+    int32_t act_zero; /* zx */
+    void *block;      /* the one allocation that holds all of these */
     size_t bytes;
 };
 
 /* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
 typedef struct nbi_cpu_job {
     const nbi_linear *l;
-    const float *x;      /* [rows][K] */
-    float *y;            /* [rows][N] */
-    unsigned char *q;    /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K */
-    size_t q_stride;     /* elements, a multiple of 8 */
-    int32_t *q_sum;      /* [rows][groups]: sum of the codes of a group */
-    float *q_scale;      /* [rows]; NaN for a row that holds a NaN or an infinity */
+    const float *x;   /* [rows][K] */
+    float *y;         /* [rows][N] */
+    unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K */
+    size_t q_stride;  /* elements, a multiple of 8 */
+    int32_t *q_sum;   /* [rows][groups]: sum of the codes of a group */
+    float *q_scale;   /* [rows]; NaN for a row that holds a NaN or an infinity */
     bool accumulate;
 } nbi_cpu_job;
 
 /* The query heads of one token that share a kv head. */
 typedef struct nbi_cpu_attend {
-    const float *q;      /* [heads][head_dim] */
-    float *y;            /* [heads][head_dim] */
+    const float *q;             /* [heads][head_dim] */
+    float *y;                   /* [heads][head_dim] */
     size_t heads, kv_head, len; /* keys 0 .. len-1 */
     const nbi_kv_layer *kv;
     const int32_t *pages;
@@ -67,9 +67,9 @@ typedef struct nbi_cpu_attend {
 } nbi_cpu_attend;
 
 typedef struct nbi_cpu_kernels {
-    const char *name;    /* "avx512-vnni" */
-    const char *isa;     /* as NB_CPU_ISA says it */
-    size_t q_bytes;      /* bytes of an activation's code */
+    const char *name; /* "avx512-vnni" */
+    const char *isa;  /* as NB_CPU_ISA says it */
+    size_t q_bytes;   /* bytes of an activation's code */
     /* Panels [p0,p1) of rows [r0,r1). */
     void (*linear[NBI_CPU_N_KINDS])(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
     void (*quantize_row)(const nbi_cpu_job *j, size_t row);
@@ -90,10 +90,16 @@ typedef struct nbi_cpu {
     int threads;
 } nbi_cpu;
 
-static inline nbi_cpu *nbi_cpu_of(nbi_backend *b) { return (nbi_cpu *)b; }
+static inline nbi_cpu *nbi_cpu_of(nbi_backend *b)
+{
+    return (nbi_cpu *)b;
+}
 
 /* Threads worth waking for `work` multiply-adds (or a like measure). */
-static inline int nbi_cpu_threads(const nbi_cpu *c, size_t work) { return work < 32768 ? 1 : c->threads; }
+static inline int nbi_cpu_threads(const nbi_cpu *c, size_t work)
+{
+    return work < 32768 ? 1 : c->threads;
+}
 
 nb_status nbi_cpu_create(nbi_backend **out, int threads);
 

@@ -5,7 +5,10 @@
 
 /* Scratch of R rows: codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes, scales [R].  A group has at
  * least 4 elements unless it is the only one. */
-static size_t stride_of(size_t k) { return nbi_ceil_div(k, 32) * 32; }
+static size_t stride_of(size_t k)
+{
+    return nbi_ceil_div(k, 32) * 32;
+}
 
 size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k)
 {

@@ -59,22 +59,18 @@ V16_INLINE void dense_tile(const nbi_cpu_job *j, size_t panel, size_t row, int k
     for (size_t k0 = 0; k0 < K; k0 += NBI_K_CHUNK) {
         size_t k1 = K - k0 < NBI_K_CHUNK ? K : k0 + NBI_K_CHUNK;
         v16 part[MAX_P][MAX_M];
-        UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int m = 0; m < M; m++)
-                part[p][m] = v16_set1(0);
+        UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
         for (size_t k = k0; k < k1; k++) {
             v16 wk[MAX_P];
-            UNROLL for (int p = 0; p < P; p++)
-                wk[p] = dense_weight(w + (size_t)p * l->panel_bytes, k, kind);
-            UNROLL for (int m = 0; m < M; m++) {
+            UNROLL for (int p = 0; p < P; p++) wk[p] = dense_weight(w + (size_t)p * l->panel_bytes, k, kind);
+            UNROLL for (int m = 0; m < M; m++)
+            {
                 v16 xk = v16_set1(x[(size_t)m * K + k]);
-                UNROLL for (int p = 0; p < P; p++)
-                    part[p][m] = v16_fma(wk[p], xk, part[p][m]);
+                UNROLL for (int p = 0; p < P; p++) part[p][m] = v16_fma(wk[p], xk, part[p][m]);
             }
         }
-        UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int m = 0; m < M; m++)
-                acc[p][m] = v16_add(acc[p][m], part[p][m]);
+        UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) acc[p][m] =
+            v16_add(acc[p][m], part[p][m]);
     }
     store_tile(j, panel, row, P, M, acc);
 }
@@ -93,16 +89,15 @@ V16_INLINE void code_step(const unsigned char *w, size_t panel_bytes, const floa
                           int P, int M, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
     v16u wd[MAX_P];
-    UNROLL for (int p = 0; p < P; p++)
-        wd[p] = v16u_load(w + (size_t)p * panel_bytes);
-    UNROLL for (int i = 0; i < len; i++) {
+    UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + (size_t)p * panel_bytes);
+    UNROLL for (int i = 0; i < len; i++)
+    {
         v16 wk[MAX_P];
-        UNROLL for (int p = 0; p < P; p++)
-            wk[p] = code_weight(wd[p], i, zero[p], kind);
-        UNROLL for (int m = 0; m < M; m++) {
+        UNROLL for (int p = 0; p < P; p++) wk[p] = code_weight(wd[p], i, zero[p], kind);
+        UNROLL for (int m = 0; m < M; m++)
+        {
             v16 xk = v16_set1(x[(size_t)m * K + (size_t)i]);
-            UNROLL for (int p = 0; p < P; p++)
-                part[p][m] = v16_fma(wk[p], xk, part[p][m]);
+            UNROLL for (int p = 0; p < P; p++) part[p][m] = v16_fma(wk[p], xk, part[p][m]);
         }
     }
 }
@@ -110,7 +105,8 @@ V16_INLINE void code_step(const unsigned char *w, size_t panel_bytes, const floa
 V16_INLINE void load_zeros(const nbi_linear *l, size_t panel, size_t g, int kind, int P, v16 zero[MAX_P])
 {
     const int bits = kind == NBI_CPU_W8 ? 8 : 4;
-    UNROLL for (int p = 0; p < P; p++) {
+    UNROLL for (int p = 0; p < P; p++)
+    {
         zero[p] = v16_set1(bits == 8 ? 128 : 8);
         if (l->zeros)
             zero[p] = v16_load_u8(l->zeros + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);
@@ -135,17 +131,15 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
         for (size_t k0 = end - l->group_len; k0 < end; k0 += NBI_K_CHUNK) {
             size_t k1 = end - k0 < NBI_K_CHUNK ? end : k0 + NBI_K_CHUNK, k = k0;
             v16 part[MAX_P][MAX_M];
-            UNROLL for (int p = 0; p < P; p++)
-                UNROLL for (int m = 0; m < M; m++)
-                    part[p][m] = v16_set1(0);
+            UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
             for (; k + (size_t)per <= k1; k += (size_t)per)
                 code_step(w + k / (size_t)per * 64, pb, x + k, K, per, kind, P, M, zero, part);
             if (k < k1)
                 code_step(w + k / (size_t)per * 64, pb, x + k, K, (int)(k1 - k), kind, P, M, zero, part);
-            UNROLL for (int p = 0; p < P; p++) {
+            UNROLL for (int p = 0; p < P; p++)
+            {
                 v16 s = v16_load(l->scales + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);
-                UNROLL for (int m = 0; m < M; m++)
-                    acc[p][m] = v16_fma(s, part[p][m], acc[p][m]);
+                UNROLL for (int m = 0; m < M; m++) acc[p][m] = v16_fma(s, part[p][m], acc[p][m]);
             }
         }
     }
@@ -158,17 +152,16 @@ V16_INLINE void int_step(const unsigned char *w, size_t pb, const nbi_qx *q, siz
                          v16d sum[MAX_P][MAX_M])
 {
     v16u wd[MAX_P];
-    UNROLL for (int p = 0; p < P; p++)
-        wd[p] = v16u_load(w + (size_t)p * pb);
+    UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + (size_t)p * pb);
     const int halves = kind == NBI_CPU_Q8 ? 1 : 2;
-    UNROLL for (int half = 0; half < halves; half++) {
+    UNROLL for (int half = 0; half < halves; half++)
+    {
         v16q wq[MAX_P];
-        UNROLL for (int p = 0; p < P; p++)
-            wq[p] = kind == NBI_CPU_Q8 ? v16q_from8(wd[p]) : v16q_from4(wd[p], half);
-        UNROLL for (int m = 0; m < M; m++) {
+        UNROLL for (int p = 0; p < P; p++) wq[p] = kind == NBI_CPU_Q8 ? v16q_from8(wd[p]) : v16q_from4(wd[p], half);
+        UNROLL for (int m = 0; m < M; m++)
+        {
             v16x xq = v16x_load(q + (size_t)m * stride + 4 * half);
-            UNROLL for (int p = 0; p < P; p++)
-                sum[p][m] = v16d_add(sum[p][m], wq[p], xq);
+            UNROLL for (int p = 0; p < P; p++) sum[p][m] = v16d_add(sum[p][m], wq[p], xq);
         }
     }
 }
@@ -178,10 +171,12 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
                           v16d sum[MAX_P][MAX_M], v16 acc[MAX_P][MAX_M])
 {
     const nbi_linear *l = j->l;
-    UNROLL for (int p = 0; p < P; p++) {
+    UNROLL for (int p = 0; p < P; p++)
+    {
         size_t at = ((panel + (size_t)p) * l->groups + g) * NBI_PANEL;
         v16 s = v16_load(l->scales + at);
-        UNROLL for (int m = 0; m < M; m++) {
+        UNROLL for (int m = 0; m < M; m++)
+        {
             v16 exact = v16d_finish(sum[p][m], l->corr ? l->corr + at : NULL, l->zeros ? l->zeros + at : NULL,
                                     kind == NBI_CPU_Q8 ? 128 : 8, j->q_sum[(row + (size_t)m) * l->groups + g]);
             acc[p][m] = v16_fma(exact, s, acc[p][m]);
@@ -202,9 +197,7 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
     for (size_t g = 0; g < l->groups; g++) {
         const size_t k0 = g * l->group_len, k1 = k0 + l->group_len;
         v16d sum[MAX_P][MAX_M];
-        UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int m = 0; m < M; m++)
-                sum[p][m] = v16d_zero();
+        UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) sum[p][m] = v16d_zero();
         /* A last dword that K does not fill multiplies the zeros that quantize_row() left beyond K. */
         for (size_t k = k0; k < k1; k += per)
             int_step(w + k / per * 64, pb, q + k, stride, kind, P, M, sum);

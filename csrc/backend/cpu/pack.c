@@ -26,7 +26,10 @@
 
 #include "base/checked.h"
 
-static size_t codes_in_dword(const nbi_linear *l) { return l->scheme.bits == 8 ? 4 : 8; }
+static size_t codes_in_dword(const nbi_linear *l)
+{
+    return l->scheme.bits == 8 ? 4 : 8;
+}
 
 /* ---- what has a kernel ---- */
 
@@ -61,8 +64,9 @@ static nb_status check_act(const nbi_weight *w, const nbi_linear *l)
     }
     longest = INT32_MAX / (x * c);
     if (l->group_len > longest)
-        return nbi_fail(NB_ELIMIT, "INT8 activations: %zu products share a scale, and more than %llu may overflow the "
-                                   "int32 that sums them",
+        return nbi_fail(NB_ELIMIT,
+                        "INT8 activations: %zu products share a scale, and more than %llu may overflow the "
+                        "int32 that sums them",
                         l->group_len, (unsigned long long)longest);
     return NB_OK;
 }
@@ -73,15 +77,17 @@ static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
     if (s->bits != 4 && s->bits != 8)
         return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CPU kernel: expected 4 or 8", s->bits);
     if (!w->codes || !w->scales || s->symmetric != !w->zeros)
-        return nbi_fail(NB_EINVAL, "a quantized weight lacks codes or scales, or its zero points do not go with its "
-                                   "scheme (%s)",
+        return nbi_fail(NB_EINVAL,
+                        "a quantized weight lacks codes or scales, or its zero points do not go with its "
+                        "scheme (%s)",
                         s->symmetric ? "symmetric" : "asymmetric");
     if (s->strategy == NBI_PER_GROUP) {
         if (!s->group || w->k % s->group)
             return nbi_fail(NB_EUNSUPPORTED, "%zu inputs do not divide into groups of %u", w->k, s->group);
         if (s->group % codes_in_dword(l) && s->group != w->k)
-            return nbi_fail(NB_EUNSUPPORTED, "groups of %u have no CPU kernel: with INT%u the group must be a multiple "
-                                             "of %zu",
+            return nbi_fail(NB_EUNSUPPORTED,
+                            "groups of %u have no CPU kernel: with INT%u the group must be a multiple "
+                            "of %zu",
                             s->group, s->bits, codes_in_dword(l));
     }
     l->groups = nbi_scheme_groups(s, w->k);
@@ -239,7 +245,10 @@ void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l)
     free(l);
 }
 
-size_t nbi_cpu_linear_bytes(const nbi_linear *l) { return l->bytes; }
+size_t nbi_cpu_linear_bytes(const nbi_linear *l)
+{
+    return l->bytes;
+}
 
 void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
 {

@@ -136,18 +136,16 @@ V16_INLINE void att_values(const nbi_cpu_attend *a, const float *p, size_t c0, s
                            bool half, float *out)
 {
     v16 o[4];
-    UNROLL for (int b = 0; b < B; b++)
-        o[b] = v16_set1(0);
+    UNROLL for (int b = 0; b < B; b++) o[b] = v16_set1(0);
     for (size_t t0 = 0; t0 < n; t0 += NBI_PAGE_TOKENS) {
         size_t at = kv_at(a, c0 + t0) + d0, nt = n - t0 < NBI_PAGE_TOKENS ? n - t0 : NBI_PAGE_TOKENS;
         for (size_t t = 0; t < nt; t++, at += a->kv->head_dim) {
             v16 pt = v16_set1(p[t0 + t]);
-            UNROLL for (int b = 0; b < B; b++)
-                o[b] = v16_fma(pt, load_kv(a->kv->v, at + 16 * (size_t)b, b == B - 1 ? last : 16, half), o[b]);
+            UNROLL for (int b = 0; b < B; b++) o[b] =
+                v16_fma(pt, load_kv(a->kv->v, at + 16 * (size_t)b, b == B - 1 ? last : 16, half), o[b]);
         }
     }
-    UNROLL for (int b = 0; b < B; b++)
-        v16_store(out + d0 + 16 * (size_t)b, o[b]);
+    UNROLL for (int b = 0; b < B; b++) v16_store(out + d0 + 16 * (size_t)b, o[b]);
 }
 
 /* O and L of head h take in the chunk at st->chunk with max m and sum l. */

@@ -9,12 +9,12 @@
 #define V16_INLINE static inline __attribute__((always_inline))
 
 /* 16 registers: 8 sums (a lane of sixteen is two), 2 of weights, the rest for unpacking. */
-#define V16_ROWS       4
-#define V16_ROWS_INT   2
-#define V16_PANELS_1   4
-#define V16_PANELS_2   2
-#define V16_PANELS_4   1
-#define V16_PANELS_8   1
+#define V16_ROWS         4
+#define V16_ROWS_INT     2
+#define V16_PANELS_1     4
+#define V16_PANELS_2     2
+#define V16_PANELS_4     1
+#define V16_PANELS_8     1
 #define V16_INT_PANELS_1 2
 #define V16_INT_PANELS_2 1
 #define V16_INT_PANELS_4 1
@@ -27,9 +27,18 @@ typedef struct v16u {
     __m256i lo, hi;
 } v16u;
 
-V16_INLINE v16 v16_make(__m256 lo, __m256 hi) { return (v16){lo, hi}; }
-V16_INLINE v16 v16_set1(float x) { return v16_make(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
-V16_INLINE v16 v16_load(const float *p) { return v16_make(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+V16_INLINE v16 v16_make(__m256 lo, __m256 hi)
+{
+    return (v16){lo, hi};
+}
+V16_INLINE v16 v16_set1(float x)
+{
+    return v16_make(_mm256_set1_ps(x), _mm256_set1_ps(x));
+}
+V16_INLINE v16 v16_load(const float *p)
+{
+    return v16_make(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+}
 V16_INLINE v16 v16_load_n(const float *p, size_t n)
 {
     float t[16] = {0};
@@ -55,7 +64,10 @@ V16_INLINE __m256 v16_bf16_half(const uint16_t *p)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
-V16_INLINE v16 v16_load_bf16(const uint16_t *p) { return v16_make(v16_bf16_half(p), v16_bf16_half(p + 8)); }
+V16_INLINE v16 v16_load_bf16(const uint16_t *p)
+{
+    return v16_make(v16_bf16_half(p), v16_bf16_half(p + 8));
+}
 V16_INLINE v16 v16_load_u8(const uint8_t *p)
 {
     __m128i b = _mm_loadu_si128((const __m128i *)p);
@@ -78,12 +90,30 @@ V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
     memcpy(p, t, n * sizeof(float));
 }
 
-V16_INLINE v16 v16_add(v16 a, v16 b) { return v16_make(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
-V16_INLINE v16 v16_sub(v16 a, v16 b) { return v16_make(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
-V16_INLINE v16 v16_mul(v16 a, v16 b) { return v16_make(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)); }
-V16_INLINE v16 v16_div(v16 a, v16 b) { return v16_make(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)); }
-V16_INLINE v16 v16_max(v16 a, v16 b) { return v16_make(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)); }
-V16_INLINE v16 v16_min(v16 a, v16 b) { return v16_make(_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)); }
+V16_INLINE v16 v16_add(v16 a, v16 b)
+{
+    return v16_make(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi));
+}
+V16_INLINE v16 v16_sub(v16 a, v16 b)
+{
+    return v16_make(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi));
+}
+V16_INLINE v16 v16_mul(v16 a, v16 b)
+{
+    return v16_make(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi));
+}
+V16_INLINE v16 v16_div(v16 a, v16 b)
+{
+    return v16_make(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi));
+}
+V16_INLINE v16 v16_max(v16 a, v16 b)
+{
+    return v16_make(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi));
+}
+V16_INLINE v16 v16_min(v16 a, v16 b)
+{
+    return v16_make(_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi));
+}
 V16_INLINE v16 v16_fma(v16 a, v16 b, v16 c)
 {
     return v16_make(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
@@ -116,7 +146,10 @@ V16_INLINE v16u v16u_load(const void *p)
 {
     return (v16u){_mm256_load_si256(p), _mm256_load_si256((const __m256i *)p + 1)};
 }
-V16_INLINE v16 v16_zero_points(v16 zero, int bits) { return (void)bits, v16_add(zero, v16_set1(0x1p23f)); }
+V16_INLINE v16 v16_zero_points(v16 zero, int bits)
+{
+    return (void)bits, v16_add(zero, v16_set1(0x1p23f));
+}
 V16_INLINE __m256 v16_code_half(__m256i w, int shift, int mask, __m256 zero)
 {
     __m256i u = _mm256_and_si256(_mm256_srli_epi32(w, shift), _mm256_set1_epi32(mask));
@@ -130,7 +163,10 @@ V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
 {
     return v16_make(v16_code_half(w.lo, shift, 15, zero.lo), v16_code_half(w.hi, shift, 15, zero.hi));
 }
-V16_INLINE v16 v16_code4(v16u w, int shift) { return v16_code4z(w, shift, v16_set1(0x1p23f + 8)); }
+V16_INLINE v16 v16_code4(v16u w, int shift)
+{
+    return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
+}
 
 /* -- integer dot products --
  * Codes are widened to 16 bits and multiplied with pmaddwd, whose two products cannot overflow; a lane's four products
@@ -144,11 +180,14 @@ typedef __m256i v16x;
 
 V16_INLINE v16q v16q_widen(__m256i lo, __m256i hi)
 {
-    return (v16q){{_mm256_cvtepu8_epi16(_mm256_castsi256_si128(lo)), _mm256_cvtepu8_epi16(_mm256_extracti128_si256(lo, 1)),
-                   _mm256_cvtepu8_epi16(_mm256_castsi256_si128(hi)),
-                   _mm256_cvtepu8_epi16(_mm256_extracti128_si256(hi, 1))}};
+    return (v16q){
+        {_mm256_cvtepu8_epi16(_mm256_castsi256_si128(lo)), _mm256_cvtepu8_epi16(_mm256_extracti128_si256(lo, 1)),
+         _mm256_cvtepu8_epi16(_mm256_castsi256_si128(hi)), _mm256_cvtepu8_epi16(_mm256_extracti128_si256(hi, 1))}};
 }
-V16_INLINE v16q v16q_from8(v16u w) { return v16q_widen(w.lo, w.hi); }
+V16_INLINE v16q v16q_from8(v16u w)
+{
+    return v16q_widen(w.lo, w.hi);
+}
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
     const __m256i mask = _mm256_set1_epi8(15);

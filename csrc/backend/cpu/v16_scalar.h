@@ -15,12 +15,12 @@
 #define V16_EACH   for (int i = 0; i < 16; i++)
 
 /* Panels and rows of a register tile (linear_body.h): tiles of M rows take V16_PANELS_M panels. */
-#define V16_ROWS       1
-#define V16_ROWS_INT   1
-#define V16_PANELS_1   1
-#define V16_PANELS_2   1
-#define V16_PANELS_4   1
-#define V16_PANELS_8   1
+#define V16_ROWS         1
+#define V16_ROWS_INT     1
+#define V16_PANELS_1     1
+#define V16_PANELS_2     1
+#define V16_PANELS_4     1
+#define V16_PANELS_8     1
 #define V16_INT_PANELS_1 1
 #define V16_INT_PANELS_2 1
 #define V16_INT_PANELS_4 1
@@ -59,7 +59,10 @@ V16_INLINE v16 v16_load_f16_n(const uint16_t *p, size_t n)
         r.f[i] = nbi_f16_to_f32(p[i]);
     return r;
 }
-V16_INLINE v16 v16_load_f16(const uint16_t *p) { return v16_load_f16_n(p, 16); }
+V16_INLINE v16 v16_load_f16(const uint16_t *p)
+{
+    return v16_load_f16_n(p, 16);
+}
 V16_INLINE v16 v16_load_bf16(const uint16_t *p)
 {
     v16 r;
@@ -72,8 +75,14 @@ V16_INLINE v16 v16_load_u8(const uint8_t *p)
     V16_EACH r.f[i] = (float)p[i];
     return r;
 }
-V16_INLINE void v16_store(float *p, v16 a) { memcpy(p, a.f, sizeof a.f); }
-V16_INLINE void v16_store_n(float *p, v16 a, size_t n) { memcpy(p, a.f, n * sizeof(float)); }
+V16_INLINE void v16_store(float *p, v16 a)
+{
+    memcpy(p, a.f, sizeof a.f);
+}
+V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
+{
+    memcpy(p, a.f, n * sizeof(float));
+}
 
 V16_INLINE v16 v16_add(v16 a, v16 b)
 {
@@ -144,7 +153,10 @@ V16_INLINE v16u v16u_load(const void *p)
     return r;
 }
 /* The zero points of a group in the form that v16_code8 (bits 8) or v16_code4z (4) takes. */
-V16_INLINE v16 v16_zero_points(v16 zero, int bits) { return (void)bits, zero; }
+V16_INLINE v16 v16_zero_points(v16 zero, int bits)
+{
+    return (void)bits, zero;
+}
 V16_INLINE v16 v16_code8(v16u w, int j, v16 zero) /* byte j, minus the zero point */
 {
     V16_EACH zero.f[i] = (float)(w.u[i] >> (8 * j) & 0xff) - zero.f[i];
@@ -168,14 +180,23 @@ typedef v16u v16q;
 typedef v16u v16d;
 typedef const nbi_qx *v16x;
 
-V16_INLINE v16q v16q_from8(v16u w) { return w; }
+V16_INLINE v16q v16q_from8(v16u w)
+{
+    return w;
+}
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
     V16_EACH w.u[i] = w.u[i] >> (4 * high) & 0x0f0f0f0fu;
     return w;
 }
-V16_INLINE v16x v16x_load(const nbi_qx *x) { return x; }
-V16_INLINE v16d v16d_zero(void) { return (v16d){{0}}; }
+V16_INLINE v16x v16x_load(const nbi_qx *x)
+{
+    return x;
+}
+V16_INLINE v16d v16d_zero(void)
+{
+    return (v16d){{0}};
+}
 V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x) /* acc + the four products of a lane */
 {
     V16_EACH for (int j = 0; j < 4; j++) acc.u[i] += (uint32_t)((int32_t)(w.u[i] >> (8 * j) & 0xff) * x[j]);
