@@ -109,7 +109,14 @@ std::vector<Stream> streams()
         high[i] = 12.0f + i;
     for (float x : high)
         low.push_back(-x);
-    return {{"gaussian", gaussian(20000, 1)},
+    Values below = laplace(20000, 10), above;
+    for (auto &x : below)
+        x = x > 0 ? 0.1f * x : 3 * x; /* a long tail on one side */
+    for (float x : below)
+        above.push_back(-x);
+    return {{"long below", below},
+            {"long above", above},
+            {"gaussian", gaussian(20000, 1)},
             {"outliers above", high},
             {"outliers below", low},
             {"small", gaussian(5000, 2, 1e-6f)},
@@ -346,6 +353,11 @@ TEST(ObserverGrid, clipping_helps_against_heavy_outliers)
     for (auto m : {NBI_OBS_PERCENTILE, NBI_OBS_MSE, NBI_OBS_KL})
         EXPECT_LT(grid_of(*o, m, true, 4).scale, 0.75 * all.scale) << m;
     EXPECT_LT(rmse(grid_of(*o, NBI_OBS_MSE, true, 4), x), rmse(all, x));
+    for (auto m : {NBI_OBS_PERCENTILE, NBI_OBS_MSE, NBI_OBS_KL}) { /* at both ends: here they are alike */
+        nbi_grid g = grid_of(*o, m, false, 4);
+        EXPECT_GT((g.qmin - g.zero) * g.scale, 0.75f * o->lo) << m;
+        EXPECT_LT((g.qmax - g.zero) * g.scale, 0.75f * o->hi) << m;
+    }
 }
 
 /* ---- entropy, as in the published code: counts in arrays, no running sums ------------------------------------------ */
