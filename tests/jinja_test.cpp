@@ -280,7 +280,7 @@ TEST(JinjaLimits, endless_work_stops)
                                   "{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}");
     EXPECT_REFUSED(NB_ELIMIT, "", "{% set ns = namespace(l=[1]) %}{% for i in range(99) %}"
                                   "{% set ns.l = ns.l + ns.l %}{% endfor %}");
-    EXPECT_REFUSED(NB_ELIMIT, "", "{{ '%999999999d' % 1 }}");
+    EXPECT_REFUSED(NB_EUNSUPPORTED, "", "{{ '%999999999d' % 1 }}");
     EXPECT_REFUSED(NB_ELIMIT, "", "{{ '' | indent(999999999999) }}");
     EXPECT_REFUSED(NB_ELIMIT, "", "{{ [[]] | tojson(indent=999999999) }}");
     EXPECT_REFUSED(NB_ELIMIT, "bytes", "{% for i in range(99999) %}{{ 'x' * 10000 }}{% endfor %}");
@@ -314,7 +314,7 @@ static std::string times(size_t n, const std::string &s)
 
 TEST(JinjaLimits, nesting_is_bounded_when_the_template_is_read)
 {
-    const size_t deep = 200000;
+    const size_t deep = 20000;
     for (const std::string &s :
          {"{{ " + times(deep, "("), "{{ " + times(deep, "["), "{{ " + times(deep, "{1:"), "{{ " + times(deep, "- ") + "1 }}",
           "{{ " + times(deep, "not ") + "1 }}", "{{ 1" + times(deep, " if 1 else 1") + " }}", "{{ a" + times(deep, ".b") + " }}",

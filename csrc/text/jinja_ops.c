@@ -400,7 +400,7 @@ nb_status nbi_jop_binary(jrt *rt, unsigned op, jval a, jval b, jval *out)
 /* One conversion: `spec` is what stands between % and its letter, C has the same meaning for the flags we let in. */
 static nb_status convert(jrt *rt, nbi_str *b, const char *spec, char letter, jval v)
 {
-    char fmt[32], text[512];
+    char fmt[32], text[2048];
     int64_t i = 0;
     int n;
     if (letter == 's' || letter == 'r') {
@@ -430,12 +430,12 @@ static nb_status convert(jrt *rt, nbi_str *b, const char *spec, char letter, jva
     return nbi_jr_put(rt, b, text, (size_t)n);
 }
 
-/* Takes characters of `set` at *p into spec, which holds 15; false when they do not fit. */
+/* Takes characters of `set` at *p into spec, three at most: a width or precision of 999 is enough. */
 static bool take(jspan fmt, size_t *p, const char *set, char spec[16])
 {
-    size_t n = strlen(spec);
+    size_t n = strlen(spec), most = n + 3;
     for (; *p < fmt.n && fmt.s[*p] && strchr(set, fmt.s[*p]); ++*p) {
-        if (n == 15)
+        if (n == most)
             return false;
         spec[n++] = fmt.s[*p];
         spec[n] = 0;

@@ -334,3 +334,30 @@ void nbi_jinja_free(nbi_jinja *t)
         nbi_ja_free(&t->mem);
     free(t);
 }
+
+/* ---- questions about a template ---------------------------------------------------------------------------------- */
+
+/* Is this expression, filters aside, a variable, attribute or item of that name? */
+static bool is_called(const jnode *n, jspan name)
+{
+    while (n->kind == N_FILTER)
+        n = n->a;
+    if (n->kind == N_ITEM)
+        return n->b->kind == N_CONST && n->b->value.type == J_STR && nbi_jspan_eq(n->b->value.u.str, name);
+    return (n->kind == N_NAME || n->kind == N_ATTR) && nbi_jspan_eq(n->text, name);
+}
+
+/* Recursion is bounded by the height of the tree. */
+static bool loops_over(const jnode *n, jspan name)
+{
+    if (!n)
+        return false;
+    if (n->kind == N_FOR && is_called(n->b, name))
+        return true;
+    bool yes = loops_over(n->a, name) || loops_over(n->b, name) || loops_over(n->c, name);
+    for (size_t i = 0; !yes && i < n->n_kids; i++)
+        yes = loops_over(n->kids[i], name);
+    return yes;
+}
+
+bool nbi_jinja_loops_over(const nbi_jinja *t, const char *name) { return loops_over(t->root, nbi_jspan(name)); }
