@@ -62,7 +62,7 @@ TEST(Chat, parts_are_joined_for_a_template_that_wants_a_string)
 
 TEST(Chat, tool_arguments_become_an_object)
 {
-    const char *source = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }};"
+    const char *source = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }};"
                          "{% endfor %}{% endfor %}";
     auto call = [](const std::string &arguments) {
         return R"([{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":)" + arguments + "}}]}]";
