@@ -9,7 +9,8 @@ extern "C" {
 #include "model/config.h"
 }
 
-namespace {
+namespace
+{
 
 const char *const BASE = R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
  "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 768,
@@ -44,8 +45,14 @@ std::string with(const std::string &patch)
 TEST(Config, old_and_new_spelling_mean_the_same)
 {
     nbi_config a, b;
-    ASSERT_NB_OK(parse(&a, with(R"("torch_dtype": "float16", "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 4.0})")));
-    ASSERT_NB_OK(parse(&b, with(R"("dtype": "float16", "rope_parameters": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 4.0})")));
+    ASSERT_NB_OK(parse(
+        &a,
+        with(
+            R"("torch_dtype": "float16", "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 4.0})")));
+    ASSERT_NB_OK(parse(
+        &b,
+        with(
+            R"("dtype": "float16", "rope_parameters": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 4.0})")));
     EXPECT_EQ(0, memcmp(&a, &b, sizeof a));
     EXPECT_EQ(NBI_F16, a.dtype);
     EXPECT_EQ(NBI_ROPE_LINEAR, a.rope_type);
@@ -104,7 +111,8 @@ TEST(Rope, llama3_scaling_equals_the_reference)
 TEST(Rope, linear_scaling_divides_all_frequencies)
 {
     nbi_config c;
-    ASSERT_NB_OK(parse(&c, with(R"("rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})")));
+    ASSERT_NB_OK(
+        parse(&c, with(R"("rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})")));
     std::vector<float> f(16);
     nbi_rope_inv_freq(&c, f.data());
     EXPECT_FLOAT_EQ(0.25f, f[0]);
@@ -130,7 +138,8 @@ TEST(Config, real_llama_configs_parse_and_other_families_are_named)
     EXPECT_EQ(NBI_ROPE_LLAMA3, c.rope_type);
     EXPECT_EQ(8192u, c.rope_original_context);
     EXPECT_EQ(NBI_BF16, c.dtype);
-    EXPECT_FAILS(NB_EUNSUPPORTED, "Qwen3MoeForCausalLM", parse(&c, read_text(dir + "/Qwen--Qwen3-30B-A3B_config.json")));
+    EXPECT_FAILS(NB_EUNSUPPORTED, "Qwen3MoeForCausalLM",
+                 parse(&c, read_text(dir + "/Qwen--Qwen3-30B-A3B_config.json")));
     EXPECT_FAILS(NB_EUNSUPPORTED, "DeepseekV3ForCausalLM",
                  parse(&c, read_text(dir + "/deepseek-ai--DeepSeek-V3_config.json")));
 }
