@@ -50,7 +50,7 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--calib-tokens", NULL, CLI_INT, &tokens, "N", "tokens of it to use (default: the recipe's)", 2, 1e9},
         {"--calib-ctx", NULL, CLI_INT, &ctx, "N", "window (default: the recipe's)", 2, 1e7},
         {"--max-shard-bytes", NULL, CLI_INT, &shard, "N", "split the weights over files (default 5e9)", 1 << 16, 1e15},
-        {"--force", "-f", CLI_BOOL, &force, NULL, "replace the folder if it exists", 0, 0},
+        {"--overwrite", NULL, CLI_BOOL, &force, NULL, "replace the folder if it exists", 0, 0},
         {"--dry-run", NULL, CLI_BOOL, &dry, NULL, "only tell the size", 0, 0},
         {"--json", NULL, CLI_BOOL, &json, NULL, "print the whole report as JSON", 0, 0},
         CLI_MODEL_FLAGS(m),

@@ -67,7 +67,7 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--errors", NULL, CLI_STRING, &errors, "FILE", "failed rows go here (default: the output)", 0, 0},
         {"--resume", NULL, CLI_BOOL, &resume, NULL, "go on where an earlier run of this job ended", 0, 0},
         {"--retry-failed", NULL, CLI_BOOL, &retry, NULL, "with --resume: run failed rows again", 0, 0},
-        {"--force", NULL, CLI_BOOL, &force, NULL, "start anew although the output exists", 0, 0},
+        {"--overwrite", NULL, CLI_BOOL, &force, NULL, "start anew although the output exists", 0, 0},
         {"--shard", NULL, CLI_STRING, &shard, "I/N", "rows with line number mod N == I, or auto (Slurm, Kubernetes)", 0,
          0},
         {"--max-batch", "-b", CLI_INT, &batch, "B", "sequences at once (default 32)", 1, 65536},
@@ -92,7 +92,7 @@ static int run(const cli_command *c, int argc, char **argv)
     if (retry && !resume)
         return cli_usage_error(c, "--retry-failed goes with --resume");
     if (resume && force)
-        return cli_usage_error(c, "--resume and --force exclude each other");
+        return cli_usage_error(c, "--resume and --overwrite exclude each other");
     if (shard && (rc = parse_shard(c, shard, &o)) >= 0)
         return rc;
     o.input = in;

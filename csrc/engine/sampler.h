@@ -13,8 +13,9 @@ nb_status nbi_sampling_check(const nb_sampling *p);
 
 /* Picks the next token.  `logits` [vocab] is modified.  `history` = prompt and output so far, the output begins at
  * n_prompt; `position` = n_history is the counter of the random number.  With n_top >= 0, *logprob is the token's
- * and top[0..n_top) the best alternatives (after penalties, before temperature).  A row that holds NaN, or no finite
- * value, is NB_EINTERNAL. */
+ * and top[0..n_top) the best alternatives (after penalties, before temperature).  A row that holds NaN or +infinity,
+ * or no finite value, is NB_EINTERNAL.  top needs room for min(n_top, vocab).  Ids in `history` are the caller's to
+ * check. */
 nb_status nbi_sample(nbi_sampler *s, float *logits, const nb_sampling *p, const int32_t *history, size_t n_prompt,
                      size_t n_history, int n_top, int32_t *token, float *logprob, nb_logprob *top);
 

@@ -1,0 +1,172 @@
+/* The CPU backend: choice of the instruction set, and the table of operations.
+ *
+ * Activations are fp32 in host memory, so upload and download are copies and nothing is asynchronous. */
+#include "backend/cpu/cpu.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#define MAX_THREADS 4096
+
+static void destroy(nbi_backend *b)
+{
+    free(b);
+}
+
+static nb_status copy(nbi_backend *b, void *dst, const void *src, size_t bytes)
+{
+    (void)b;
+    if (bytes)
+        memcpy(dst, src, bytes);
+    return NB_OK;
+}
+
+static nb_status download_f32(nbi_backend *b, float *dst, const void *x, size_t n)
+{
+    return copy(b, dst, x, n * sizeof(float));
+}
+
+static nb_status rmsnorm(nbi_backend *b, const void *x, const float *weight, float eps, size_t rows, size_t k, void *y)
+{
+    const nbi_cpu *c = nbi_cpu_of(b);
+    const float *src = x;
+    float *dst = y;
+#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * k : 0))
+    for (size_t r = 0; r < rows; r++)
+        c->kern->rmsnorm_row(src + r * k, weight, eps, k, dst + r * k);
+    return NB_OK;
+}
+
+static nb_status swiglu(nbi_backend *b, const void *gate, const void *up, size_t n, void *y)
+{
+    const nbi_cpu *c = nbi_cpu_of(b);
+    const size_t block = 4096;
+#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, n))
+    for (size_t i = 0; i < n; i += block)
+        c->kern->swiglu((const float *)gate + i, (const float *)up + i, n - i < block ? n - i : block, (float *)y + i);
+    return NB_OK;
+}
+
+static nb_status gather(nbi_backend *b, const void *x, const uint32_t *rows_, size_t n, size_t k, void *y)
+{
+    (void)b;
+    for (size_t i = 0; i < n; i++)
+        memcpy((float *)y + i * k, (const float *)x + rows_[i] * k, k * sizeof(float));
+    return NB_OK;
+}
+
+static const nbi_backend_ops cpu_ops = {
+    .destroy = destroy,
+    .alloc = nbi_cpu_alloc,
+    .release = nbi_cpu_release,
+    .upload = copy,
+    .download = copy,
+    .free_bytes = nbi_cpu_free_bytes,
+    .linear_create = nbi_cpu_linear_create,
+    .linear_free = nbi_cpu_linear_free,
+    .linear_bytes = nbi_cpu_linear_bytes,
+    .scratch_bytes = nbi_cpu_scratch_bytes,
+    .embed = nbi_cpu_embed,
+    .rmsnorm = rmsnorm,
+    .linear = nbi_cpu_linear,
+    .rope_append = nbi_cpu_rope_append,
+    .attention = nbi_cpu_attention,
+    .swiglu = swiglu,
+    .gather = gather,
+    .download_f32 = download_f32,
+};
+
+/* ---- instruction sets: best first ---- */
+
+static bool always(void)
+{
+    return true;
+}
+
+#if defined(__x86_64__)
+static bool has_avx2(void)
+{
+    unsigned a, b, c = 0, d;
+    /* the builtin looks at what the system saves, too; its name for F16C is not known to every compiler */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+           (c & bit_F16C);
+}
+/* Without VNNI the AVX2 kernels serve: a 512-bit integer kernel of its own would gain little there. */
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+static const struct {
+    const nbi_cpu_kernels *kern;
+    bool (*present)(void);
+} isas[] = {
+#if defined(__x86_64__)
+    {&nbi_cpu_avx512, has_avx512},
+    {&nbi_cpu_avx2, has_avx2},
+#endif
+    {&nbi_cpu_scalar, always},
+};
+
+static nb_status choose_isa(const nbi_cpu_kernels **out)
+{
+    const char *want = getenv("NB_CPU_ISA");
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+        if (want && *want && strcmp(want, isas[i].kern->isa) != 0)
+            continue;
+        if (isas[i].present()) {
+            *out = isas[i].kern;
+            return NB_OK;
+        }
+        if (want && *want)
+            return nbi_fail(NB_ENODEVICE, "NB_CPU_ISA is \"%s\", but this machine has no %s", want, isas[i].kern->name);
+    }
+    return nbi_fail(NB_EINVAL, "NB_CPU_ISA is \"%s\": expected scalar%s", want,
+#if defined(__x86_64__)
+                    ", avx2 or avx512"
+#else
+                    " on this kind of machine"
+#endif
+    );
+}
+
+/* The cores this process may run on, which taskset and container limits reduce. */
+static int available_cores(void)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return 1;
+    int n = CPU_COUNT(&set);
+    return n > 0 ? n : 1;
+}
+
+nb_status nbi_cpu_create(nbi_backend **out, int threads)
+{
+    const nbi_cpu_kernels *kern = NULL;
+    nb_status st = choose_isa(&kern);
+    if (st != NB_OK)
+        return st;
+    if (threads < 0 || threads > MAX_THREADS)
+        return nbi_fail(NB_EINVAL, "threads is %d: expected 0 (one for each core) to %d", threads, MAX_THREADS);
+    nbi_cpu *c = calloc(1, sizeof *c);
+    if (!c)
+        return nbi_fail_nomem("a backend", sizeof *c);
+    c->kern = kern;
+    c->threads = threads ? threads : available_cores();
+    c->base.ops = &cpu_ops;
+    c->base.name = "cpu";
+    c->base.act_bytes = sizeof(float);
+    snprintf(c->base.description, sizeof c->base.description, "cpu (%s), %d thread%s", kern->name, c->threads,
+             c->threads == 1 ? "" : "s");
+    *out = &c->base;
+    return NB_OK;
+}

@@ -1,0 +1,129 @@
+/* The CPU backend inside: packed weights, and the table of kernels that each instruction set fills.
+ *
+ * Body x targets: the kernels are written once (*_body.h) over sixteen lanes of fp32, and compiled once for each
+ * instruction set on top of v16_scalar.h, v16_avx2.h or v16_avx512.h.  A lane sees the same fp32 operations in the same
+ * order everywhere, hence equal bits (docs/numerics.md).  A new instruction set is one v16_X.h, one cpu_X.c, and one
+ * line in the list in cpu.c. */
+#ifndef NB_BACKEND_CPU_CPU_H
+#define NB_BACKEND_CPU_CPU_H
+
+#include "backend/backend.h"
+
+#define NBI_PANEL 16 /* output rows that are packed together: one a lane */
+
+/* What a linear kernel reads.  W*: float activations, Q*: INT8 activations. */
+typedef enum nbi_cpu_kind {
+    NBI_CPU_F32,
+    NBI_CPU_F16,
+    NBI_CPU_BF16,
+    NBI_CPU_W8,
+    NBI_CPU_W4,  /* symmetric: the code itself comes from a table */
+    NBI_CPU_W4Z, /* with zero points */
+    NBI_CPU_Q8,
+    NBI_CPU_Q4,
+    NBI_CPU_N_KINDS
+} nbi_cpu_kind;
+
+/* A packed weight; layouts are drawn in pack.c.  Codes are stored unsigned, u = code + 2^(b-1), and zero points with
+ * the same offset, so that u - zero is code - z; a symmetric weight has the zero point 2^(b-1).  Rows N .. 16*panels-1
+ * are padding: their results are computed and thrown away. */
+struct nbi_linear {
+    size_t n, k, panels;
+    size_t groups, group_len; /* K = groups * group_len */
+    nbi_scheme scheme;
+    nbi_cpu_kind kind;
+    size_t panel_bytes;
+    unsigned char *w; /* [panels][panel_bytes] */
+    float *scales;    /* [panels][groups][16]; NULL when dense */
+    uint8_t *zeros;   /* [panels][groups][16]; NULL when symmetric */
+    int32_t *corr;    /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
+    float *bias;      /* [panels*16] or NULL */
+    float act_scale;
+    int32_t act_zero; /* zx */
+    void *block;      /* the one allocation that holds all of these */
+    size_t bytes;
+};
+
+/* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
+typedef struct nbi_cpu_job {
+    const nbi_linear *l;
+    const float *x;   /* [rows][K] */
+    float *y;         /* [rows][N] */
+    unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K */
+    size_t q_stride;  /* elements, a multiple of 8 */
+    int32_t *q_sum;   /* [rows][groups]: sum of the codes of a group */
+    float *q_scale;   /* [rows]; NaN for a row that holds a NaN or an infinity */
+    bool accumulate;
+} nbi_cpu_job;
+
+/* The query heads of one token that share a kv head. */
+typedef struct nbi_cpu_attend {
+    const float *q;             /* [heads][head_dim] */
+    float *y;                   /* [heads][head_dim] */
+    size_t heads, kv_head, len; /* keys 0 .. len-1 */
+    const nbi_kv_layer *kv;
+    const int32_t *pages;
+    float scale;
+} nbi_cpu_attend;
+
+typedef struct nbi_cpu_kernels {
+    const char *name; /* "avx512-vnni" */
+    const char *isa;  /* as NB_CPU_ISA says it */
+    size_t q_bytes;   /* bytes of an activation's code */
+    /* Panels [p0,p1) of rows [r0,r1). */
+    void (*linear[NBI_CPU_N_KINDS])(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
+    void (*quantize_row)(const nbi_cpu_job *j, size_t row);
+    void (*rmsnorm_row)(const float *x, const float *weight, float eps, size_t k, float *y);
+    void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
+    void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */
+    void (*attend)(const nbi_cpu_attend *a);
+} nbi_cpu_kernels;
+
+extern const nbi_cpu_kernels nbi_cpu_scalar;
+#if defined(__x86_64__)
+extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avx512;
+#endif
+
+typedef struct nbi_cpu {
+    nbi_backend base;
+    const nbi_cpu_kernels *kern;
+    int threads;
+} nbi_cpu;
+
+static inline nbi_cpu *nbi_cpu_of(nbi_backend *b)
+{
+    return (nbi_cpu *)b;
+}
+
+/* Threads worth waking for `work` multiply-adds (or a like measure). */
+static inline int nbi_cpu_threads(const nbi_cpu *c, size_t work)
+{
+    return work < 32768 ? 1 : c->threads;
+}
+
+nb_status nbi_cpu_create(nbi_backend **out, int threads);
+
+/* memory.c */
+nb_status nbi_cpu_alloc(nbi_backend *b, void **out, size_t bytes, const char *what);
+void nbi_cpu_release(nbi_backend *b, void *p);
+size_t nbi_cpu_free_bytes(nbi_backend *b);
+
+/* pack.c */
+nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
+void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l);
+size_t nbi_cpu_linear_bytes(const nbi_linear *l);
+void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst); /* row n as fp32, as nbi_weight_row() */
+
+/* linear.c */
+size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k);
+nb_status nbi_cpu_embed(nbi_backend *b, const nbi_linear *table, const int32_t *ids, size_t rows, void *x);
+nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *l, const void *x, size_t rows, void *y, bool accumulate,
+                         void *scratch);
+
+/* attention.c */
+nb_status nbi_cpu_rope_append(nbi_backend *b, void *q, void *k, const void *v, size_t rows, size_t n_heads,
+                              const float *cos_sin, const nbi_kv_layer *kv, const nbi_seq *seqs, size_t n_seqs);
+nb_status nbi_cpu_attention(nbi_backend *b, const void *q, size_t n_heads, const nbi_kv_layer *kv, const nbi_seq *seqs,
+                            size_t n_seqs, float scale, void *y);
+
+#endif

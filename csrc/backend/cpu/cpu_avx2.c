@@ -1,0 +1,21 @@
+/* The kernels for avx2: see cpu.h.  Compiled with its instruction flags, called only where the machine has it. */
+#if defined(__x86_64__)
+#include "backend/cpu/v16_avx2.h"
+
+#include "backend/cpu/linear_body.h"
+#include "backend/cpu/rows_body.h"
+
+const nbi_cpu_kernels nbi_cpu_avx2 = {
+    .name = "avx2",
+    .isa = "avx2",
+    .q_bytes = sizeof(nbi_qx),
+    .linear = LINEAR_KERNELS,
+    .quantize_row = quantize_row,
+    .rmsnorm_row = rmsnorm_row,
+    .swiglu = swiglu,
+    .exp = exp_n,
+    .attend = attend,
+};
+#else
+typedef int nbi_cpu_avx2_is_for_x86_64; /* a translation unit is never empty */
+#endif

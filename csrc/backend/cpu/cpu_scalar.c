@@ -1,0 +1,17 @@
+/* The kernels in plain C: see cpu.h. */
+#include "backend/cpu/v16_scalar.h"
+
+#include "backend/cpu/linear_body.h"
+#include "backend/cpu/rows_body.h"
+
+const nbi_cpu_kernels nbi_cpu_scalar = {
+    .name = "scalar",
+    .isa = "scalar",
+    .q_bytes = sizeof(nbi_qx),
+    .linear = LINEAR_KERNELS,
+    .quantize_row = quantize_row,
+    .rmsnorm_row = rmsnorm_row,
+    .swiglu = swiglu,
+    .exp = exp_n,
+    .attend = attend,
+};

@@ -1,0 +1,87 @@
+/* linear() and embed(): scratch for quantized activations, and the split of the work over threads. */
+#include "backend/cpu/cpu.h"
+
+#include "base/checked.h"
+
+/* Scratch of R rows: codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes, scales [R].  A group has at
+ * least 4 elements unless it is the only one. */
+static size_t stride_of(size_t k)
+{
+    return nbi_ceil_div(k, 32) * 32;
+}
+
+size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k)
+{
+    size_t row, all;
+    (void)b;
+    if (k > SIZE_MAX / 8 || !nbi_add(stride_of(k) * 2, (nbi_ceil_div(k, 4) + 1) * sizeof(int32_t), &row) ||
+        !nbi_mul(rows, row, &all) || !nbi_add(all, 64, &all))
+        return SIZE_MAX; /* no allocation will give this */
+    return all;
+}
+
+nb_status nbi_cpu_embed(nbi_backend *b, const nbi_linear *table, const int32_t *ids, size_t rows, void *x)
+{
+    const nbi_cpu *c = nbi_cpu_of(b);
+#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * table->k : 0))
+    for (size_t r = 0; r < rows; r++)
+        nbi_cpu_unpack_row(table, (size_t)ids[r], (float *)x + r * table->k);
+    return NB_OK;
+}
+
+/* How [panels] x [rows] is cut into pieces.  Rows are cut only where panels alone do not feed the threads. */
+typedef struct cut {
+    size_t panels, rows;     /* of a piece */
+    size_t n_panels, n_rows; /* pieces in each direction */
+} cut;
+
+static cut choose_cut(const nbi_linear *l, size_t rows, size_t threads)
+{
+    cut t = {4, rows, 0, 1}; /* the kernels' block of panels */
+    while (t.panels > 1 && nbi_ceil_div(l->panels, t.panels) < 2 * threads)
+        t.panels /= 2;
+    t.n_panels = nbi_ceil_div(l->panels, t.panels);
+    if (t.n_panels < threads && rows > 32) {
+        t.rows = 32;
+        t.n_rows = nbi_ceil_div(rows, t.rows);
+    }
+    return t;
+}
+
+static void compute_piece(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, size_t rows, const cut *t, size_t i)
+{
+    size_t p0 = i / t->n_rows * t->panels, r0 = i % t->n_rows * t->rows;
+    size_t p1 = j->l->panels - p0 < t->panels ? j->l->panels : p0 + t->panels;
+    size_t r1 = rows - r0 < t->rows ? rows : r0 + t->rows;
+    kern->linear[j->l->kind](j, p0, p1, r0, r1);
+}
+
+nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *l, const void *x, size_t rows, void *y, bool accumulate,
+                         void *scratch)
+{
+    const nbi_cpu *c = nbi_cpu_of(b);
+    const int threads = nbi_cpu_threads(c, rows * l->n * l->k);
+    const bool quantized = l->kind >= NBI_CPU_Q8;
+    const cut t = choose_cut(l, rows, (size_t)threads);
+    nbi_cpu_job j = {.l = l, .x = x, .y = y, .accumulate = accumulate};
+    if (!rows)
+        return NB_OK;
+    if (quantized) {
+        j.q = scratch;
+        j.q_stride = stride_of(l->k);
+        j.q_sum = (int32_t *)(j.q + rows * j.q_stride * 2);
+        j.q_scale = (float *)(j.q_sum + rows * l->groups);
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        if (quantized) {
+#pragma omp for schedule(static)
+            for (size_t r = 0; r < rows; r++)
+                c->kern->quantize_row(&j, r);
+        }
+#pragma omp for schedule(static)
+        for (size_t i = 0; i < t.n_panels * t.n_rows; i++)
+            compute_piece(c->kern, &j, rows, &t, i);
+    }
+    return NB_OK;
+}

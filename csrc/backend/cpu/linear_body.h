@@ -1,0 +1,338 @@
+/* y = x W^T + bias on packed panels: one register tile of M rows by P panels for each kind of weight.
+ *
+ * Order (docs/numerics.md): a lane is one output.  It sums fused products in ascending k from 0 within a chunk (512
+ * elements, cut at group ends) and adds the chunk's sum, times the group's scale, to the running total.  M and P are
+ * chosen for registers and change nothing in it.
+ *
+ * Included by each cpu_*.c after its v16_*.h.  kind, P and M are constants wherever these functions are inlined. */
+#include "backend/cpu/cpu.h"
+
+/* The largest tile: arrays of this size live in registers, as far as P and M use them. */
+#define MAX_P 4
+#define MAX_M 8
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+/* The epilogue: y = (accumulate ? y : 0) + (sum + bias). */
+static void finish(const nbi_cpu_job *j, size_t panel, size_t row, v16 sum)
+{
+    const nbi_linear *l = j->l;
+    size_t n0 = panel * NBI_PANEL, n = l->n - n0 < NBI_PANEL ? l->n - n0 : NBI_PANEL;
+    float *y = j->y + row * l->n + n0;
+    if (l->bias)
+        sum = v16_add(sum, v16_load(l->bias + n0));
+    if (j->accumulate)
+        sum = v16_add(v16_load_n(y, n), sum);
+    v16_store_n(y, sum, n);
+}
+
+V16_INLINE void store_tile(const nbi_cpu_job *j, size_t panel, size_t row, int P, int M, v16 acc[MAX_P][MAX_M])
+{
+    for (int p = 0; p < P; p++)
+        for (int m = 0; m < M; m++)
+            finish(j, panel + (size_t)p, row + (size_t)m, acc[p][m]);
+}
+
+/* ---- dense ---- */
+
+V16_INLINE v16 dense_weight(const unsigned char *w, size_t k, int kind)
+{
+    if (kind == NBI_CPU_F32)
+        return v16_load((const float *)w + k * NBI_PANEL);
+    const uint16_t *h = (const uint16_t *)w + k * NBI_PANEL;
+    return kind == NBI_CPU_F16 ? v16_load_f16(h) : v16_load_bf16(h);
+}
+
+V16_INLINE void dense_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
+{
+    const nbi_linear *l = j->l;
+    const size_t K = l->k;
+    const float *x = j->x + row * K;
+    const unsigned char *w = l->w + panel * l->panel_bytes;
+    v16 acc[MAX_P][MAX_M];
+    for (int p = 0; p < P; p++)
+        for (int m = 0; m < M; m++)
+            acc[p][m] = v16_set1(0);
+    for (size_t k0 = 0; k0 < K; k0 += NBI_K_CHUNK) {
+        size_t k1 = K - k0 < NBI_K_CHUNK ? K : k0 + NBI_K_CHUNK;
+        v16 part[MAX_P][MAX_M];
+        UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
+        for (size_t k = k0; k < k1; k++) {
+            v16 wk[MAX_P];
+            UNROLL for (int p = 0; p < P; p++) wk[p] = dense_weight(w + (size_t)p * l->panel_bytes, k, kind);
+            UNROLL for (int m = 0; m < M; m++)
+            {
+                v16 xk = v16_set1(x[(size_t)m * K + k]);
+                UNROLL for (int p = 0; p < P; p++) part[p][m] = v16_fma(wk[p], xk, part[p][m]);
+            }
+        }
+        UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) acc[p][m] =
+            v16_add(acc[p][m], part[p][m]);
+    }
+    store_tile(j, panel, row, P, M, acc);
+}
+
+/* ---- quantized weights, float activations ---- */
+
+V16_INLINE v16 code_weight(v16u w, int i, v16 zero, int kind)
+{
+    const int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4; /* of INT4: pack.c draws the dword */
+    return kind == NBI_CPU_W8 ? v16_code8(w, i, zero)
+                              : (kind == NBI_CPU_W4 ? v16_code4(w, shift) : v16_code4z(w, shift, zero));
+}
+
+/* One dword of codes a lane: `len` elements (4 or 8; fewer only at the end of a row whose K is not a multiple). */
+V16_INLINE void code_step(const unsigned char *w, size_t panel_bytes, const float *x, size_t K, int len, int kind,
+                          int P, int M, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
+{
+    v16u wd[MAX_P];
+    UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + (size_t)p * panel_bytes);
+    UNROLL for (int i = 0; i < len; i++)
+    {
+        v16 wk[MAX_P];
+        UNROLL for (int p = 0; p < P; p++) wk[p] = code_weight(wd[p], i, zero[p], kind);
+        UNROLL for (int m = 0; m < M; m++)
+        {
+            v16 xk = v16_set1(x[(size_t)m * K + (size_t)i]);
+            UNROLL for (int p = 0; p < P; p++) part[p][m] = v16_fma(wk[p], xk, part[p][m]);
+        }
+    }
+}
+
+V16_INLINE void load_zeros(const nbi_linear *l, size_t panel, size_t g, int kind, int P, v16 zero[MAX_P])
+{
+    const int bits = kind == NBI_CPU_W8 ? 8 : 4;
+    UNROLL for (int p = 0; p < P; p++)
+    {
+        zero[p] = v16_set1(bits == 8 ? 128 : 8);
+        if (l->zeros)
+            zero[p] = v16_load_u8(l->zeros + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);
+        zero[p] = v16_zero_points(zero[p], bits);
+    }
+}
+
+V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
+{
+    const nbi_linear *l = j->l;
+    const size_t K = l->k, pb = l->panel_bytes;
+    const int per = kind == NBI_CPU_W8 ? 4 : 8; /* codes in a dword */
+    const float *x = j->x + row * K;
+    const unsigned char *w = l->w + panel * pb;
+    v16 acc[MAX_P][MAX_M], zero[MAX_P];
+    for (int p = 0; p < P; p++)
+        for (int m = 0; m < M; m++)
+            acc[p][m] = v16_set1(0);
+    for (size_t g = 0; g < l->groups; g++) {
+        const size_t end = (g + 1) * l->group_len;
+        load_zeros(l, panel, g, kind, P, zero);
+        for (size_t k0 = end - l->group_len; k0 < end; k0 += NBI_K_CHUNK) {
+            size_t k1 = end - k0 < NBI_K_CHUNK ? end : k0 + NBI_K_CHUNK, k = k0;
+            v16 part[MAX_P][MAX_M];
+            UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
+            for (; k + (size_t)per <= k1; k += (size_t)per)
+                code_step(w + k / (size_t)per * 64, pb, x + k, K, per, kind, P, M, zero, part);
+            if (k < k1)
+                code_step(w + k / (size_t)per * 64, pb, x + k, K, (int)(k1 - k), kind, P, M, zero, part);
+            UNROLL for (int p = 0; p < P; p++)
+            {
+                v16 s = v16_load(l->scales + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);
+                UNROLL for (int m = 0; m < M; m++) acc[p][m] = v16_fma(s, part[p][m], acc[p][m]);
+            }
+        }
+    }
+    store_tile(j, panel, row, P, M, acc);
+}
+
+/* ---- quantized weights, INT8 activations ---- */
+
+V16_INLINE void int_step(const unsigned char *w, size_t pb, const nbi_qx *q, size_t stride, int kind, int P, int M,
+                         v16d sum[MAX_P][MAX_M])
+{
+    v16u wd[MAX_P];
+    UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + (size_t)p * pb);
+    const int halves = kind == NBI_CPU_Q8 ? 1 : 2;
+    UNROLL for (int half = 0; half < halves; half++)
+    {
+        v16q wq[MAX_P];
+        UNROLL for (int p = 0; p < P; p++) wq[p] = kind == NBI_CPU_Q8 ? v16q_from8(wd[p]) : v16q_from4(wd[p], half);
+        UNROLL for (int m = 0; m < M; m++)
+        {
+            v16x xq = v16x_load(q + (size_t)m * stride + 4 * half);
+            UNROLL for (int p = 0; p < P; p++) sum[p][m] = v16d_add(sum[p][m], wq[p], xq);
+        }
+    }
+}
+
+/* acc += (float)(exact sum of a group) * scale */
+V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t g, int kind, int P, int M,
+                          v16d sum[MAX_P][MAX_M], v16 acc[MAX_P][MAX_M])
+{
+    const nbi_linear *l = j->l;
+    UNROLL for (int p = 0; p < P; p++)
+    {
+        size_t at = ((panel + (size_t)p) * l->groups + g) * NBI_PANEL;
+        v16 s = v16_load(l->scales + at);
+        UNROLL for (int m = 0; m < M; m++)
+        {
+            v16 exact = v16d_finish(sum[p][m], l->corr ? l->corr + at : NULL, l->zeros ? l->zeros + at : NULL,
+                                    kind == NBI_CPU_Q8 ? 128 : 8, j->q_sum[(row + (size_t)m) * l->groups + g]);
+            acc[p][m] = v16_fma(exact, s, acc[p][m]);
+        }
+    }
+}
+
+V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
+{
+    const nbi_linear *l = j->l;
+    const size_t pb = l->panel_bytes, stride = j->q_stride, per = kind == NBI_CPU_Q8 ? 4 : 8;
+    const nbi_qx *q = (const nbi_qx *)j->q + row * stride;
+    const unsigned char *w = l->w + panel * pb;
+    v16 acc[MAX_P][MAX_M];
+    for (int p = 0; p < P; p++)
+        for (int m = 0; m < M; m++)
+            acc[p][m] = v16_set1(0);
+    for (size_t g = 0; g < l->groups; g++) {
+        const size_t k0 = g * l->group_len, k1 = k0 + l->group_len;
+        v16d sum[MAX_P][MAX_M];
+        UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) sum[p][m] = v16d_zero();
+        /* A last dword that K does not fill multiplies the zeros that quantize_row() left beyond K. */
+        for (size_t k = k0; k < k1; k += per)
+            int_step(w + k / per * 64, pb, q + k, stride, kind, P, M, sum);
+        int_group(j, panel, row, g, kind, P, M, sum, acc);
+    }
+    for (int m = 0; m < M; m++) {
+        v16 sx = v16_set1(j->q_scale[row + (size_t)m]);
+        for (int p = 0; p < P; p++)
+            acc[p][m] = v16_mul(acc[p][m], sx);
+    }
+    store_tile(j, panel, row, P, M, acc);
+}
+
+/* ---- from tiles to matrices ---- */
+
+V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
+{
+    if (kind <= NBI_CPU_BF16)
+        dense_tile(j, panel, row, kind, P, M);
+    else if (kind <= NBI_CPU_W4Z)
+        code_tile(j, panel, row, kind, P, M);
+    else
+        int_tile(j, panel, row, kind, P, M);
+}
+
+/* M rows of the panels [p0,p1), P at a time. */
+V16_INLINE void strip(const nbi_cpu_job *j, size_t p0, size_t p1, size_t row, int kind, int P, int M)
+{
+    for (; p1 - p0 >= (size_t)P; p0 += (size_t)P)
+        tile(j, p0, row, kind, P, M);
+    if (P > 1)
+        for (; p0 < p1; p0++)
+            tile(j, p0, row, kind, 1, M);
+}
+
+/* Blocks of MAX_P panels stay in the second-level cache while all rows pass over them. */
+V16_INLINE void matrix(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1, int kind)
+{
+    const int integer = kind >= NBI_CPU_Q8, most = integer ? V16_ROWS_INT : V16_ROWS;
+    for (size_t p = p0; p < p1; p += MAX_P) {
+        size_t pe = p1 - p < MAX_P ? p1 : p + MAX_P, r = r0;
+        if (most >= 8)
+            for (; r1 - r >= 8; r += 8)
+                strip(j, p, pe, r, kind, integer ? V16_INT_PANELS_8 : V16_PANELS_8, 8);
+        if (most >= 4)
+            for (; r1 - r >= 4; r += 4)
+                strip(j, p, pe, r, kind, integer ? V16_INT_PANELS_4 : V16_PANELS_4, 4);
+        if (most >= 2)
+            for (; r1 - r >= 2; r += 2)
+                strip(j, p, pe, r, kind, integer ? V16_INT_PANELS_2 : V16_PANELS_2, 2);
+        for (; r < r1; r++)
+            strip(j, p, pe, r, kind, integer ? V16_INT_PANELS_1 : V16_PANELS_1, 1);
+    }
+}
+
+#define LINEAR(name, kind)                                                                                             \
+    static void name(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1)                                 \
+    {                                                                                                                  \
+        matrix(j, p0, p1, r0, r1, kind);                                                                               \
+    }
+LINEAR(linear_f32, NBI_CPU_F32)
+LINEAR(linear_f16, NBI_CPU_F16)
+LINEAR(linear_bf16, NBI_CPU_BF16)
+LINEAR(linear_w8, NBI_CPU_W8)
+LINEAR(linear_w4, NBI_CPU_W4)
+LINEAR(linear_w4z, NBI_CPU_W4Z)
+LINEAR(linear_q8, NBI_CPU_Q8)
+LINEAR(linear_q4, NBI_CPU_Q4)
+
+#define LINEAR_KERNELS                                                                                                 \
+    {                                                                                                                  \
+        [NBI_CPU_F32] = linear_f32, [NBI_CPU_F16] = linear_f16, [NBI_CPU_BF16] = linear_bf16,                          \
+        [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_Q8] = linear_q8,      \
+        [NBI_CPU_Q4] = linear_q4                                                                                       \
+    }
+
+/* ---- activations to INT8 ---- */
+
+/* q[i] = clamp(rne(x[i]/s), lo, hi) + zero for n elements; returns their sum.  Adding and subtracting 1.5*2^23 rounds
+ * to nearest even; lo and hi are integers, so clamping first changes nothing and keeps the sum in range. */
+static int32_t quantize(const float *x, size_t n, float s, int lo, int hi, int zero, nbi_qx *q)
+{
+    const float flo = (float)lo, fhi = (float)hi;
+    int32_t sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        float t = x[i] / s;
+        t = t < flo ? flo : t;
+        t = t > fhi ? fhi : t;
+        int32_t r = (int32_t)((t + 0x1.8p23f) - 0x1.8p23f) + zero;
+        q[i] = (nbi_qx)r;
+        sum += r;
+    }
+    return sum;
+}
+
+/* The largest |x| as its bits: they order like integers, and those of a NaN or an infinity are the largest. */
+static uint32_t absmax_bits(const float *x, size_t n)
+{
+    uint32_t most = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, x + i, 4);
+        u &= 0x7fffffffu;
+        most = u > most ? u : most;
+    }
+    return most;
+}
+
+static void quantize_row(const nbi_cpu_job *j, size_t row)
+{
+    const nbi_linear *l = j->l;
+    const float *x = j->x + row * l->k;
+    nbi_qx *q = (nbi_qx *)j->q + row * j->q_stride;
+    int32_t *sums = j->q_sum + row * l->groups;
+    uint32_t most = absmax_bits(x, l->k);
+    int lo = -127, hi = 127;
+    float s;
+    memcpy(&s, &most, 4);
+    if (most >= 0x7f800000u) {
+        memset(q, 0, j->q_stride * sizeof *q);
+        memset(sums, 0, l->groups * sizeof *sums);
+        most = 0x7fc00000u;
+        memcpy(j->q_scale + row, &most, 4);
+        return;
+    }
+    s = s / 127.0f;
+    if (s < 0x1p-126f) /* a row of zeros, or so small that s would be subnormal: its codes are 0 */
+        s = 1;
+    if (l->scheme.act == NBI_ACT_TENSOR) {
+        s = l->act_scale;
+        lo = -128 - l->act_zero;
+        hi = 127 - l->act_zero;
+    }
+    for (size_t g = 0; g < l->groups; g++)
+        sums[g] = quantize(x + g * l->group_len, l->group_len, s, lo, hi, l->act_zero, q + g * l->group_len);
+    memset(q + l->k, 0, (j->q_stride - l->k) * sizeof *q);
+    j->q_scale[row] = s;
+}

@@ -1,0 +1,112 @@
+/* Memory of the CPU backend: aligned zeroed blocks, and how much is left for us. */
+#include "backend/cpu/cpu.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+
+#define ALIGN 64 /* a cache line, an AVX-512 register */
+
+/*   calloc'ed     aligned to 64: what the caller gets
+ *   |             |
+ *   [pad][ raw * ][ bytes ...        ]
+ * calloc and not aligned_alloc + memset: the pages of a large cache stay untouched until they are used. */
+nb_status nbi_cpu_alloc(nbi_backend *b, void **out, size_t bytes, const char *what)
+{
+    (void)b;
+    size_t total;
+    char *raw = nbi_add(bytes, ALIGN + sizeof(void *), &total) ? calloc(1, total) : NULL;
+    *out = NULL;
+    if (!raw)
+        return nbi_fail_nomem(what, bytes);
+    char *p = raw + sizeof(void *);
+    p += (ALIGN - (uintptr_t)p % ALIGN) % ALIGN;
+    memcpy(p - sizeof(void *), &raw, sizeof raw);
+    *out = p;
+    return NB_OK;
+}
+
+void nbi_cpu_release(nbi_backend *b, void *p)
+{
+    (void)b;
+    void *raw;
+    if (!p)
+        return;
+    memcpy(&raw, (char *)p - sizeof raw, sizeof raw);
+    free(raw);
+}
+
+/* The number in a file that holds only that ("max" and other words: no limit). */
+static size_t read_number(const char *path, size_t otherwise)
+{
+    unsigned long long v;
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return otherwise;
+    if (fscanf(f, "%llu", &v) != 1)
+        v = otherwise;
+    fclose(f);
+    return (size_t)v;
+}
+
+/* The number behind `key` in a file of "key number" lines. */
+static size_t read_field(const char *path, const char *key, size_t otherwise)
+{
+    char line[256];
+    unsigned long long v = otherwise;
+    size_t len = strlen(key);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return otherwise;
+    while (fgets(line, sizeof line, f))
+        if (strncmp(line, key, len) == 0 && sscanf(line + len, "%llu", &v) == 1)
+            break;
+    fclose(f);
+    return (size_t)v;
+}
+
+/* What one control group leaves: its limit less what it uses, not counting file pages that it can drop. */
+static size_t group_left(const char *dir, const char *limit_file, const char *used_file)
+{
+    char path[1200];
+    snprintf(path, sizeof path, "%s/%s", dir, limit_file);
+    size_t limit = read_number(path, SIZE_MAX);
+    snprintf(path, sizeof path, "%s/%s", dir, used_file);
+    size_t used = read_number(path, 0);
+    snprintf(path, sizeof path, "%s/memory.stat", dir);
+    size_t cached = read_field(path, "inactive_file ", 0);
+    used -= cached < used ? cached : used;
+    return limit == SIZE_MAX ? SIZE_MAX : (used < limit ? limit - used : 0);
+}
+
+/* The tightest of our control group (version 2) and those above it. */
+static size_t groups_left(void)
+{
+    char line[512], dir[600];
+    size_t left = group_left("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes");
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    if (!f)
+        return left;
+    while (fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = 0;
+        if (strncmp(line, "0::/", 4) != 0)
+            continue;
+        snprintf(dir, sizeof dir, "/sys/fs/cgroup%s", line + 3);
+        while (strlen(dir) >= strlen("/sys/fs/cgroup")) {
+            size_t here = group_left(dir, "memory.max", "memory.current");
+            left = here < left ? here : left;
+            *strrchr(dir, '/') = 0;
+        }
+    }
+    fclose(f);
+    return left;
+}
+
+size_t nbi_cpu_free_bytes(nbi_backend *b)
+{
+    (void)b;
+    size_t kib = read_field("/proc/meminfo", "MemAvailable:", SIZE_MAX / 1024), left = groups_left();
+    return kib * 1024 < left ? kib * 1024 : left;
+}

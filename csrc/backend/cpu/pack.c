@@ -1,0 +1,269 @@
+/* From the canonical weight to panels, and back one row at a time.
+ *
+ * Sixteen output rows make a panel, one row a lane, so that a vector register holds the same k of sixteen outputs and
+ * every lane sums in ascending k by itself.  Panels lie one after another: a thread reads its share as one stream.
+ *
+ *   dense   [N/16][K][16] elements of the dtype                 a 64-byte line of fp32 is one k
+ *
+ *   INT8    [N/16][K/4][16] dwords, code + 128 in each byte
+ *               dword of lane 0                lane 1
+ *           byte 0     1     2     3           4     5  ...     63
+ *              [k    ][k+1  ][k+2  ][k+3  ]   [k    ][k+1 ] ... [k+3 of lane 15]
+ *           which is what vpdpbusd multiplies with four activations
+ *
+ *   INT4    [N/16][K/8][16] dwords, code + 8 in each nibble
+ *           bits  0-3  4-7   8-11 12-15  16-19 20-23  24-27 28-31
+ *                [k  ][k+4] [k+1][k+5]  [k+2 ][k+6 ] [k+3 ][k+7 ]
+ *           so that w & 0x0f0f0f0f holds k .. k+3 and (w >> 4) & 0x0f0f0f0f holds k+4 .. k+7, a byte each
+ *
+ * A group of elements with one scale begins at a whole dword (which is why its length must be a multiple of 4 or 8); K
+ * itself is arbitrary, its last dword is filled up.  Scales, zero points and corrections: [N/16][groups][16]. */
+#include "backend/cpu/cpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+
+static size_t codes_in_dword(const nbi_linear *l)
+{
+    return l->scheme.bits == 8 ? 4 : 8;
+}
+
+/* ---- what has a kernel ---- */
+
+static nb_status check_dense(const nbi_weight *w, nbi_linear *l)
+{
+    if (!nbi_dtype_is_float(w->dense_dtype))
+        return nbi_fail(NB_EUNSUPPORTED, "a dense weight of type %s has no CPU kernel: expected F32, F16 or BF16",
+                        w->dense_dtype < NBI_N_DTYPES ? nbi_dtype_name(w->dense_dtype) : "unknown");
+    if (!w->dense)
+        return nbi_fail(NB_EINVAL, "a dense weight has no data");
+    l->kind = w->dense_dtype == NBI_F32 ? NBI_CPU_F32 : (w->dense_dtype == NBI_F16 ? NBI_CPU_F16 : NBI_CPU_BF16);
+    return NB_OK;
+}
+
+/* INT8 activations: the zero point and scale are usable, and the exact sum of a group,
+ * sum of (q - zx)(code - z), fits an int32.  Intermediate sums may wrap: they are taken modulo 2^32. */
+static nb_status check_act(const nbi_weight *w, const nbi_linear *l)
+{
+    const nbi_scheme *s = &w->scheme;
+    uint64_t x = 127, c = s->symmetric ? 1u << (s->bits - 1) : (1u << s->bits) - 1, longest;
+    if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
+        return nbi_fail(NB_EUNSUPPORTED, "asymmetric INT8 activations measured for each token have no kernel: "
+                                         "expected symmetric ones");
+    if (s->act == NBI_ACT_TENSOR) {
+        if (!(w->act_scale >= 0x1p-126f && w->act_scale <= 0x1.fffffep127f))
+            return nbi_fail(NB_EINVAL, "the activation scale is %g: expected a positive, normal, finite number",
+                            (double)w->act_scale);
+        if (w->act_zero < -128 || w->act_zero > 127 || (s->act_symmetric && w->act_zero != 0))
+            return nbi_fail(NB_EINVAL, "the activation zero point is %d: expected %s", (int)w->act_zero,
+                            s->act_symmetric ? "0, as activations are symmetric" : "-128 to 127");
+        x = (uint64_t)(w->act_zero >= 0 ? 128 + w->act_zero : 127 - w->act_zero);
+    }
+    longest = INT32_MAX / (x * c);
+    if (l->group_len > longest)
+        return nbi_fail(NB_ELIMIT,
+                        "INT8 activations: %zu products share a scale, and more than %llu may overflow the "
+                        "int32 that sums them",
+                        l->group_len, (unsigned long long)longest);
+    return NB_OK;
+}
+
+static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
+{
+    const nbi_scheme *s = &w->scheme;
+    if (s->bits != 4 && s->bits != 8)
+        return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CPU kernel: expected 4 or 8", s->bits);
+    if (!w->codes || !w->scales || s->symmetric != !w->zeros)
+        return nbi_fail(NB_EINVAL,
+                        "a quantized weight lacks codes or scales, or its zero points do not go with its "
+                        "scheme (%s)",
+                        s->symmetric ? "symmetric" : "asymmetric");
+    if (s->strategy == NBI_PER_GROUP) {
+        if (!s->group || w->k % s->group)
+            return nbi_fail(NB_EUNSUPPORTED, "%zu inputs do not divide into groups of %u", w->k, s->group);
+        if (s->group % codes_in_dword(l) && s->group != w->k)
+            return nbi_fail(NB_EUNSUPPORTED,
+                            "groups of %u have no CPU kernel: with INT%u the group must be a multiple "
+                            "of %zu",
+                            s->group, s->bits, codes_in_dword(l));
+    }
+    l->groups = nbi_scheme_groups(s, w->k);
+    l->group_len = w->k / l->groups;
+    if (s->act == NBI_ACT_NONE)
+        l->kind = s->bits == 8 ? NBI_CPU_W8 : (s->symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z);
+    else
+        l->kind = s->bits == 8 ? NBI_CPU_Q8 : NBI_CPU_Q4;
+    return s->act == NBI_ACT_NONE ? NB_OK : check_act(w, l);
+}
+
+/* ---- packing ---- */
+
+static void pack_dense(nbi_linear *l, const nbi_weight *w, size_t panel)
+{
+    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL;
+    unsigned char *dst = l->w + panel * l->panel_bytes;
+    for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++) {
+        const unsigned char *src = (const unsigned char *)w->dense + (n0 + lane) * l->k * size;
+        if (size == 4)
+            for (size_t k = 0; k < l->k; k++)
+                memcpy(dst + (k * NBI_PANEL + lane) * 4, src + k * 4, 4);
+        else
+            for (size_t k = 0; k < l->k; k++)
+                memcpy(dst + (k * NBI_PANEL + lane) * 2, src + k * 2, 2);
+    }
+}
+
+static void pack_codes(nbi_linear *l, const nbi_weight *w, size_t panel)
+{
+    const size_t n0 = panel * NBI_PANEL;
+    unsigned char *dst = l->w + panel * l->panel_bytes;
+    for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++) {
+        const int8_t *src = w->codes + (n0 + lane) * l->k;
+        unsigned char *d = dst + lane * 4;
+        if (l->scheme.bits == 8)
+            for (size_t k = 0; k < l->k; k++)
+                d[k / 4 * 64 + k % 4] = (unsigned char)(src[k] + 128);
+        else
+            for (size_t k = 0; k < l->k; k++)
+                d[k / 8 * 64 + k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
+    }
+}
+
+static unsigned code_at(const nbi_linear *l, size_t n, size_t k)
+{
+    const unsigned char *d = l->w + n / NBI_PANEL * l->panel_bytes + n % NBI_PANEL * 4;
+    return l->scheme.bits == 8 ? d[k / 4 * 64 + k % 4] : (d[k / 8 * 64 + k % 4] >> (k % 8 / 4 * 4) & 15u);
+}
+
+/* The terms of  sum (u - zero)(q - zx) = sum u q - zero * sum q + zx * (len * zero - sum u)  that do not need q. */
+static int32_t correction(const nbi_linear *l, size_t n, size_t g, unsigned zero)
+{
+    uint32_t sum = 0;
+    for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
+        sum += code_at(l, n, k);
+    return (int32_t)((uint32_t)l->act_zero * ((uint32_t)l->group_len * zero - sum));
+}
+
+static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
+{
+    const unsigned offset = 1u << (l->scheme.bits - 1);
+    for (size_t lane = 0; lane < NBI_PANEL && panel * NBI_PANEL + lane < l->n; lane++)
+        for (size_t g = 0; g < l->groups; g++) {
+            size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
+            size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
+            unsigned zero = (w->zeros ? (unsigned)(w->zeros[from] + (int)offset) : offset) & (2 * offset - 1);
+            l->scales[at] = w->scales[from];
+            if (l->zeros)
+                l->zeros[at] = (uint8_t)zero;
+            if (l->corr)
+                l->corr[at] = correction(l, n, g, zero);
+        }
+}
+
+/* Room for count elements at the end of the block that is being laid out; *at is their offset. */
+static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
+{
+    size_t bytes;
+    return nbi_mul(count, size, &bytes) && nbi_round_up(*total, 64, at) && nbi_add(*at, bytes, total);
+}
+
+static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
+{
+    const bool quantized = l->scheme.bits != 0, corrected = l->kind >= NBI_CPU_Q8 && l->act_zero != 0;
+    size_t total = 0, kpad, bytes, lanes, entries, at_w, at_s, at_z, at_c, at_b;
+    bool fits = nbi_mul(l->panels, NBI_PANEL, &lanes) && nbi_mul(lanes, quantized ? l->groups : 0, &entries);
+    if (quantized)
+        fits = fits && nbi_round_up(l->k, codes_in_dword(l), &kpad) && nbi_mul(kpad / codes_in_dword(l), 64, &bytes);
+    else
+        fits = fits && nbi_mul(l->k, NBI_PANEL * nbi_dtype_size(w->dense_dtype), &bytes);
+    fits = fits && reserve(&total, l->panels, bytes, &at_w) && reserve(&total, entries, sizeof(float), &at_s) &&
+           reserve(&total, w->zeros ? entries : 0, 1, &at_z) &&
+           reserve(&total, corrected ? entries : 0, sizeof(int32_t), &at_c) &&
+           reserve(&total, w->bias ? lanes : 0, sizeof(float), &at_b);
+    if (!fits)
+        return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", l->n, l->k);
+    nb_status st = nbi_cpu_alloc(b, &l->block, total, "a packed weight");
+    if (st != NB_OK)
+        return st;
+    unsigned char *base = l->block;
+    l->bytes = total;
+    l->panel_bytes = bytes;
+    l->w = base + at_w;
+    l->scales = quantized ? (float *)(base + at_s) : NULL;
+    l->zeros = quantized && w->zeros ? base + at_z : NULL;
+    l->corr = corrected ? (int32_t *)(base + at_c) : NULL;
+    l->bias = w->bias ? (float *)(base + at_b) : NULL;
+    return NB_OK;
+}
+
+nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)
+{
+    nb_status st = NB_OK;
+    *out = NULL;
+    if (!w->n || !w->k)
+        return nbi_fail(NB_EINVAL, "a weight of %zu x %zu has no elements", w->n, w->k);
+    nbi_linear *l = calloc(1, sizeof *l);
+    if (!l)
+        return nbi_fail_nomem("a packed weight", sizeof *l);
+    l->n = w->n;
+    l->k = w->k;
+    l->panels = nbi_ceil_div(w->n, NBI_PANEL);
+    l->scheme = w->scheme;
+    l->groups = 1;
+    l->group_len = w->k;
+    if (w->scheme.bits && w->scheme.act == NBI_ACT_TENSOR) {
+        l->act_scale = w->act_scale;
+        l->act_zero = w->act_zero;
+    }
+    NB_TRY(w->scheme.bits ? check_quantized(w, l) : check_dense(w, l));
+    NB_TRY(allocate(b, l, w));
+    if (l->bias)
+        memcpy(l->bias, w->bias, w->n * sizeof(float));
+#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(nbi_cpu_of(b), l->bytes))
+    for (size_t p = 0; p < l->panels; p++) {
+        if (l->scheme.bits) {
+            pack_codes(l, w, p);
+            pack_groups(l, w, p);
+        } else
+            pack_dense(l, w, p);
+    }
+    *out = l;
+    l = NULL;
+done:
+    nbi_cpu_linear_free(b, l);
+    return st;
+}
+
+void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l)
+{
+    if (!l)
+        return;
+    nbi_cpu_release(b, l->block);
+    free(l);
+}
+
+size_t nbi_cpu_linear_bytes(const nbi_linear *l)
+{
+    return l->bytes;
+}
+
+void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
+{
+    const size_t panel = n / NBI_PANEL, lane = n % NBI_PANEL;
+    const unsigned char *w = l->w + panel * l->panel_bytes;
+    if (!l->scheme.bits) {
+        nbi_dtype t = l->kind == NBI_CPU_F32 ? NBI_F32 : (l->kind == NBI_CPU_F16 ? NBI_F16 : NBI_BF16);
+        for (size_t k = 0; k < l->k; k++)
+            nbi_to_f32(dst + k, w + (k * NBI_PANEL + lane) * nbi_dtype_size(t), t, 1);
+        return;
+    }
+    for (size_t g = 0; g < l->groups; g++) {
+        size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
+        int zero = l->zeros ? l->zeros[at] : 1 << (l->scheme.bits - 1);
+        for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
+            dst[k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];
+    }
+}

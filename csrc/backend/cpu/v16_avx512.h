@@ -1,0 +1,185 @@
+/* Sixteen lanes as one 512-bit register: AVX-512 F, BW, VL, DQ and VNNI.  The names are explained in v16_scalar.h. */
+#ifndef NB_BACKEND_CPU_V16_H
+#define NB_BACKEND_CPU_V16_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define V16_INLINE static inline __attribute__((always_inline))
+
+/* 32 registers: 16 sums, 2 of weights, the rest for unpacking and zero points.  A single row takes four panels, so
+ * that four chains of multiply-adds hide each other's latency. */
+#define V16_ROWS         8
+#define V16_ROWS_INT     8
+#define V16_PANELS_1     4
+#define V16_PANELS_2     4
+#define V16_PANELS_4     2
+#define V16_PANELS_8     2
+#define V16_INT_PANELS_1 4
+#define V16_INT_PANELS_2 4
+#define V16_INT_PANELS_4 2
+#define V16_INT_PANELS_8 2
+
+typedef __m512 v16;
+typedef __m512i v16u;
+
+V16_INLINE __mmask16 v16_first(size_t n)
+{
+    return (__mmask16)((1u << n) - 1);
+} /* n <= 16 */
+
+V16_INLINE v16 v16_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+V16_INLINE v16 v16_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+V16_INLINE v16 v16_load_n(const float *p, size_t n)
+{
+    return _mm512_maskz_loadu_ps(v16_first(n), p);
+}
+V16_INLINE v16 v16_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+V16_INLINE v16 v16_load_f16_n(const uint16_t *p, size_t n)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(v16_first(n), p));
+}
+V16_INLINE v16 v16_load_bf16(const uint16_t *p)
+{
+    __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+}
+V16_INLINE v16 v16_load_u8(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+V16_INLINE void v16_store(float *p, v16 a)
+{
+    _mm512_storeu_ps(p, a);
+}
+V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
+{
+    _mm512_mask_storeu_ps(p, v16_first(n), a);
+}
+
+V16_INLINE v16 v16_add(v16 a, v16 b)
+{
+    return _mm512_add_ps(a, b);
+}
+V16_INLINE v16 v16_sub(v16 a, v16 b)
+{
+    return _mm512_sub_ps(a, b);
+}
+V16_INLINE v16 v16_mul(v16 a, v16 b)
+{
+    return _mm512_mul_ps(a, b);
+}
+V16_INLINE v16 v16_div(v16 a, v16 b)
+{
+    return _mm512_div_ps(a, b);
+}
+V16_INLINE v16 v16_max(v16 a, v16 b)
+{
+    return _mm512_max_ps(a, b);
+}
+V16_INLINE v16 v16_min(v16 a, v16 b)
+{
+    return _mm512_min_ps(a, b);
+}
+V16_INLINE v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+V16_INLINE float v16_sum(v16 a)
+{
+    __m256 e = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+V16_INLINE void v16_pow2_halves(v16 t, v16 *a, v16 *b)
+{
+    const __m512i bias = _mm512_set1_epi32(127);
+    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_set1_epi32(0x4b400000));
+    __m512i n1 = _mm512_srai_epi32(n, 1), n2 = _mm512_sub_epi32(n, n1);
+    *a = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n1, bias), 23));
+    *b = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n2, bias), 23));
+}
+
+/* -- packed codes --
+ * 0x4b000000 is 2^23 as fp32 and its last bit is worth 1: a code u in its low byte gives 2^23 + u, and subtracting
+ * 2^23 + zero leaves u - zero exactly, since all three are integers below 2^24.  One byte shuffle puts it there.
+ * vpermps looks only at the low 4 bits of an index, so a nibble needs a shift but no mask. */
+V16_INLINE v16u v16u_load(const void *p)
+{
+    return _mm512_load_si512(p);
+}
+V16_INLINE v16 v16_nibble(v16u w, int shift, float offset)
+{
+    const v16 table =
+        _mm512_add_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_ps(offset));
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(w, (unsigned)shift), table);
+}
+V16_INLINE v16 v16_zero_points(v16 zero, int bits)
+{
+    return bits == 8 ? _mm512_add_ps(zero, _mm512_set1_ps(0x1p23f)) : zero;
+}
+V16_INLINE v16 v16_code8(v16u w, int j, v16 zero)
+{
+    const __m512i pick = _mm512_set4_epi32(12 + j, 8 + j, 4 + j, j);
+    __m512i u = _mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111u, w, pick);
+    return _mm512_sub_ps(_mm512_castsi512_ps(u), zero);
+}
+V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
+{
+    return _mm512_sub_ps(v16_nibble(w, shift, 0), zero);
+}
+V16_INLINE v16 v16_code4(v16u w, int shift)
+{
+    return v16_nibble(w, shift, -8);
+}
+
+/* -- integer dot products: vpdpbusd adds four products of an unsigned and a signed byte to a lane -- */
+typedef int8_t nbi_qx;
+typedef __m512i v16q;
+typedef __m512i v16d;
+typedef __m512i v16x;
+
+V16_INLINE v16q v16q_from8(v16u w)
+{
+    return w;
+}
+V16_INLINE v16q v16q_from4(v16u w, int high)
+{
+    return _mm512_and_si512(_mm512_srli_epi32(w, 4 * (unsigned)high), _mm512_set1_epi8(15));
+}
+V16_INLINE v16x v16x_load(const nbi_qx *x)
+{
+    int four;
+    memcpy(&four, x, 4);
+    return _mm512_set1_epi32(four);
+}
+V16_INLINE v16d v16d_zero(void)
+{
+    return _mm512_setzero_si512();
+}
+V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
+{
+    return _mm512_dpbusd_epi32(acc, w, x);
+}
+V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
+{
+    __m512i z = _mm512_set1_epi32((int)zero);
+    if (zeros)
+        z = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
+    if (corr)
+        acc = _mm512_add_epi32(acc, _mm512_loadu_si512(corr));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(z, _mm512_set1_epi32(xsum))));
+}
+
+#endif

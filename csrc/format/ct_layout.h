@@ -1,0 +1,44 @@
+/* Which tensors a quantized weight is stored as; declaring, writing, reading and counting bytes all ask this list.
+ *
+ *     weights only ("pack-quantized")                       weights and activations ("int-quantized")
+ *     weight_packed      I32 [N, ceil(K*b/32)]              weight             I8 [N, K], also below 8 bits
+ *     weight_scale       float [1] | [N,1] | [N,K/g]        weight_scale       as there
+ *     weight_shape       I64 [2]: N, K
+ *     weight_zero_point  I32 [ceil(N*b/32), groups]         weight_zero_point  I8, shape of the scale
+ *                        (per tensor: I8 [1])
+ *                                                           input_scale        float [1]   static activations
+ *                                                           input_zero_point   I8 [1]      ... if asymmetric */
+#ifndef NB_FORMAT_CT_LAYOUT_H
+#define NB_FORMAT_CT_LAYOUT_H
+
+#include "base/weight.h"
+
+typedef struct nbi_ct_part {
+    const char *suffix; /* "weight_scale" */
+    nbi_dtype dtype;
+    uint32_t n_dims;
+    size_t shape[2];
+} nbi_ct_part;
+
+typedef struct nbi_ct_layout {
+    size_t n_parts;
+    nbi_ct_part part[6];
+} nbi_ct_layout;
+
+/* Fails (NB_EINVAL, naming `module`) on bits other than 4 and 8, empty shapes, and K that the group does not divide. */
+nb_status nbi_ct_layout_of(nbi_ct_layout *l, const char *module, size_t n, size_t k, const nbi_scheme *scheme,
+                           nbi_dtype scale_dtype);
+
+/* The reference's rule: integer weights with integer activations are stored one code a byte. */
+static inline bool nbi_ct_is_packed(const nbi_scheme *s)
+{
+    return s->act == NBI_ACT_NONE;
+}
+
+/* ceil(n*b/32) for b = 4, 8, without overflow. */
+static inline size_t nbi_ct_words(size_t n, unsigned bits)
+{
+    return n / (32 / bits) + (n % (32 / bits) != 0);
+}
+
+#endif

@@ -1,0 +1,364 @@
+/* compressed-tensors: tensors of a checkpoint become a canonical weight.  Every number that came from the file is
+ * checked here, so that no later code meets a code, scale or zero point outside its range. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "format/compressed_tensors.h"
+#include "format/ct_layout.h"
+
+/* What is being read. */
+typedef struct source {
+    const nbi_checkpoint *c;
+    const char *module;
+    nbi_weight *w;
+    size_t groups;
+} source;
+
+/* ---- finding and checking tensors ------------------------------------------------------------------------------ */
+
+static const nbi_tensor *find(const source *s, const char *suffix)
+{
+    char full[512];
+    if ((size_t)snprintf(full, sizeof full, "%s.%s", s->module, suffix) >= sizeof full)
+        return NULL;
+    return nbi_checkpoint_find(s->c, full);
+}
+
+static nb_status missing(const source *s, const char *suffix)
+{
+    const nbi_tensor *first = nbi_checkpoint_at(s->c, 0);
+    return nbi_fail(NB_EFORMAT, "%s: the checkpoint has no tensor %s.%s", first ? first->file : "checkpoint", s->module,
+                    suffix);
+}
+
+static const char *shape_text(char out[96], uint32_t n_dims, const size_t *shape)
+{
+    size_t at = (size_t)snprintf(out, 96, "[");
+    for (uint32_t i = 0; i < n_dims; i++)
+        at += (size_t)snprintf(out + at, 96 - at, i ? ", %zu" : "%zu", shape[i]);
+    snprintf(out + at, 96 - at, "]");
+    return out;
+}
+
+static nb_status wrong_shape(const nbi_tensor *t, uint32_t n_dims, const size_t *shape)
+{
+    char found[96], want[96];
+    return nbi_fail(NB_EFORMAT, "%s: tensor %s has the shape %s, expected %s", t->file, t->name,
+                    shape_text(found, t->n_dims, t->shape), shape_text(want, n_dims, shape));
+}
+
+static nb_status wrong_dtype(const nbi_tensor *t, const char *expected)
+{
+    return nbi_fail(NB_EFORMAT, "%s: tensor %s has the dtype %s, expected %s", t->file, t->name,
+                    nbi_dtype_name(t->dtype), expected);
+}
+
+static nb_status expect_shape(const nbi_tensor *t, uint32_t n_dims, const size_t *shape)
+{
+    if (t->n_dims != n_dims || memcmp(t->shape, shape, n_dims * sizeof *shape) != 0)
+        return wrong_shape(t, n_dims, shape);
+    return NB_OK;
+}
+
+/* One number for the whole layer is stored as [1] or []. */
+static nb_status expect_one(const nbi_tensor *t)
+{
+    return t->n_dims == 0 ? NB_OK : expect_shape(t, 1, (const size_t[]){1});
+}
+
+/* The shape of scales, and of zero points that are not packed. */
+static nb_status expect_groups(const source *s, const nbi_tensor *t)
+{
+    if (s->w->scheme.strategy == NBI_PER_TENSOR)
+        return expect_one(t);
+    return expect_shape(t, 2, (const size_t[]){s->w->n, s->groups});
+}
+
+/* A word of a tensor; views into files may be unaligned. */
+static uint32_t word_at(const nbi_tensor *t, size_t i)
+{
+    uint32_t u;
+    memcpy(&u, (const char *)t->data + 4 * i, 4);
+    return u;
+}
+
+/* ---- codes ----------------------------------------------------------------------------------------------------- */
+
+static nb_status check_weight_shape(const source *s)
+{
+    const nbi_tensor *t = find(s, "weight_shape");
+    nb_status st;
+    int64_t v[2];
+    if (!t)
+        return missing(s, "weight_shape");
+    if (t->dtype != NBI_I64 && t->dtype != NBI_I32)
+        return wrong_dtype(t, "I64 or I32");
+    if ((st = expect_shape(t, 1, (const size_t[]){2})) != NB_OK)
+        return st;
+    if (t->dtype == NBI_I64)
+        memcpy(v, t->data, 16);
+    else
+        for (size_t i = 0; i < 2; i++)
+            v[i] = (int32_t)word_at(t, i);
+    if (v[0] != (int64_t)s->w->n || v[1] != (int64_t)s->w->k)
+        return nbi_fail(NB_EFORMAT, "%s: tensor %s says %lld x %lld, expected %zu x %zu", t->file, t->name,
+                        (long long)v[0], (long long)v[1], s->w->n, s->w->k);
+    return NB_OK;
+}
+
+static nb_status read_packed(const source *s, const nbi_tensor *t)
+{
+    nbi_weight *w = s->w;
+    const size_t row = nbi_ct_words(w->k, w->scheme.bits);
+    nb_status st;
+    if (t->dtype != NBI_I32)
+        return wrong_dtype(t, "I32");
+    if ((st = expect_shape(t, 2, (const size_t[]){w->n, row})) != NB_OK || (st = check_weight_shape(s)) != NB_OK ||
+        (st = nbi_weight_alloc(w)) != NB_OK)
+        return st;
+    uint32_t *words = malloc(row * 4);
+    if (!words)
+        return nbi_fail_nomem(t->name, row * 4);
+    for (size_t r = 0; r < w->n; r++) {
+        memcpy(words, (const char *)t->data + r * row * 4, row * 4);
+        nbi_ct_unpack(w->codes + r * w->k, words, w->k, w->scheme.bits);
+    }
+    free(words);
+    return NB_OK;
+}
+
+/* One code a byte; below 8 bits a byte can hold what is not a code. */
+static nb_status read_unpacked(const source *s, const nbi_tensor *t)
+{
+    nbi_weight *w = s->w;
+    const int lo = -(1 << (w->scheme.bits - 1)), hi = -lo - 1;
+    nb_status st;
+    if (t->dtype != NBI_I8)
+        return wrong_dtype(t, "I8 for integer weights");
+    if ((st = expect_shape(t, 2, (const size_t[]){w->n, w->k})) != NB_OK || (st = nbi_weight_alloc(w)) != NB_OK)
+        return st;
+    memcpy(w->codes, t->data, t->bytes);
+    for (size_t i = 0; w->scheme.bits < 8 && i < t->bytes; i++)
+        if (w->codes[i] < lo || w->codes[i] > hi)
+            return nbi_fail(NB_EFORMAT, "%s: tensor %s: row %zu column %zu has the code %d, expected %d to %d", t->file,
+                            t->name, i / w->k, i % w->k, w->codes[i], lo, hi);
+    return NB_OK;
+}
+
+/* Allocates the weight once the file is known to have the data for it.  The tensors say which of the two layouts it is: naive-quantized files may hold W8A16 unpacked. */
+static nb_status read_codes(const source *s)
+{
+    const nbi_tensor *packed = find(s, "weight_packed"), *plain = find(s, "weight"), *both;
+    if (find(s, "scale_packed"))
+        return nbi_fail(NB_EUNSUPPORTED, "%s: is stored in the format marlin-24, which nibble cannot read", s->module);
+    if (packed && plain)
+        return nbi_fail(NB_EFORMAT, "%s: module %s has both weight and weight_packed", packed->file, s->module);
+    both = packed ? packed : plain;
+    if (!both)
+        return missing(s, nbi_ct_is_packed(&s->w->scheme) ? "weight_packed" : "weight");
+    return packed ? read_packed(s, packed) : read_unpacked(s, plain);
+}
+
+/* Files of GPTQ with activation order may carry the group of each input.  The plain order is no information. */
+static nb_status check_group_index(const source *s)
+{
+    const nbi_tensor *t = find(s, "weight_g_idx");
+    nb_status st;
+    if (!t)
+        return NB_OK;
+    if (t->dtype != NBI_I32)
+        return wrong_dtype(t, "I32");
+    if ((st = expect_shape(t, 1, (const size_t[]){s->w->k})) != NB_OK)
+        return st;
+    const size_t len = s->w->k / s->groups;
+    for (size_t k = 0; k < s->w->k; k++) {
+        uint32_t g = word_at(t, k);
+        if (g != UINT32_MAX && g != k / len)
+            return nbi_fail(NB_EUNSUPPORTED,
+                            "%s: tensor %s puts input %zu into group %d: activation order by groups is not supported",
+                            t->file, t->name, k, (int32_t)g);
+    }
+    return NB_OK;
+}
+
+/* ---- scales and zero points ------------------------------------------------------------------------------------ */
+
+static nb_status read_scales(const source *s)
+{
+    const nbi_tensor *t = find(s, "weight_scale");
+    nbi_weight *w = s->w;
+    nb_status st;
+    if (!t)
+        return missing(s, "weight_scale");
+    if (!nbi_dtype_is_float(t->dtype))
+        return wrong_dtype(t, "F32, F16 or BF16");
+    if ((st = expect_groups(s, t)) != NB_OK)
+        return st;
+    nbi_to_f32(w->scales, t->data, t->dtype, t->n_elements);
+    for (size_t i = 0; i < t->n_elements; i++)
+        if (!(w->scales[i] > 0) || !isfinite(w->scales[i]))
+            return nbi_fail(NB_EFORMAT,
+                            "%s: tensor %s: row %zu group %zu has the scale %g, expected a positive finite number",
+                            t->file, t->name, i / s->groups, i % s->groups, (double)w->scales[i]);
+    for (size_t i = t->n_elements; i < w->n; i++) /* one for the tensor */
+        w->scales[i] = w->scales[0];
+    return NB_OK;
+}
+
+/* Older writers store zero points of symmetric layers, too; they must say nothing. */
+static nb_status expect_no_zeros(const nbi_tensor *t)
+{
+    const unsigned char *p = t ? t->data : NULL;
+    for (size_t i = 0; t && i < t->bytes; i++)
+        if (p[i])
+            return nbi_fail(NB_EFORMAT, "%s: tensor %s is not zero, but the config says symmetric", t->file, t->name);
+    return NB_OK;
+}
+
+static nb_status read_packed_zeros(const source *s, const nbi_tensor *t)
+{
+    nbi_weight *w = s->w;
+    const unsigned bits = w->scheme.bits, per = 32 / bits;
+    const uint32_t mask = (1u << bits) - 1;
+    nb_status st = expect_shape(t, 2, (const size_t[]){nbi_ct_words(w->n, bits), s->groups});
+    if (st != NB_OK)
+        return st;
+    for (size_t r = 0; r < w->n; r++)
+        for (size_t g = 0; g < s->groups; g++) {
+            uint32_t u = word_at(t, r / per * s->groups + g) >> (r % per * bits) & mask;
+            w->zeros[r * s->groups + g] = (int8_t)((int)u - (1 << (bits - 1)));
+        }
+    return NB_OK;
+}
+
+static nb_status read_plain_zeros(const source *s, const nbi_tensor *t)
+{
+    nbi_weight *w = s->w;
+    const int lo = -(1 << (w->scheme.bits - 1)), hi = -lo - 1;
+    nb_status st = expect_groups(s, t);
+    if (st != NB_OK)
+        return st;
+    memcpy(w->zeros, t->data, t->bytes);
+    for (size_t i = 0; i < t->bytes; i++)
+        if (w->zeros[i] < lo || w->zeros[i] > hi)
+            return nbi_fail(NB_EFORMAT, "%s: tensor %s: row %zu group %zu has the zero point %d, expected %d to %d",
+                            t->file, t->name, i / s->groups, i % s->groups, w->zeros[i], lo, hi);
+    for (size_t i = t->bytes; i < w->n; i++)
+        w->zeros[i] = w->zeros[0];
+    return NB_OK;
+}
+
+static nb_status read_zeros(const source *s)
+{
+    const nbi_tensor *t = find(s, "weight_zero_point");
+    if (s->w->scheme.symmetric)
+        return expect_no_zeros(t);
+    if (!t)
+        return missing(s, "weight_zero_point");
+    if (t->dtype == NBI_I8)
+        return read_plain_zeros(s, t);
+    /* Only I8 says that it holds one number an element; a word beside plain codes could mean either. */
+    if (t->dtype == NBI_I32 && s->w->scheme.strategy != NBI_PER_TENSOR && find(s, "weight_packed"))
+        return read_packed_zeros(s, t);
+    return wrong_dtype(t, find(s, "weight_packed") ? "I32 (packed) or I8" : "I8");
+}
+
+/* ---- the rest of a layer --------------------------------------------------------------------------------------- */
+
+static nb_status read_input(const source *s)
+{
+    const nbi_tensor *t = find(s, "input_scale"), *z = find(s, "input_zero_point");
+    nbi_weight *w = s->w;
+    nb_status st;
+    if (w->scheme.act != NBI_ACT_TENSOR)
+        return NB_OK;
+    if (!t)
+        return missing(s, "input_scale");
+    if (!nbi_dtype_is_float(t->dtype))
+        return wrong_dtype(t, "F32, F16 or BF16");
+    if ((st = expect_one(t)) != NB_OK)
+        return st;
+    nbi_to_f32(&w->act_scale, t->data, t->dtype, 1);
+    if (!(w->act_scale > 0) || !isfinite(w->act_scale))
+        return nbi_fail(NB_EFORMAT, "%s: tensor %s is %g, expected a positive finite number", t->file, t->name,
+                        (double)w->act_scale);
+    if (w->scheme.act_symmetric)
+        return expect_no_zeros(z);
+    if (!z)
+        return missing(s, "input_zero_point");
+    if (z->dtype != NBI_I8)
+        return wrong_dtype(z, "I8");
+    if ((st = expect_one(z)) != NB_OK)
+        return st;
+    w->act_zero = *(const int8_t *)z->data;
+    return NB_OK;
+}
+
+static nb_status read_bias(const source *s)
+{
+    const nbi_tensor *t = find(s, "bias");
+    nbi_weight *w = s->w;
+    nb_status st;
+    if (!t)
+        return NB_OK;
+    if (!nbi_dtype_is_float(t->dtype))
+        return wrong_dtype(t, "F32, F16 or BF16");
+    if ((st = expect_shape(t, 1, &w->n)) != NB_OK)
+        return st;
+    if (!(w->bias = malloc(w->n * sizeof *w->bias)))
+        return nbi_fail_nomem(t->name, w->n * sizeof *w->bias);
+    nbi_to_f32(w->bias, t->data, t->dtype, w->n);
+    for (size_t i = 0; i < w->n; i++)
+        if (!isfinite(w->bias[i]))
+            return nbi_fail(NB_EFORMAT, "%s: tensor %s: element %zu is not finite", t->file, t->name, i);
+    return NB_OK;
+}
+
+static nb_status read_dense(const source *s)
+{
+    const nbi_tensor *t = find(s, "weight");
+    nbi_weight *w = s->w;
+    nb_status st;
+    if (!t && find(s, "weight_packed"))
+        return nbi_fail(NB_EFORMAT, "%s: module %s is quantized, but the config does not say how",
+                        find(s, "weight_packed")->file, s->module);
+    if (!t)
+        return missing(s, "weight");
+    if (!nbi_dtype_is_float(t->dtype))
+        return wrong_dtype(t, "F32, F16 or BF16 for a layer that is not quantized");
+    if ((st = expect_shape(t, 2, (const size_t[]){w->n, w->k})) != NB_OK)
+        return st;
+    w->dense_dtype = t->dtype;
+    w->dense = t->data;
+    return read_bias(s);
+}
+
+static nb_status read_quantized(source *s)
+{
+    nbi_ct_layout unused; /* for its checks of the scheme */
+    nb_status st;
+    if (nbi_ct_layout_of(&unused, s->module, s->w->n, s->w->k, &s->w->scheme, NBI_F32) != NB_OK)
+        return nbi_fail_in(NB_EFORMAT, "the quantization config does not fit the model: ");
+    s->groups = nbi_scheme_groups(&s->w->scheme, s->w->k);
+    NB_TRY(read_codes(s));
+    NB_TRY(check_group_index(s));
+    NB_TRY(read_scales(s));
+    NB_TRY(read_zeros(s));
+    NB_TRY(read_input(s));
+    NB_TRY(read_bias(s));
+done:
+    return st;
+}
+
+nb_status nbi_ct_read(nbi_weight *w, const nbi_checkpoint *c, const char *name, size_t n, size_t k,
+                      const nbi_scheme *scheme)
+{
+    *w = (nbi_weight){.n = n, .k = k, .scheme = *scheme};
+    source s = {.c = c, .module = name, .w = w};
+    nb_status st = scheme->bits ? read_quantized(&s) : read_dense(&s);
+    if (st != NB_OK)
+        nbi_weight_free(w);
+    return st;
+}

@@ -1,0 +1,1046 @@
+/* The CPU backend: every instruction set, thread count and batch gives the bits of the scalar kernels, and those agree
+ * with double precision within bounds that follow from the order of summation in docs/numerics.md. */
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+
+#include "testutil.h"
+
+extern "C" {
+#include "backend/backend.h"
+#include "backend/cpu/cpu.h"
+#include "base/rng.h"
+}
+
+namespace
+{
+
+constexpr double U = 0x1p-24; /* half an ulp of 1: the relative error of one rounding */
+
+/* Memory whose last byte is followed by a page that cannot be touched. */
+template <typename T>
+class Guarded
+{
+  public:
+    explicit Guarded(size_t n) : n_(n)
+    {
+        size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n * sizeof(T) + page) / page * page;
+        map_bytes_ = body + page;
+        map_ = (char *)mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map_ == MAP_FAILED || mprotect(map_ + body, page, PROT_NONE) != 0)
+            throw std::bad_alloc();
+        memset(map_, 0x5a, body);
+        data_ = (T *)(map_ + body) - n;
+    }
+    ~Guarded() { munmap(map_, map_bytes_); }
+    Guarded(const Guarded &) = delete;
+    Guarded &operator=(const Guarded &) = delete;
+    T *data() { return data_; }
+    T &operator[](size_t i) { return data_[i]; }
+    std::vector<T> copy() const { return std::vector<T>(data_, data_ + n_); }
+    bool front_intact() const
+    {
+        return std::all_of(map_, (char *)data_, [](char c) { return c == 0x5a; });
+    }
+
+  private:
+    size_t n_, map_bytes_;
+    char *map_;
+    T *data_;
+};
+
+struct Backend {
+    nbi_backend *be = nullptr;
+    explicit Backend(const char *isa, int threads = 1)
+    {
+        setenv("NB_CPU_ISA", isa, 1);
+        nbi_backend_create(&be, "cpu", threads);
+        unsetenv("NB_CPU_ISA");
+    }
+    ~Backend()
+    {
+        if (be)
+            be->ops->destroy(be);
+    }
+    Backend(const Backend &) = delete;
+    Backend &operator=(const Backend &) = delete;
+    const nbi_backend_ops *operator->() const { return be->ops; }
+};
+
+std::vector<std::string> isas()
+{
+    std::vector<std::string> have;
+    for (const char *isa : {"scalar", "avx2", "avx512"})
+        if (Backend(isa).be)
+            have.push_back(isa);
+    return have;
+}
+
+/* Roughly normal, with a heavy element now and then, as activations have. */
+std::vector<float> noise(size_t n, uint64_t seed, float size = 1)
+{
+    std::vector<float> v(n);
+    for (size_t i = 0; i < n; i++) {
+        float s = -2;
+        for (uint64_t j = 0; j < 4; j++)
+            s += nbi_rng_uniform(seed, 4 * i + j);
+        v[i] = s * size * (nbi_rng(seed + 1, i) % 97 == 0 ? 20.0f : 1.0f);
+    }
+    return v;
+}
+
+/* Equal bits; two NaNs are equal whatever their payload. */
+::testing::AssertionResult same_bits(const float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, 4) != 0 && !(std::isnan(a[i]) && std::isnan(b[i])))
+            return ::testing::AssertionFailure() << "element " << i << " of " << n << ": " << a[i] << " and " << b[i];
+    return ::testing::AssertionSuccess();
+}
+
+/* ---- weights ---- */
+
+struct Weight {
+    nbi_weight w = {};
+    std::vector<unsigned char> dense;
+    Weight() = default;
+    Weight(Weight &&o) noexcept : w(o.w), dense(std::move(o.dense)) { o.w = {}; }
+    Weight(const Weight &) = delete;
+    ~Weight() { nbi_weight_free(&w); }
+};
+
+Weight make_weight(nbi_scheme s, nbi_dtype dtype, size_t n, size_t k, uint64_t seed, bool bias)
+{
+    Weight out;
+    nbi_weight &w = out.w;
+    w.n = n;
+    w.k = k;
+    w.scheme = s;
+    if (!s.bits) {
+        w.dense_dtype = dtype;
+        out.dense.resize(n * k * nbi_dtype_size(dtype));
+        nbi_from_f32(out.dense.data(), dtype, noise(n * k, seed, 0.1f).data(), n * k);
+        w.dense = out.dense.data();
+    } else {
+        EXPECT_NB_OK(nbi_weight_alloc(&w));
+        size_t groups = nbi_scheme_groups(&s, k);
+        int half = 1 << (s.bits - 1);
+        for (size_t i = 0; i < n * k; i++)
+            w.codes[i] = (int8_t)((int)(nbi_rng(seed, i) % (2u * (unsigned)half)) - half);
+        for (size_t i = 0; i < n * groups; i++) {
+            w.scales[i] = 0.001f + 0.01f * nbi_rng_uniform(seed + 2, s.strategy == NBI_PER_TENSOR ? 0 : i);
+            if (w.zeros)
+                w.zeros[i] = (int8_t)((int)(nbi_rng(seed + 3, i) % (2u * (unsigned)half)) - half);
+        }
+        w.act_scale = 0.021f;
+        w.act_zero = s.act == NBI_ACT_TENSOR && !s.act_symmetric ? 37 : 0;
+    }
+    if (bias) {
+        w.bias = (float *)malloc(n * sizeof(float));
+        std::vector<float> b = noise(n, seed + 4);
+        std::copy(b.begin(), b.end(), w.bias);
+    }
+    return out;
+}
+
+nbi_scheme scheme(unsigned bits, uint32_t group, bool sym, nbi_act act, bool act_sym, bool tensor = false)
+{
+    nbi_scheme s = {};
+    s.bits = (uint8_t)bits;
+    s.symmetric = sym;
+    s.strategy = group ? NBI_PER_GROUP : (tensor ? NBI_PER_TENSOR : NBI_PER_CHANNEL);
+    s.group = group;
+    s.act = act;
+    s.act_symmetric = act_sym;
+    return s;
+}
+
+struct Case {
+    nbi_scheme s;
+    nbi_dtype dtype;
+    std::string name() const
+    {
+        char buf[48];
+        nbi_scheme_name(&s, buf);
+        std::string n = s.bits ? std::string(buf) + (s.act == NBI_ACT_TOKEN ? " token" : "") : nbi_dtype_name(dtype);
+        return n;
+    }
+};
+
+std::vector<Case> all_cases()
+{
+    std::vector<Case> v;
+    for (nbi_dtype t : {NBI_F32, NBI_F16, NBI_BF16})
+        v.push_back({nbi_scheme{}, t});
+    for (unsigned bits : {8u, 4u})
+        for (uint32_t group : {0u, 32u, 64u, 128u, 1u}) /* 1 stands for per-tensor */
+            for (bool sym : {true, false}) {
+                bool tensor = group == 1;
+                uint32_t g = tensor ? 0 : group;
+                v.push_back({scheme(bits, g, sym, NBI_ACT_NONE, true, tensor), NBI_F32});
+                v.push_back({scheme(bits, g, sym, NBI_ACT_TOKEN, true, tensor), NBI_F32});
+                v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, true, tensor), NBI_F32});
+                v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, false, tensor), NBI_F32});
+            }
+    v.push_back({scheme(8, 1024, true, NBI_ACT_NONE, true), NBI_F32}); /* a group longer than a chunk */
+    v.push_back({scheme(4, 704, false, NBI_ACT_NONE, true), NBI_F32});
+    v.push_back({scheme(8, 12, false, NBI_ACT_TOKEN, true), NBI_F32});
+    v.push_back({scheme(4, 8, false, NBI_ACT_TOKEN, true), NBI_F32});
+    return v;
+}
+
+struct Shape {
+    size_t n, k;
+};
+
+/* Some of N x K for each case, other ones for the next case, so that all pairs occur. */
+std::vector<Shape> shapes_for(const Case &c, size_t index)
+{
+    const size_t ns[] = {1, 15, 16, 17, 33, 100, 130};
+    const size_t ks[] = {8, 32, 96, 128, 160, 512, 520, 1056, 7, 13, 515, 1027};
+    std::vector<Shape> v;
+    for (size_t i = 0; v.size() < 6 && i < 12; i++) {
+        size_t k = ks[(index * 5 + i) % 12];
+        if (c.s.group)
+            k = c.s.group * (c.s.group > 300 ? 2 : (index + i) % 5 * 2 + 1);
+        v.push_back({ns[(index + i) % 7], k});
+    }
+    return v;
+}
+
+/* y = linear(x) on a backend; x, y and scratch end at pages that fault. */
+std::vector<float> run_linear(Backend &b, const nbi_linear *l, size_t n, size_t k, const float *x, size_t rows,
+                              const float *old = nullptr)
+{
+    Guarded<float> gx(rows * k), gy(rows * n);
+    Guarded<char> scratch((b->scratch_bytes(b.be, rows, k) + 63) & ~(size_t)63);
+    std::copy(x, x + rows * k, gx.data());
+    if (old)
+        std::copy(old, old + rows * n, gy.data());
+    EXPECT_NB_OK(b->linear(b.be, l, gx.data(), rows, gy.data(), old != nullptr, scratch.data()));
+    EXPECT_TRUE(gx.front_intact() && gy.front_intact() && scratch.front_intact());
+    return gy.copy();
+}
+
+struct Packed {
+    Backend &b;
+    nbi_linear *l = nullptr;
+    Packed(Backend &backend, const nbi_weight &w) : b(backend) { EXPECT_NB_OK(b->linear_create(b.be, &l, &w)); }
+    ~Packed() { b->linear_free(b.be, l); }
+    Packed(const Packed &) = delete;
+};
+
+std::vector<float> linear_on(Backend &b, const nbi_weight &w, const float *x, size_t rows, const float *old = nullptr)
+{
+    Packed p(b, w);
+    return p.l ? run_linear(b, p.l, w.n, w.k, x, rows, old) : std::vector<float>();
+}
+
+/* ---- the slow truth ---- */
+
+struct Truth {
+    double value, bound;
+};
+
+/* The order gives the bound: a product is rounded once in each step of its chunk (at most 512), once for each chunk
+ * behind it, and by bias and the old y; one more pays for the second order. */
+Truth float_truth(const nbi_weight &w, const std::vector<float> &row, const float *x, size_t n)
+{
+    size_t groups = w.scheme.bits ? nbi_scheme_groups(&w.scheme, w.k) : 1, len = w.k / groups;
+    double sum = 0, abs = 0;
+    for (size_t k = 0; k < w.k; k++) {
+        double t;
+        if (w.scheme.bits) {
+            size_t g = n * groups + k / len;
+            t = ((double)w.codes[n * w.k + k] - (w.zeros ? w.zeros[g] : 0)) * (double)w.scales[g] * (double)x[k];
+        } else
+            t = (double)row[k] * (double)x[k];
+        sum += t;
+        abs += std::fabs(t);
+    }
+    double bias = w.bias ? (double)w.bias[n] : 0;
+    double steps = (double)(std::min<size_t>(len, 512) + groups * ((len + 511) / 512) + 3);
+    return {sum + bias, steps * U * (abs + std::fabs(bias))};
+}
+
+/* The exact integer of each group, converted (1), joined over the groups, scaled by the row (1), bias (1). */
+Truth int_truth(const nbi_weight &w, const float *x, size_t n)
+{
+    const nbi_scheme &s = w.scheme;
+    size_t groups = nbi_scheme_groups(&s, w.k), len = w.k / groups;
+    float sx = w.act_scale, most = 0;
+    for (size_t k = 0; k < w.k; k++)
+        most = std::max(most, std::fabs(x[k]));
+    if (s.act == NBI_ACT_TOKEN)
+        sx = most > 0 ? most / 127 : 1;
+    double sum = 0, abs = 0;
+    for (size_t g = 0; g < groups; g++) {
+        int64_t exact = 0;
+        for (size_t k = g * len; k < (g + 1) * len; k++) {
+            double q = std::nearbyint((double)(x[k] / sx)) + w.act_zero;
+            q = std::min(127.0, std::max(s.act == NBI_ACT_TOKEN ? -127.0 : -128.0, q));
+            exact += ((int64_t)q - w.act_zero) * (w.codes[n * w.k + k] - (w.zeros ? w.zeros[n * groups + g] : 0));
+        }
+        sum += (double)exact * (double)w.scales[n * groups + g] * (double)sx;
+        abs += std::fabs((double)exact * (double)w.scales[n * groups + g] * (double)sx);
+    }
+    double bias = w.bias ? (double)w.bias[n] : 0;
+    return {sum + bias, ((double)groups + 4) * U * (abs + std::fabs(bias))};
+}
+
+Truth truth(const nbi_weight &w, const float *x, size_t n)
+{
+    if (w.scheme.bits && w.scheme.act != NBI_ACT_NONE)
+        return int_truth(w, x, n);
+    std::vector<float> row(w.k);
+    if (!w.scheme.bits)
+        nbi_weight_row(&w, n, row.data());
+    return float_truth(w, row, x, n);
+}
+
+/* The order of docs/numerics.md, written down a second time: what another backend has to reproduce. */
+float canonical(const nbi_weight &w, const float *x, size_t n)
+{
+    const nbi_scheme &s = w.scheme;
+    const size_t groups = s.bits ? nbi_scheme_groups(&s, w.k) : 1, len = w.k / groups;
+    const bool integer = s.bits && s.act != NBI_ACT_NONE;
+    std::vector<float> row(w.k);
+    float acc = 0, sx = w.act_scale, most = 0;
+    if (!s.bits)
+        nbi_weight_row(&w, n, row.data());
+    for (size_t k = 0; k < w.k; k++)
+        most = std::max(most, std::fabs(x[k]));
+    if (s.act == NBI_ACT_TOKEN)
+        sx = most / 127;
+    for (size_t g = 0; g < groups; g++) {
+        const float scale = s.bits ? w.scales[n * groups + g] : 1;
+        const int zero = s.bits && w.zeros ? w.zeros[n * groups + g] : 0;
+        int64_t exact = 0;
+        for (size_t c = 0; c < len; c += 512) {
+            float part = 0;
+            for (size_t k = g * len + c; k < g * len + std::min(len, c + 512); k++)
+                if (integer) {
+                    float q = std::nearbyint(x[k] / sx) + (float)w.act_zero;
+                    q = std::min(127.0f, std::max(s.act == NBI_ACT_TOKEN ? -127.0f : -128.0f, q));
+                    exact += ((int64_t)q - w.act_zero) * (w.codes[n * w.k + k] - zero);
+                } else
+                    part = std::fma(s.bits ? (float)(w.codes[n * w.k + k] - zero) : row[k], x[k], part);
+            if (!s.bits)
+                acc = acc + part;
+            else if (!integer)
+                acc = std::fma(scale, part, acc);
+        }
+        if (integer)
+            acc = std::fma((float)(int32_t)exact, scale, acc);
+    }
+    volatile float y = integer ? acc * sx : acc; /* not to be fused with the bias */
+    return w.bias ? y + w.bias[n] : y;
+}
+
+double half_ulp(double x)
+{
+    return std::max(std::fabs(x) * U, 0x1p-150);
+}
+
+size_t count_outside(const nbi_weight &w, const std::vector<float> &x, const std::vector<float> &y)
+{
+    size_t bad = 0;
+    for (size_t r = 0; r < x.size() / w.k; r++)
+        for (size_t n = 0; n < w.n; n++) {
+            Truth t = truth(w, &x[r * w.k], n);
+            if (!(std::fabs(y[r * w.n + n] - t.value) <= t.bound + half_ulp(t.value)))
+                bad++;
+        }
+    return bad;
+}
+
+} // namespace
+
+/* ---- linear ---- */
+
+TEST(Linear, every_isa_thread_count_and_batch_gives_the_bits_of_scalar)
+{
+    const size_t max_rows = 64;
+    std::vector<size_t> batches;
+    for (size_t r = 1; r <= 17; r++)
+        batches.push_back(r);
+    batches.push_back(31);
+    batches.push_back(max_rows);
+    size_t index = 0;
+    Backend scalar("scalar");
+    std::vector<std::unique_ptr<Backend>> others;
+    for (const std::string &isa : isas())
+        for (int threads : {1, 2})
+            others.push_back(std::make_unique<Backend>(isa.c_str(), threads));
+    for (const Case &c : all_cases()) {
+        index++;
+        for (Shape s : shapes_for(c, index)) {
+            Weight w = make_weight(c.s, c.dtype, s.n, s.k, index, index % 2);
+            std::vector<float> x = noise(max_rows * s.k, 77 + index);
+            std::vector<float> want = linear_on(scalar, w.w, x.data(), max_rows);
+            for (auto &b : others) {
+                Packed p(*b, w.w);
+                bool slow = strstr(b->be->description, "scalar"), two = strstr(b->be->description, "2 threads");
+                for (size_t rows : batches) {
+                    if ((slow || two) && rows % 8 != 3 && rows != max_rows)
+                        continue;
+                    std::vector<float> got = run_linear(*b, p.l, s.n, s.k, x.data(), rows);
+                    ASSERT_TRUE(same_bits(got.data(), want.data(), rows * s.n))
+                        << c.name() << " N=" << s.n << " K=" << s.k << " rows=" << rows << " " << b->be->description;
+                }
+                std::vector<float> last = run_linear(*b, p.l, s.n, s.k, &x[63 * s.k], 1);
+                ASSERT_TRUE(same_bits(last.data(), &want[63 * s.n], s.n)) << c.name() << ": a row depends on its batch";
+            }
+        }
+    }
+}
+
+TEST(Linear, agrees_with_the_double_reference)
+{
+    size_t index = 0;
+    Backend b("scalar");
+    for (const Case &c : all_cases()) {
+        index++;
+        for (Shape s : shapes_for(c, index)) {
+            Weight w = make_weight(c.s, c.dtype, s.n, s.k, 5 * index, index % 3 == 0);
+            std::vector<float> x = noise(3 * s.k, index);
+            EXPECT_EQ(0u, count_outside(w.w, x, linear_on(b, w.w, x.data(), 3)))
+                << c.name() << " N=" << s.n << " K=" << s.k;
+        }
+    }
+}
+
+TEST(Linear, the_order_is_the_documented_one)
+{
+    size_t index = 0;
+    for (const std::string &isa : isas())
+        for (const Case &c : all_cases()) {
+            Backend b(isa.c_str());
+            size_t k = c.s.group ? c.s.group * 3 : 1100 + index++ % 3, n = 18;
+            Weight w = make_weight(c.s, c.dtype, n, k, 61 + index, index % 2);
+            std::vector<float> x = noise(2 * k, index), y = linear_on(b, w.w, x.data(), 2), want;
+            for (size_t i = 0; i < 2 * n; i++)
+                want.push_back(canonical(w.w, &x[i / n * k], i % n));
+            EXPECT_TRUE(same_bits(want.data(), y.data(), 2 * n)) << c.name() << " K=" << k << " " << isa;
+        }
+}
+
+TEST(Linear, one_flipped_code_is_seen)
+{
+    for (const std::string &isa : isas())
+        for (const Case &c : all_cases()) {
+            if (!c.s.bits)
+                continue;
+            size_t k = c.s.group ? c.s.group * 2 : 520;
+            Backend b(isa.c_str());
+            Weight w = make_weight(c.s, c.dtype, 33, k, 9, false);
+            std::vector<float> x = noise(k, 10);
+            w.w.codes[17 * k + 5] = 7;
+            x[5] = 1;
+            std::vector<float> y = linear_on(b, w.w, x.data(), 1);
+            ASSERT_EQ(0u, count_outside(w.w, x, y));
+            w.w.codes[17 * k + 5] = -8;
+            EXPECT_EQ(1u, count_outside(w.w, x, y)) << c.name() << " " << isa;
+        }
+}
+
+TEST(Linear, integer_sums_are_exact)
+{
+    /* Scales of 1 and activations that are integers: the output is the integer itself, as long as it is below 2^24;
+     * larger ones are rounded once.  The extreme codes everywhere are the largest sums there are. */
+    for (const std::string &isa : isas()) {
+        Backend b(isa.c_str());
+        for (unsigned bits : {4u, 8u})
+            for (bool sym : {true, false})
+                for (int extreme = 0; extreme < 2; extreme++) {
+                    const size_t n = 19, k = 33000;
+                    Weight w = make_weight(scheme(bits, 0, sym, NBI_ACT_TENSOR, false), NBI_F32, n, k, 21, false);
+                    std::vector<float> x(k);
+                    int half = 1 << (bits - 1);
+                    w.w.act_scale = 1;
+                    w.w.act_zero = extreme ? -128 : 11;
+                    for (size_t i = 0; i < n; i++) {
+                        w.w.scales[i] = 1;
+                        if (extreme && !sym)
+                            w.w.zeros[i] = (int8_t)(half - 1);
+                    }
+                    for (size_t i = 0; i < k; i++)
+                        x[i] = extreme ? 255 : (float)(nbi_rng(3, i) % 256) - 128;
+                    if (extreme)
+                        memset(w.w.codes, -half, n * k);
+                    std::vector<float> y = linear_on(b, w.w, x.data(), 1);
+                    ASSERT_EQ(n, y.size());
+                    for (size_t r = 0; r < n; r++) {
+                        int64_t exact = 0;
+                        for (size_t i = 0; i < k; i++) {
+                            int64_t q = std::clamp<int64_t>((int64_t)x[i] + w.w.act_zero, -128, 127) - w.w.act_zero;
+                            exact += q * (w.w.codes[r * k + i] - (sym ? 0 : w.w.zeros[r]));
+                        }
+                        ASSERT_LE(std::llabs(exact), INT32_MAX);
+                        EXPECT_EQ((float)exact, y[r]) << isa << " INT" << bits << " row " << r;
+                    }
+                }
+    }
+}
+
+TEST(Linear, accumulate_adds_the_finished_product)
+{
+    for (const std::string &isa : isas())
+        for (const Case &c : all_cases()) {
+            size_t k = c.s.group ? c.s.group * 2 : 96, n = 37, rows = 5;
+            Backend b(isa.c_str());
+            Weight w = make_weight(c.s, c.dtype, n, k, 31, true);
+            std::vector<float> x = noise(rows * k, 32), old = noise(rows * n, 33);
+            std::vector<float> plain = linear_on(b, w.w, x.data(), rows);
+            std::vector<float> sum = linear_on(b, w.w, x.data(), rows, old.data());
+            for (size_t i = 0; i < rows * n; i++)
+                ASSERT_EQ(old[i] + plain[i], sum[i]) << c.name() << " " << isa;
+        }
+}
+
+TEST(Linear, a_row_with_nan_or_infinity_spoils_only_itself)
+{
+    const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
+    for (const std::string &isa : isas())
+        for (const Case &c : all_cases()) {
+            size_t k = c.s.group ? c.s.group * 3 : 100, n = 18, rows = 9;
+            Backend b(isa.c_str()), ref("scalar");
+            Weight w = make_weight(c.s, c.dtype, n, k, 41, false);
+            std::vector<float> x = noise(rows * k, 42);
+            std::vector<float> clean = linear_on(b, w.w, x.data(), rows);
+            for (size_t i = 0; i < 4; i++)
+                x[(2 * i + 1) * k + (k - 1) * (i % 2)] = bad[i];
+            std::vector<float> y = linear_on(b, w.w, x.data(), rows), want = linear_on(ref, w.w, x.data(), rows);
+            ASSERT_TRUE(same_bits(y.data(), want.data(), y.size())) << c.name() << " " << isa;
+            for (size_t r = 0; r < rows; r++)
+                for (size_t i = 0; i < n; i++)
+                    if (r % 2 == 0)
+                        ASSERT_EQ(clean[r * n + i], y[r * n + i]);
+                    else if (r < 4 || (c.s.bits && c.s.act != NBI_ACT_NONE))
+                        ASSERT_TRUE(std::isnan(y[r * n + i])) << c.name() << " row " << r;
+                    else
+                        ASSERT_FALSE(std::isfinite(y[r * n + i])) << c.name() << " row " << r;
+        }
+}
+
+TEST(Linear, a_row_of_zeros_or_denormals_quantizes_to_zero)
+{
+    for (const std::string &isa : isas()) {
+        Backend b(isa.c_str());
+        Weight w = make_weight(scheme(8, 32, false, NBI_ACT_TOKEN, true), NBI_F32, 20, 64, 5, false);
+        for (float v : {0.0f, -0.0f, 0x1p-149f, -0x1p-127f}) {
+            std::vector<float> x(64, v), y = linear_on(b, w.w, x.data(), 1);
+            for (float f : y)
+                EXPECT_EQ(0.0f, f);
+        }
+    }
+}
+
+TEST(Linear, embedding_rows_mean_what_the_weight_means)
+{
+    for (const std::string &isa : isas())
+        for (const Case &c : all_cases()) {
+            size_t k = c.s.group ? c.s.group * 2 : 61, n = 50;
+            Backend b(isa.c_str(), 2);
+            Weight w = make_weight(c.s, c.dtype, n, k, 51, false);
+            Packed p(b, w.w);
+            std::vector<int32_t> ids = {49, 0, 17, 17, 16, 15, 31, 32, 48};
+            Guarded<float> x(ids.size() * k);
+            ASSERT_NB_OK(b->embed(b.be, p.l, ids.data(), ids.size(), x.data()));
+            std::vector<float> row(k);
+            for (size_t i = 0; i < ids.size(); i++) {
+                nbi_weight_row(&w.w, (size_t)ids[i], row.data());
+                ASSERT_TRUE(same_bits(row.data(), x.data() + i * k, k)) << c.name() << " id " << ids[i];
+            }
+        }
+}
+
+TEST(Linear, what_has_no_kernel_is_refused_with_the_reason)
+{
+    Backend b("scalar");
+    nbi_linear *l = nullptr;
+    auto refuse = [&](nb_status st, const char *part, nbi_scheme s, size_t k,
+                      const std::function<void(nbi_weight &)> &f) {
+        size_t buildable = s.group && k % s.group ? s.group : k;
+        Weight w = make_weight(s, NBI_F32, 2, buildable, 1, false);
+        w.w.k = k;
+        f(w.w);
+        EXPECT_FAILS(st, part, b->linear_create(b.be, &l, &w.w));
+        EXPECT_EQ(nullptr, l);
+    };
+    auto nothing = [](nbi_weight &) {};
+    nbi_scheme w8 = scheme(8, 0, true, NBI_ACT_NONE, true), w8a8 = scheme(8, 0, true, NBI_ACT_TENSOR, true);
+    refuse(NB_EUNSUPPORTED, "3 bits", w8, 8, [](nbi_weight &w) { w.scheme.bits = 3; });
+    refuse(NB_EUNSUPPORTED, "groups of 32", scheme(4, 32, true, NBI_ACT_NONE, true), 72, nothing);
+    refuse(NB_EUNSUPPORTED, "multiple of 8", scheme(4, 12, true, NBI_ACT_NONE, true), 24, nothing);
+    refuse(NB_EUNSUPPORTED, "multiple of 4", scheme(8, 6, true, NBI_ACT_NONE, true), 24, nothing);
+    refuse(NB_EUNSUPPORTED, "groups of 0", w8, 8, [](nbi_weight &w) { w.scheme.strategy = NBI_PER_GROUP; });
+    refuse(NB_EUNSUPPORTED, "each token", scheme(8, 0, true, NBI_ACT_TOKEN, false), 8, nothing);
+    refuse(NB_EUNSUPPORTED, "type I8", nbi_scheme{}, 8, [](nbi_weight &w) { w.dense_dtype = NBI_I8; });
+    refuse(NB_EINVAL, "no data", nbi_scheme{}, 8, [](nbi_weight &w) { w.dense = nullptr; });
+    refuse(NB_EINVAL, "no elements", w8, 8, [](nbi_weight &w) { w.n = 0; });
+    refuse(NB_EINVAL, "zero points", w8, 8, [](nbi_weight &w) { w.scheme.symmetric = false; });
+    refuse(NB_EINVAL, "activation zero point is 3", w8a8, 8, [](nbi_weight &w) { w.act_zero = 3; });
+    refuse(NB_EINVAL, "activation zero point is 128", scheme(8, 0, true, NBI_ACT_TENSOR, false), 8,
+           [](nbi_weight &w) { w.act_zero = 128; });
+    for (float bad : {0.0f, -1.0f, NAN, INFINITY, 0x1p-130f})
+        refuse(NB_EINVAL, "activation scale", w8a8, 8, [=](nbi_weight &w) { w.act_scale = bad; });
+    /* 128 * 128 * 131072 is 2^31: one more product than an int32 holds */
+    refuse(NB_ELIMIT, "131071", w8a8, 131072, nothing);
+    refuse(NB_ELIMIT, "too large", w8, 8, [](nbi_weight &w) { w.n = SIZE_MAX / 8; });
+    Weight ok = make_weight(w8a8, NBI_F32, 1, 131071, 1, false);
+    EXPECT_NB_OK(b->linear_create(b.be, &l, &ok.w));
+    EXPECT_GE(b->linear_bytes(l), (size_t)16 * 131071);
+    b->linear_free(b.be, l);
+    b->linear_free(b.be, nullptr);
+}
+
+TEST(Linear, scratch_that_cannot_exist_is_said_so)
+{
+    Backend b("scalar");
+    EXPECT_EQ(SIZE_MAX, b->scratch_bytes(b.be, SIZE_MAX / 64, 4096));
+    EXPECT_EQ(SIZE_MAX, b->scratch_bytes(b.be, 1, SIZE_MAX - 3));
+    EXPECT_LE(b->scratch_bytes(b.be, 3, 100), b->scratch_bytes(b.be, 4, 101));
+}
+
+/* ---- rows ---- */
+
+TEST(Rows, rmsnorm_agrees_with_double_and_between_isas)
+{
+    for (size_t k : {1u, 15u, 16u, 17u, 64u, 100u, 4096u}) {
+        const size_t rows = 5;
+        std::vector<float> x = noise(rows * k, k), weight = noise(k, k + 1), first;
+        for (const std::string &isa : isas())
+            for (int threads : {1, 2}) {
+                Backend b(isa.c_str(), threads);
+                Guarded<float> gx(rows * k), gy(rows * k), gw(k);
+                std::copy(x.begin(), x.end(), gx.data());
+                std::copy(weight.begin(), weight.end(), gw.data());
+                ASSERT_NB_OK(b->rmsnorm(b.be, gx.data(), gw.data(), 1e-6f, rows, k, gy.data()));
+                std::vector<float> y = gy.copy();
+                if (first.empty())
+                    first = y;
+                ASSERT_TRUE(same_bits(first.data(), y.data(), y.size())) << isa << " k=" << k;
+            }
+        for (size_t r = 0; r < rows; r++) {
+            double sum = 0;
+            for (size_t i = 0; i < k; i++)
+                sum += (double)x[r * k + i] * (double)x[r * k + i];
+            /* the sum: k/16 steps in a lane and 4 in the tree; mean, eps; half of all that passes the root; then root,
+             * division and two products */
+            double steps = ((double)((k + 15) / 16) + 4 + 2) / 2 + 4 + 1,
+                   norm = std::sqrt(sum / (double)k + (double)1e-6f);
+            for (size_t i = 0; i < k; i++) {
+                double want = (double)x[r * k + i] / norm * (double)weight[i];
+                EXPECT_NEAR(first[r * k + i], want, steps * U * std::fabs(want) + 0x1p-149);
+            }
+        }
+    }
+}
+
+TEST(Rows, exp_is_within_two_ulps_over_the_whole_range)
+{
+    std::vector<float> x;
+    for (uint64_t u = 0; u < UINT32_MAX; u += 4099) { /* every sign, exponent and a share of the fractions */
+        uint32_t bits = (uint32_t)u;
+        float f;
+        memcpy(&f, &bits, 4);
+        x.push_back(f);
+    }
+    for (float f = -105; f < 90; f += 0.000977f) /* dense where the result is neither 0 nor infinite */
+        x.push_back(f);
+    for (float f : {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 88.72283f, 88.72284f, -87.33655f, -103.97f, -104.0f})
+        x.push_back(f);
+    const nbi_cpu_kernels *const reference = &nbi_cpu_scalar;
+    std::vector<float> y(x.size()), z(x.size());
+    reference->exp(x.data(), x.size(), y.data());
+    double worst = 0;
+    for (size_t i = 0; i < x.size(); i++) {
+        double want = std::exp((double)x[i]);
+        if (std::isnan(x[i])) {
+            ASSERT_TRUE(std::isnan(y[i]));
+        } else if (want > 3.4028235e38) {
+            ASSERT_TRUE(y[i] > 3.40282e38f) << x[i];
+        } else {
+            double ulp = std::max(std::ldexp(1.0, std::ilogb(std::max(want, 1e-300)) - 23), 0x1p-149);
+            worst = std::max(worst, std::fabs((double)y[i] - want) / ulp);
+        }
+    }
+    EXPECT_LE(worst, 2.0);
+    EXPECT_GT(worst, 0.5) << "an exp that rounds correctly: is the test looking at it?";
+    RecordProperty("worst_ulp_x1000", (int)(worst * 1000));
+#if defined(__x86_64__)
+    for (const nbi_cpu_kernels *k : {&nbi_cpu_avx2, &nbi_cpu_avx512})
+        if (Backend(k->isa).be) {
+            k->exp(x.data(), x.size(), z.data());
+            EXPECT_TRUE(same_bits(y.data(), z.data(), z.size())) << k->isa;
+        }
+#endif
+}
+
+TEST(Rows, swiglu_agrees_with_double_and_between_isas)
+{
+    for (size_t n : {1u, 16u, 33u, 5000u, 40000u}) {
+        std::vector<float> g = noise(n, 1, 5), u = noise(n, 2), first;
+        g[0] = n % 2 ? -200.0f : 200.0f;
+        for (const std::string &isa : isas())
+            for (int threads : {1, 2}) {
+                Backend b(isa.c_str(), threads);
+                Guarded<float> gg(n), gu(n), gy(n);
+                std::copy(g.begin(), g.end(), gg.data());
+                std::copy(u.begin(), u.end(), gu.data());
+                ASSERT_NB_OK(b->swiglu(b.be, gg.data(), gu.data(), n, gy.data()));
+                std::vector<float> y = gy.copy();
+                if (first.empty())
+                    first = y;
+                ASSERT_TRUE(same_bits(first.data(), y.data(), n)) << isa;
+            }
+        for (size_t i = 0; i < n; i++) {
+            double want = (double)g[i] / (1 + std::exp(-(double)g[i])) * (double)u[i];
+            /* exp: 2 ulps are 4 roundings; then the sum, the division, the product, and one for the second order; where
+             * e^-g overflows the result is 0, and 89 e^-88.72 is below 2^-121 */
+            EXPECT_NEAR(first[i], want, 8 * U * std::fabs(want) + 0x1p-121 * std::fabs(u[i])) << g[i];
+        }
+    }
+}
+
+TEST(Rows, gather_and_copies_move_rows)
+{
+    Backend b("scalar");
+    std::vector<float> x = noise(6 * 5, 1), y(3 * 5), z(3 * 5), f(15);
+    const uint32_t rows[] = {5, 0, 5};
+    ASSERT_NB_OK(b->gather(b.be, x.data(), rows, 3, 5, y.data()));
+    for (size_t i = 0; i < 15; i++)
+        EXPECT_EQ(x[rows[i / 5] * 5 + i % 5], y[i]);
+    ASSERT_NB_OK(b->upload(b.be, z.data(), y.data(), 60));
+    ASSERT_NB_OK(b->download_f32(b.be, f.data(), z.data(), 15));
+    EXPECT_EQ(y, f);
+    EXPECT_NB_OK(b->download(b.be, nullptr, nullptr, 0));
+}
+
+/* ---- attention ---- */
+
+namespace
+{
+
+/* A KV cache whose pages are handed out in a scattered order, filled by rope_append. */
+struct Cache {
+    std::unique_ptr<Guarded<unsigned char>> k, v;
+    nbi_kv_layer kv = {};
+    std::vector<int32_t> pages;
+    Cache(nbi_dtype dtype, uint32_t n_kv, uint32_t head_dim, size_t tokens)
+    {
+        size_t n_pages = (tokens + NBI_PAGE_TOKENS - 1) / NBI_PAGE_TOKENS, total = 2 * n_pages + 3;
+        size_t bytes = total * n_kv * NBI_PAGE_TOKENS * head_dim * nbi_dtype_size(dtype);
+        k = std::make_unique<Guarded<unsigned char>>(bytes);
+        v = std::make_unique<Guarded<unsigned char>>(bytes);
+        memset(k->data(), 0xff, bytes); /* NaN in both types: what is read before it is written shows */
+        memset(v->data(), 0xff, bytes);
+        kv.k = k->data();
+        kv.v = v->data();
+        kv.dtype = dtype;
+        kv.n_kv_heads = n_kv;
+        kv.head_dim = head_dim;
+        for (size_t i = 0; i < n_pages; i++) /* the last page of the cache is used, too */
+            pages.push_back((int32_t)(i % 2 ? i : total - 1 - i));
+    }
+    double at(const void *base, size_t pos, size_t head, size_t d) const
+    {
+        size_t i = (((size_t)pages[pos / 16] * kv.n_kv_heads + head) * 16 + pos % 16) * kv.head_dim + d;
+        return kv.dtype == NBI_F32 ? (double)((const float *)base)[i]
+                                   : (double)nbi_f16_to_f32(((const uint16_t *)base)[i]);
+    }
+};
+
+struct Attn {
+    uint32_t heads, n_kv, D;
+    nbi_dtype dtype;
+    size_t len;
+};
+
+struct Inputs {
+    std::vector<float> q, k, v, cs;
+    Inputs(const Attn &a, uint64_t seed)
+        : q(noise(a.len * a.heads * a.D, seed)), k(noise(a.len * a.n_kv * a.D, seed + 1)),
+          v(noise(a.len * a.n_kv * a.D, seed + 2)), cs(a.len * a.D)
+    {
+        for (size_t t = 0; t < a.len; t++)
+            for (size_t i = 0; i < a.D / 2; i++) {
+                double angle = (double)t * std::pow(10000.0, -2.0 * (double)i / a.D);
+                cs[t * a.D + 2 * i] = (float)std::cos(angle);
+                cs[t * a.D + 2 * i + 1] = (float)std::sin(angle);
+            }
+    }
+};
+
+/* Appends and attends in steps of the given sizes; returns y of all tokens.  q and k of `in` stay as they are. */
+std::vector<float> run_attention(Backend &b, const Attn &a, const Inputs &in, Cache &c,
+                                 const std::vector<size_t> &steps, std::vector<float> *rotated_q = nullptr)
+{
+    std::vector<float> y;
+    size_t pos = 0;
+    for (size_t n : steps) {
+        size_t qn = a.heads * a.D, kn = a.n_kv * a.D;
+        Guarded<float> q(n * qn), k(n * kn), v(n * kn), out(n * qn), cs(n * a.D);
+        std::copy_n(&in.q[pos * qn], n * qn, q.data());
+        std::copy_n(&in.k[pos * kn], n * kn, k.data());
+        std::copy_n(&in.v[pos * kn], n * kn, v.data());
+        std::copy_n(&in.cs[pos * a.D], n * a.D, cs.data());
+        nbi_seq s = {0, (uint32_t)n, (uint32_t)pos, c.pages.data()};
+        EXPECT_NB_OK(b->rope_append(b.be, q.data(), k.data(), v.data(), n, a.heads, cs.data(), &c.kv, &s, 1));
+        EXPECT_NB_OK(b->attention(b.be, q.data(), a.heads, &c.kv, &s, 1, 1 / std::sqrt((float)a.D), out.data()));
+        EXPECT_TRUE(q.front_intact() && out.front_intact() && k.front_intact());
+        std::vector<float> part = out.copy(), rq = q.copy();
+        y.insert(y.end(), part.begin(), part.end());
+        if (rotated_q)
+            rotated_q->insert(rotated_q->end(), rq.begin(), rq.end());
+        pos += n;
+    }
+    return y;
+}
+
+/* Checks the last token against double.  Relative errors of a term p: of its score, D/16 steps of a lane, 4 of the tree
+ * and the scale, times sum |q k|; of s - m; of exp (4) here and in a merge; then at most 128 steps in its chunk and 3
+ * for each merge.  Numerator and denominator both have them. */
+void check_last_token(const Attn &a, const Cache &c, const std::vector<float> &q, const std::vector<float> &y)
+{
+    const size_t row = (a.len - 1) * a.heads * a.D;
+    const double scale = (double)(1 / std::sqrt((float)a.D)), chunks = (double)((a.len + 127) / 128);
+    for (size_t h = 0; h < a.heads; h++) {
+        size_t g = h / (a.heads / a.n_kv);
+        std::vector<double> s(a.len), want(a.D), weight(a.D);
+        double most = -1e300, least = 1e300, score_error = 0, sum = 0;
+        for (size_t t = 0; t < a.len; t++) {
+            double dot = 0, abs = 0;
+            for (size_t d = 0; d < a.D; d++) {
+                double p = (double)q[row + h * a.D + d] * c.at(c.kv.k, t, g, d);
+                dot += p;
+                abs += std::fabs(p);
+            }
+            s[t] = dot * scale;
+            most = std::max(most, s[t]);
+            least = std::min(least, s[t]);
+            score_error = std::max(score_error, ((double)((a.D + 15) / 16) + 5) * U * abs * scale);
+        }
+        for (size_t t = 0; t < a.len; t++) {
+            double p = std::exp(s[t] - most);
+            sum += p;
+            for (size_t d = 0; d < a.D; d++) {
+                want[d] += p * c.at(c.kv.v, t, g, d);
+                weight[d] += p * std::fabs(c.at(c.kv.v, t, g, d));
+            }
+        }
+        double rel = score_error + (2 * (most - least) + 8 + 128 + 3 * chunks + 1) * U;
+        for (size_t d = 0; d < a.D; d++)
+            ASSERT_NEAR(y[row + h * a.D + d], want[d] / sum, 2 * rel * weight[d] / sum + 0x1p-140)
+                << "len " << a.len << " head " << h << " d " << d;
+    }
+}
+
+std::vector<Attn> attn_cases()
+{
+    std::vector<Attn> v;
+    for (size_t len : {1u, 15u, 16u, 17u, 127u, 128u, 129u, 300u})
+        for (nbi_dtype t : {NBI_F32, NBI_F16}) {
+            v.push_back({4, 2, 64, t, len});
+            v.push_back({9, 1, 20, t, len}); /* more heads than a pass takes, a tail in every vector */
+        }
+    v.push_back({2, 2, 256, NBI_F32, 140});
+    v.push_back({3, 3, 2, NBI_F16, 140});
+    v.push_back({2, 1, 80, NBI_F16, 130});
+    v.push_back({16, 2, 128, NBI_F32, 131});
+    return v;
+}
+
+} // namespace
+
+TEST(Attention, agrees_with_double_and_between_isas_in_any_number_of_steps)
+{
+    size_t seed = 0;
+    for (const Attn &a : attn_cases()) {
+        seed += 10;
+        Inputs in(a, seed);
+        std::vector<float> first, q;
+        for (const std::string &isa : isas())
+            for (int threads : {1, 2}) {
+                Backend b(isa.c_str(), threads);
+                Cache c(a.dtype, a.n_kv, a.D, a.len);
+                bool check = first.empty();
+                std::vector<float> y = run_attention(b, a, in, c, {a.len}, check ? &q : nullptr);
+                if (check) {
+                    first = y;
+                    check_last_token(a, c, q, y);
+                }
+                ASSERT_TRUE(same_bits(first.data(), y.data(), y.size()))
+                    << isa << " D=" << a.D << " len=" << a.len << " threads=" << threads;
+            }
+        Backend best(isas().back().c_str(), 2);
+        Cache one(a.dtype, a.n_kv, a.D, a.len), some(a.dtype, a.n_kv, a.D, a.len);
+        std::vector<float> by_token = run_attention(best, a, in, one, std::vector<size_t>(a.len, 1));
+        ASSERT_TRUE(same_bits(first.data(), by_token.data(), first.size())) << "D=" << a.D << " len=" << a.len;
+        if (a.len > 7) {
+            std::vector<float> y = run_attention(best, a, in, some, {5, 2, a.len - 7});
+            ASSERT_TRUE(same_bits(first.data(), y.data(), y.size())) << "D=" << a.D << " len=" << a.len;
+        }
+    }
+}
+
+TEST(Attention, sequences_of_a_batch_do_not_see_each_other)
+{
+    const Attn a = {4, 2, 32, NBI_F32, 40}, p = {4, 2, 32, NBI_F32, 150};
+    Backend b(isas().back().c_str(), 2);
+    Inputs ia(a, 1), ip(p, 2);
+    Cache ca(NBI_F32, 2, 32, 40), cp(NBI_F32, 2, 32, 150), both(NBI_F32, 2, 32, 190);
+    std::vector<float> ya = run_attention(b, a, ia, ca, {40}), yp = run_attention(b, p, ip, cp, {150});
+    /* the second sequence comes first in the batch */
+    auto join = [](std::vector<float> x, const std::vector<float> &y) {
+        x.insert(x.end(), y.begin(), y.end());
+        return x;
+    };
+    std::vector<float> q = join(ip.q, ia.q), k = join(ip.k, ia.k), v = join(ip.v, ia.v), cs = join(ip.cs, ia.cs),
+                       y(q.size());
+    std::vector<int32_t> pages_p(both.pages.begin(), both.pages.begin() + 10),
+        pages_a(both.pages.begin() + 9, both.pages.end());
+    pages_a[0] = 1; /* a page that nobody else has: the tenth of the first sequence is its own */
+    pages_p[1] = 0;
+    nbi_seq seqs[] = {{150, 40, 0, pages_a.data()}, {0, 150, 0, pages_p.data()}};
+    ASSERT_NB_OK(b->rope_append(b.be, q.data(), k.data(), v.data(), 190, 4, cs.data(), &both.kv, seqs, 2));
+    ASSERT_NB_OK(b->attention(b.be, q.data(), 4, &both.kv, seqs, 2, 1 / std::sqrt(32.0f), y.data()));
+    EXPECT_TRUE(same_bits(yp.data(), y.data(), yp.size()));
+    EXPECT_TRUE(same_bits(ya.data(), &y[yp.size()], ya.size()));
+}
+
+TEST(Attention, rope_rotates_pairs_and_fills_the_cache)
+{
+    for (nbi_dtype t : {NBI_F32, NBI_F16}) {
+        const Attn a = {2, 1, 6, t, 19};
+        Backend b("scalar");
+        Inputs in(a, 3);
+        Cache c(t, 1, 6, 19);
+        std::vector<float> q;
+        run_attention(b, a, in, c, {19}, &q);
+        for (size_t pos = 0; pos < 19; pos++)
+            for (size_t i = 0; i < 3; i++) {
+                auto turn = [&](const float *x, float *lo, float *hi) {
+                    float cs = in.cs[pos * 6 + 2 * i], sn = in.cs[pos * 6 + 2 * i + 1];
+                    volatile float a0 = x[i] * cs, a1 = x[i + 3] * sn, b0 = x[i + 3] * cs, b1 = x[i] * sn;
+                    *lo = a0 - a1;
+                    *hi = b0 + b1;
+                };
+                float lo, hi;
+                auto stored = [&](float f) {
+                    return t == NBI_F32 ? (double)f : (double)nbi_f16_to_f32(nbi_f32_to_f16(f));
+                };
+                for (size_t h = 0; h < 2; h++) {
+                    turn(&in.q[(pos * 2 + h) * 6], &lo, &hi);
+                    EXPECT_EQ(lo, q[(pos * 2 + h) * 6 + i]);
+                    EXPECT_EQ(hi, q[(pos * 2 + h) * 6 + i + 3]);
+                }
+                turn(&in.k[pos * 6], &lo, &hi);
+                EXPECT_EQ(stored(lo), c.at(c.kv.k, pos, 0, i));
+                EXPECT_EQ(stored(hi), c.at(c.kv.k, pos, 0, i + 3));
+                EXPECT_EQ(stored(in.v[pos * 6 + i]), c.at(c.kv.v, pos, 0, i));
+            }
+    }
+}
+
+TEST(Attention, a_wrong_key_is_seen)
+{
+    const Attn a = {2, 1, 32, NBI_F32, 20};
+    Backend b(isas().back().c_str());
+    Inputs in(a, 4);
+    Cache c(NBI_F32, 1, 32, 20), d(NBI_F32, 1, 32, 20);
+    std::vector<float> y = run_attention(b, a, in, c, {20});
+    in.k[7 * 32 + 3] += 0.5f;
+    std::vector<float> z = run_attention(b, a, in, d, {20});
+    EXPECT_TRUE(same_bits(y.data(), z.data(), 7 * 64)) << "earlier tokens must not see token 7";
+    EXPECT_FALSE(same_bits(&y[7 * 64], &z[7 * 64], 13 * 64));
+}
+
+TEST(Attention, nan_and_infinity_reach_the_output_on_every_isa)
+{
+    const Attn a = {1, 1, 32, NBI_F32, 140};
+    for (float bad : {NAN, INFINITY, -INFINITY})
+        for (size_t at : {3u, 135u}) {
+            Inputs in(a, 5);
+            in.k[at * 32 + 1] = bad;
+            std::vector<float> first;
+            for (const std::string &isa : isas()) {
+                Backend b(isa.c_str());
+                Cache c(NBI_F32, 1, 32, 140);
+                std::vector<float> y = run_attention(b, a, in, c, {140});
+                if (first.empty())
+                    first = y;
+                EXPECT_TRUE(same_bits(first.data(), y.data(), y.size())) << isa << " " << bad;
+                if (std::isnan(bad)) {
+                    EXPECT_TRUE(std::isnan(y.back()));
+                    EXPECT_FALSE(std::isnan(y[(at - 1) * 32]));
+                }
+            }
+        }
+}
+
+TEST(Attention, what_has_no_kernel_is_refused_with_the_reason)
+{
+    Backend b("scalar");
+    float x[512] = {0};
+    int32_t page = 0;
+    nbi_seq s = {0, 1, 0, &page};
+    nbi_kv_layer kv = {x, x, NBI_F32, 1, 258};
+    EXPECT_FAILS(NB_EUNSUPPORTED, "258", b->attention(b.be, x, 1, &kv, &s, 1, 1, x));
+    kv.head_dim = 3;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "even", b->rope_append(b.be, x, x, x, 1, 1, x, &kv, &s, 1));
+    kv.head_dim = 4;
+    kv.dtype = NBI_BF16;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "BF16", b->attention(b.be, x, 1, &kv, &s, 1, 1, x));
+    kv.dtype = NBI_F32;
+    kv.n_kv_heads = 2;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "3 query heads", b->attention(b.be, x, 3, &kv, &s, 1, 1, x));
+}
+
+/* ---- the backend itself ---- */
+
+TEST(Create, devices_threads_and_isa_are_checked)
+{
+    nbi_backend *be = nullptr;
+    unsetenv("NB_CPU_ISA");
+    EXPECT_FAILS(NB_ENODEVICE, "\"cuda:0\"", nbi_backend_create(&be, "cuda:0", 0));
+    EXPECT_EQ(nullptr, be);
+    EXPECT_FAILS(NB_ENODEVICE, "\"auto\" and \"cpu\"", nbi_backend_create(&be, "CPU", 0));
+    EXPECT_FAILS(NB_EINVAL, "threads is -1", nbi_backend_create(&be, "cpu", -1));
+    EXPECT_FAILS(NB_EINVAL, "threads is 5000", nbi_backend_create(&be, "cpu", 5000));
+    for (const char *device : {(const char *)nullptr, "auto", "cpu"}) {
+        ASSERT_NB_OK(nbi_backend_create(&be, device, 0));
+        EXPECT_STREQ("cpu", be->name);
+        EXPECT_EQ(4u, be->act_bytes);
+        be->ops->destroy(be);
+    }
+    setenv("NB_CPU_ISA", "sse9", 1);
+    EXPECT_FAILS(NB_EINVAL, "sse9", nbi_backend_create(&be, "cpu", 1));
+    unsetenv("NB_CPU_ISA");
+    EXPECT_STREQ("cpu (scalar), 3 threads", Backend("scalar", 3).be->description);
+}
+
+TEST(Create, memory_is_aligned_zeroed_and_counted)
+{
+    Backend b("scalar");
+    for (size_t bytes : {0u, 1u, 63u, 64u, 1000u, 5000000u}) {
+        void *p = nullptr;
+        ASSERT_NB_OK(b->alloc(b.be, &p, bytes, "a test"));
+        EXPECT_EQ(0u, (uintptr_t)p % 64);
+        const char *c = (const char *)p;
+        EXPECT_TRUE(std::all_of(c, c + bytes, [](char x) { return x == 0; }));
+        b->release(b.be, p);
+    }
+    b->release(b.be, nullptr);
+    void *p = &b;
+    EXPECT_FAILS(NB_ENOMEM, "a test", b->alloc(b.be, &p, SIZE_MAX - 3, "a test"));
+    EXPECT_EQ(nullptr, p);
+    EXPECT_GT(b->free_bytes(b.be), (size_t)1 << 20);
+    EXPECT_LT(b->free_bytes(b.be), (size_t)1 << 50);
+}
