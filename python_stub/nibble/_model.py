@@ -109,6 +109,8 @@ class Model(Handle):
         return self
 
     def _load(self, call, names, device, threads, progress):
+        self._engines = weakref.WeakSet()
+        self._tokenizer = None
         with Callbacks(progress) as cb:
             opt = options("model_options", device=device, threads=threads)
             opt.callbacks = cb.struct
@@ -116,12 +118,10 @@ class Model(Handle):
         info = result("model_info")
         lib().nb_model_get_info(self._h, byref(info))
         self.info = as_dict(info)
-        self._engines = weakref.WeakSet()
-        self._tokenizer = None
 
     def close(self):
         """Also closes the engines that run this model."""
-        for engine in list(getattr(self, "_engines", ())):
+        for engine in list(self._engines):
             engine.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
