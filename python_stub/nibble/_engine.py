@@ -49,7 +49,6 @@ class Engine(Handle):
         self.model = model
         self._callbacks = Callbacks()  # the engine logs as long as it lives
         self._kept = []  # events of submit()ed requests that came up during generate_batch()
-        self._wants_logprobs = set()
         self._room = max_queue or 65536
         opt = options("engine_options", max_batch=max_batch, max_context=max_context, prefill_chunk=prefill_chunk,
                       kv_pages=kv_pages, kv_bytes=kv_bytes, kv_dtype=kv_dtype, max_queue=max_queue)
@@ -81,9 +80,9 @@ class Engine(Handle):
         array = (c_char_p * max(len(words), 1))(*words)
         request.stop, request.n_stop = ctypes.cast(array, POINTER(c_char_p)), len(words)
         number = c_uint64()
-        lib().nb_engine_submit(self._h, byref(request), None, byref(number))
-        if logprobs is not None and logprobs >= 0:
-            self._wants_logprobs.add(number.value)
+        # `user` comes back with each event: whether its logprob means anything.
+        wants = 1 if request.logprobs >= 0 else None
+        lib().nb_engine_submit(self._h, byref(request), wants, byref(number))
         return number.value
 
     def cancel(self, id):
@@ -104,11 +103,10 @@ class Engine(Handle):
         event = Event(e.id, _TYPES[e.type], text_at(e.text, e.text_bytes), n_prompt=e.n_prompt, n_output=e.n_output)
         if e.type == _ffi.EVENT_TOKEN:
             event.token = e.token
-            if e.id in self._wants_logprobs:
+            if e.user:
                 event.logprob = e.logprob
                 event.top = tuple((e.top[i].token, e.top[i].logprob) for i in range(e.n_top))
             return event
-        self._wants_logprobs.discard(e.id)
         if e.type == _ffi.EVENT_FINISHED:
             event.finish = _FINISH[e.finish]
         else:
