@@ -252,8 +252,10 @@ def test_a_quantized_folder_loads_and_stays_close(nibble, model, demo, demo_text
 
 
 def test_a_dry_run_reports_and_writes_nothing(nibble, demo, tmp_path):
-    report = nibble.quantize(demo, tmp_path / "x", recipe="w8a16", dry_run=True)
-    assert report["modules"] and os.listdir(tmp_path) == []
+    plan = nibble.quantize(demo, tmp_path / "x", recipe="w8a16", dry_run=True)
+    assert os.listdir(tmp_path) == []
+    real = nibble.quantize(demo, tmp_path / "x", recipe="w8a16")
+    assert (plan["bytes_before"], plan["bytes_after"]) == (real["bytes_before"], real["bytes_after"])
 
 
 def test_static_activations_need_and_use_a_calibration_text(nibble, demo, demo_text, tmp_path):
@@ -287,15 +289,16 @@ def test_a_batch_file_is_answered(nibble, model, tmp_path):
     job.write_text("".join(json.dumps({
         "custom_id": f"r{i}", "method": "POST", "url": "/v1/completions",
         "body": {"model": "demo", "prompt": p, "max_tokens": 4, "temperature": 0}}) + "\n" for i, p in enumerate(PROMPTS)))
-    summary = nibble.run(model, job, tmp_path / "out.jsonl", max_batch=2, max_context=64)
+    out, engine = tmp_path / "out.jsonl", dict(max_batch=2, max_context=64)
+    summary = nibble.run(model, job, out, **engine)
     assert (summary["total"], summary["completed"], summary["failed"]) == (5, 5, 0)
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
     texts = {r["custom_id"]: r["response"]["body"]["choices"][0]["text"] for r in rows}
     assert texts == {f"r{i}": model.generate(p, max_tokens=4) for i, p in enumerate(PROMPTS)}
     with pytest.raises(nibble.Error) as e:
-        nibble.run(model, job, tmp_path / "out.jsonl")
+        nibble.run(model, job, out, **engine)
     assert e.value.status == "EEXIST"
-    assert nibble.run(model, job, tmp_path / "out.jsonl", resume=True)["skipped"] == 5
+    assert nibble.run(model, job, out, resume=True, **engine)["skipped"] == 5
 
 
 def test_bench_names_its_rows_as_llama_bench_does(nibble, model):
@@ -318,7 +321,7 @@ def test_errors_name_their_status_and_say_one_sentence(nibble, model, demo, tmp_
         (lambda: nibble.Model(tmp_path / "missing"), "EIO", "missing"),
         (lambda: nibble.Tokenizer(tmp_path / "missing"), "EIO", "missing"),
         (lambda: nibble.inspect(tmp_path / "missing"), "EIO", "missing"),
-        (lambda: nibble.quantize(demo, tmp_path / "x", recipe="no-such-recipe"), "EIO", "no-such-recipe"),
+        (lambda: nibble.quantize(demo, tmp_path / "x", recipe="no-such-recipe"), "EINVAL", "no-such-recipe"),
         (lambda: nibble.evaluate(model, tmp_path / "no.txt"), "EIO", "no.txt"),
         (lambda: model.logits([]), "EINVAL", ""),
         (lambda: model.logits([-1]), "EINVAL", "-1"),
