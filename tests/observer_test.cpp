@@ -103,8 +103,22 @@ std::vector<Stream> streams()
 {
     Values skew = gaussian(20000, 5);
     for (auto &x : skew)
-        x = x > 0 ? 3 * x : x * 0.4f; /* as after SiLU: long to one side */
-    return {{"gaussian", gaussian(20000, 1)},
+        x = x > 0 ? 3 * x : x * 0.4f;      /* as after SiLU: long to one side */
+    Values high = gaussian(20000, 9), low; /* few outliers, all on one side */
+    for (int i = 0; i < 3; i++)
+        high[i] = 12.0f + i;
+    for (float x : high)
+        low.push_back(-x);
+    Values below = laplace(20000, 10), above;
+    for (auto &x : below)
+        x = x > 0 ? 0.1f * x : 3 * x; /* a long tail on one side */
+    for (float x : below)
+        above.push_back(-x);
+    return {{"long below", below},
+            {"long above", above},
+            {"gaussian", gaussian(20000, 1)},
+            {"outliers above", high},
+            {"outliers below", low},
             {"small", gaussian(5000, 2, 1e-6f)},
             {"laplace", laplace(20000, 3)},
             {"relu", relu(gaussian(20000, 4))},
@@ -303,9 +317,30 @@ TEST(ObserverGrid, asymmetric_mse_searches_both_ends)
                 best = std::min(best, rmse(g, some));
             }
         double spacing = (std::exp2(1 / 256.0) - 1) * rms(some);
-        EXPECT_LE(rmse(grid_of(*part, NBI_OBS_MSE, false, bits), some), best + 2 * pw + spacing) << s.name;
+        double found = rmse(grid_of(*part, NBI_OBS_MSE, false, bits), some);
+        EXPECT_LE(found, best + 2 * pw + spacing) << s.name;
+        if (pw < best / 10) { /* where bins are fine, the finer steps of the search must show */
+            EXPECT_LE(found, 1.005 * best) << s.name;
+        }
         EXPECT_LE(rmse(grid_of(*o, NBI_OBS_MSE, false, bits), s.x),
                   rmse(grid_of(*o, NBI_OBS_MINMAX, false, bits), s.x) + 2 * w);
+    }
+}
+
+/* Nothing but the side on which a bin includes its end, and the rounding of the zero point, tells left from right. */
+TEST(ObserverGrid, the_two_ends_are_treated_alike)
+{
+    for (auto &s : streams()) {
+        Values minus = s.x;
+        for (auto &v : minus)
+            v = -v;
+        auto o = observe(s.x), mirrored = observe(minus);
+        for (auto m : {NBI_OBS_MINMAX, NBI_OBS_PERCENTILE, NBI_OBS_MSE})
+            for (unsigned bits : {4u, 8u}) {
+                nbi_grid a = grid_of(*o, m, false, bits), b = grid_of(*mirrored, m, false, bits);
+                EXPECT_NEAR(rmse(a, s.x), rmse(b, minus), 0.02 * rmse(a, s.x))
+                    << s.name << " method " << m << " bits " << bits;
+            }
     }
 }
 
@@ -318,6 +353,11 @@ TEST(ObserverGrid, clipping_helps_against_heavy_outliers)
     for (auto m : {NBI_OBS_PERCENTILE, NBI_OBS_MSE, NBI_OBS_KL})
         EXPECT_LT(grid_of(*o, m, true, 4).scale, 0.75 * all.scale) << m;
     EXPECT_LT(rmse(grid_of(*o, NBI_OBS_MSE, true, 4), x), rmse(all, x));
+    for (auto m : {NBI_OBS_PERCENTILE, NBI_OBS_MSE, NBI_OBS_KL}) { /* at both ends: here they are alike */
+        nbi_grid g = grid_of(*o, m, false, 4);
+        EXPECT_GT((g.qmin - g.zero) * g.scale, 0.75f * o->lo) << m;
+        EXPECT_LT((g.qmax - g.zero) * g.scale, 0.75f * o->hi) << m;
+    }
 }
 
 /* ---- entropy, as in the published code: counts in arrays, no running sums ------------------------------------------ */
@@ -386,33 +426,33 @@ TEST(ObserverGrid, symmetric_kl_finds_the_least_divergence)
         }
 }
 
-TEST(ObserverGrid, asymmetric_kl_is_no_worse_than_any_window_with_one_end_in_place)
+/* The grid gives its window away: the span is exact, the lower end is known to half a step.  So the best of a few
+ * windows must be no worse than every window that a coarse search of both ends looks at. */
+TEST(ObserverGrid, asymmetric_kl_is_no_worse_than_a_coarse_search_of_both_ends)
 {
-    const size_t zero = NBI_OBSERVER_BINS / 2, levels = 16;
-    for (auto &s : streams()) {
-        if (s.x.size() < 20000)
-            continue;
-        auto o = observe(s.x);
-        double w = width(*o);
-        std::vector<double> h(o->bins, o->bins + zero + size_t(std::max(o->hi, 0.0f) / w) + 1);
-        size_t from = zero - size_t(std::ceil(std::max(-o->lo, 0.0f) / w));
-        if (o->bins[zero + 1])
-            h[zero] = double(o->bins[zero + 1]);
-        nbi_grid g = grid_of(*o, NBI_OBS_KL, false, 4);
-        double span = g.scale * 15 / w; /* the window in bins; its ends from the zero point, to a step */
-        double best = INFINITY, all = slow_kl(h, from, h.size(), levels);
-        size_t step = size_t(g.scale / w) + 1, top = zero + size_t((7 - g.zero) * g.scale / w);
-        for (size_t b = std::max(zero + 1, top > step ? top - step : 0); b <= std::min(h.size(), top + step); b++) {
-            double a = double(b) - span;
-            for (long d = -1; d <= 1; d++)
-                if (std::lround(a) + d >= long(from) && std::lround(a) + d <= long(zero))
-                    best = std::min(best, slow_kl(h, size_t(std::lround(a) + d), b, levels));
+    const long zero = NBI_OBSERVER_BINS / 2;
+    for (auto &s : streams())
+        for (unsigned bits : {4u, 8u}) {
+            const size_t levels = size_t(1) << bits;
+            auto o = observe(s.x);
+            double w = width(*o), lo = std::min(o->lo, 0.0f), hi = std::max(o->hi, 0.0f);
+            long from = zero + long(std::floor(lo / w)), to = zero + long(hi / w) + 1;
+            std::vector<double> h(o->bins, o->bins + to);
+            if (uint64_t beside = std::max(o->bins[zero + 1], o->bins[zero - 1]))
+                h[size_t(zero)] = double(beside);
+            nbi_grid g = grid_of(*o, NBI_OBS_KL, false, bits);
+            long span = std::lround(g.scale * float(levels - 1) / w),
+                 a0 = zero + std::lround((g.qmin - g.zero) * double(g.scale) / w);
+            long half = long(g.scale / w / 2) + 2;
+            double found = INFINITY;
+            for (long a = std::max(from, a0 - half); a <= std::min(zero, a0 + half); a++)
+                for (long b = std::max(zero + 1, a + span - 1); b <= std::min(to, a + span + 1); b++)
+                    found = std::min(found, slow_kl(h, size_t(a), size_t(b), levels));
+            for (long a = from; a <= zero; a += 96)
+                for (long b = to; b > zero; b -= 96)
+                    if (b - a >= long(levels)) {
+                        ASSERT_LE(found, slow_kl(h, size_t(a), size_t(b), levels) + 1e-9)
+                            << s.name << " [" << a << "," << b << ") of [" << from << "," << to << ")";
+                    }
         }
-        EXPECT_LE(best, all + 1e-9) << s.name;
-        for (size_t a = from; a <= zero; a += 61) /* some windows all over */
-            for (size_t b = h.size(); b > zero; b -= std::min<size_t>(b - zero, 61))
-                if (b - a >= levels) {
-                    ASSERT_LE(best, slow_kl(h, a, b, levels) * 1.02 + 1e-9) << s.name << " [" << a << "," << b << ")";
-                }
-    }
 }

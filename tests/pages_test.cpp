@@ -216,6 +216,16 @@ TEST(Scheduler, the_youngest_is_preempted_and_comes_back_first)
     EXPECT_EQ(4u, sim.s.pages.n_free);
 }
 
+TEST(Scheduler, admission_takes_the_page_of_the_first_output_token_too)
+{
+    Sim sim(4, 64, 64, 3);
+    sim.add({NBI_PAGE_TOKENS, 30});
+    sim.add({NBI_PAGE_TOKENS, 30}); /* one page is left, it needs two */
+    sim.step();
+    EXPECT_EQ(1u, sim.s.n_running);
+    EXPECT_EQ(1u, sim.s.pages.n_free);
+}
+
 TEST(Scheduler, a_big_request_is_not_overtaken_by_small_ones)
 {
     Sim sim(8, 160, 160, 10);

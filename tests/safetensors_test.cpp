@@ -494,6 +494,21 @@ TEST(Write, the_bytes_are_those_of_the_reference_writer)
     EXPECT_EQ(5u, nbi_checkpoint_count(c.c));
 }
 
+TEST(Write, the_data_begins_at_a_multiple_of_8)
+{
+    for (size_t n = 1; n <= 9; n++) {
+        TempDir d;
+        Writer w(d.path(), 0);
+        std::string name(n, 'x');
+        ASSERT_NB_OK(w.declare(name.c_str(), NBI_U8, {3}));
+        ASSERT_NB_OK(w.write(name.c_str(), "abc"));
+        ASSERT_NB_OK(nbi_st_finish(w.w));
+        std::string s = read_text(d / "model.safetensors");
+        EXPECT_EQ(3u, s.size() % 8) << n;
+        EXPECT_EQ(s.size() - 11, size_t((unsigned char)s[0]));
+    }
+}
+
 TEST(Write, every_tensor_is_aligned)
 {
     TempDir d;

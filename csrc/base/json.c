@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/str.h"
 
 static const char *type_name(const json_t *v)
 {
@@ -26,10 +27,49 @@ static const char *type_name(const json_t *v)
     }
 }
 
+/* Transformers writes "model_max_length": 1000000000000000019884624838656, which no 64-bit integer holds: such numbers
+ * become real ones.  Where an integer is wanted, they are then refused like any other real number. */
+static char *widen_integers(const char *text, size_t n, size_t *out_n)
+{
+    nbi_str out = {0};
+    bool in_string = false;
+    for (size_t i = 0; i < n;) {
+        size_t len = 1;
+        if (in_string) {
+            in_string = text[i] != '"';
+            if (text[i] == '\\' && i + 1 < n)
+                len = 2;
+        } else if (text[i] == '"')
+            in_string = true;
+        else if (text[i] >= '0' && text[i] <= '9') {
+            while (i + len < n && strchr("0123456789.eE+-", text[i + len]) && text[i + len])
+                len++;
+            nbi_str_add(&out, text + i, len);
+            if (len >= 19 && !memchr(text + i, '.', len) && !memchr(text + i, 'e', len) && !memchr(text + i, 'E', len))
+                nbi_str_puts(&out, ".0");
+            i += len;
+            continue;
+        }
+        nbi_str_add(&out, text + i, len);
+        i += len;
+    }
+    *out_n = out.len;
+    return nbi_str_take(&out);
+}
+
 nb_status nbi_json_parse(json_t **out, const char *text, size_t n, const char *where)
 {
     json_error_t e;
-    *out = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, &e);
+    const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL;
+    *out = json_loadb(text, n, flags, &e);
+    if (!*out && json_error_code(&e) == json_error_numeric_overflow) {
+        size_t wide_n;
+        char *wide = widen_integers(text, n, &wide_n);
+        if (!wide)
+            return nbi_fail_nomem(where, n);
+        *out = json_loadb(wide, wide_n, flags, &e);
+        free(wide);
+    }
     if (!*out)
         return nbi_fail(NB_EFORMAT, "%s: not valid JSON at line %d column %d: %s", where, e.line, e.column, e.text);
     return NB_OK;

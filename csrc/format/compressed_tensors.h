@@ -26,7 +26,8 @@ typedef struct nbi_ct_entry {
     nbi_scheme scheme; /* bits 0: goes to `ignore` */
 } nbi_ct_entry;
 /* Builds quantization_config: one config group per distinct scheme (the most common one targets "Linear", the others
- * name their modules), `ignore` for the dense ones.  Mixed formats use format "mixed-precision". */
+ * name their modules), `ignore` for the dense ones.  Mixed formats use format "mixed-precision".  *out is NULL when
+ * every module is dense: then the model has no quantization_config. */
 nb_status nbi_ct_config_build(json_t **out, const nbi_ct_entry *e, size_t n);
 
 /* ---- tensors ---- */
@@ -37,7 +38,9 @@ nb_status nbi_ct_read(nbi_weight *w, const nbi_checkpoint *c, const char *name, 
                       const nbi_scheme *scheme);
 
 /* The tensors that one quantized weight becomes; declare gives names and shapes from the scheme alone, so that a
- * writer can lay out the file before any weight is computed.  `scale_dtype`: F32, F16 or BF16. */
+ * writer can lay out the file before any weight is computed.  `scale_dtype`: F32, F16 or BF16.  Weight scales must be
+ * numbers of that dtype already (NB_EINVAL): rounding them here would part them from their codes.  Dense weights and
+ * biases are the caller's to declare and write. */
 nb_status nbi_ct_declare(nbi_st_writer *w, const char *name, size_t n, size_t k, const nbi_scheme *scheme,
                          nbi_dtype scale_dtype);
 nb_status nbi_ct_write(nbi_st_writer *w, const char *name, const nbi_weight *weight, nbi_dtype scale_dtype);

@@ -21,14 +21,28 @@ void nbi_ct_pack(uint32_t *words, const int8_t *codes, size_t n, unsigned bits)
     }
 }
 
-void nbi_ct_unpack(int8_t *codes, const uint32_t *words, size_t n, unsigned bits)
+/* Whole words; with a constant width the inner loop has a constant length and becomes a few vector instructions. */
+static inline void unpack_words(int8_t *codes, const uint32_t *words, size_t n_words, const unsigned bits)
 {
-    const size_t per = 32 / bits;
     const uint32_t mask = (1u << bits) - 1;
     const int offset = 1 << (bits - 1);
-    for (size_t i = 0, w = 0; i < n; i += per, w++)
-        for (size_t j = 0; j < per && i + j < n; j++)
-            codes[i + j] = (int8_t)((int)(words[w] >> (j * bits) & mask) - offset);
+    for (size_t w = 0; w < n_words; w++)
+        for (unsigned j = 0; j < 32 / bits; j++)
+            codes[w * (32 / bits) + j] = (int8_t)((int)(words[w] >> (j * bits) & mask) - offset);
+}
+
+void nbi_ct_unpack(int8_t *codes, const uint32_t *words, size_t n, unsigned bits)
+{
+    const size_t per = 32 / bits, whole = n / per;
+    int8_t last[8];
+    if (bits == 4)
+        unpack_words(codes, words, whole, 4);
+    else
+        unpack_words(codes, words, whole, 8);
+    if (n % per) {
+        unpack_words(last, words + whole, 1, bits);
+        memcpy(codes + whole * per, last, n % per);
+    }
 }
 
 /* ---- layout ---------------------------------------------------------------------------------------------------- */

@@ -33,7 +33,9 @@ const nbi_tensor *nbi_checkpoint_at(const nbi_checkpoint *c, size_t i); /* sorte
 
 /* Writing: declare every tensor, then give the data in the order of declaration; memory stays at one tensor.
  * Tensors are split over shards of at most max_shard_bytes (0: one file); names model.safetensors, or
- * model-0000i-of-0000n.safetensors + index.  Files go to `dir` (an nbi_outdir's tmp). */
+ * model-0000i-of-0000n.safetensors + index.  Files go to `dir` (an nbi_outdir's tmp).  Inside a file the order is the
+ * reference writer's (most aligned dtype first, then by name).  Freed without a successful finish, the writer removes
+ * what it wrote. */
 typedef struct nbi_st_writer nbi_st_writer;
 nb_status nbi_st_writer_create(nbi_st_writer **out, const char *dir, size_t max_shard_bytes);
 nb_status nbi_st_declare(nbi_st_writer *w, const char *name, nbi_dtype t, uint32_t n_dims, const size_t *shape);

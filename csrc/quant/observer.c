@@ -216,19 +216,29 @@ static void scan_ends(mse_search *m, clip full, bool lo_moves, bool hi_moves)
     }
 }
 
+/* Both ends: first every pair in steps of sqrt(2), since one end by itself often gains nothing while the other is far
+ * off, then each end by turns until neither moves. */
+static void search_both_ends(mse_search *m, clip full)
+{
+    for (int i = 0; i <= 20; i++)
+        for (int j = 0; j <= 20; j++)
+            try_clip(m, (clip){full.lo * exp2(-i / 2.0), full.hi * exp2(-j / 2.0)});
+    for (int round = 0; round < 4; round++) {
+        clip before = m->best;
+        scan_ends(m, full, false, true);
+        scan_ends(m, full, true, false);
+        if (m->best.lo == before.lo && m->best.hi == before.hi)
+            break;
+    }
+}
+
 static clip mse_clip(const nbi_observer *o, unsigned bits, bool symmetric, clip full)
 {
     mse_search m = {o, bits, symmetric, full, INFINITY};
-    scan_ends(&m, full, true, true);
     if (symmetric || full.lo == 0 || full.hi == 0)
-        return m.best;
-    for (int round = 0; round < 4; round++) { /* the ends by turns, until neither moves */
-        clip before = m.best;
-        scan_ends(&m, full, false, true);
-        scan_ends(&m, full, true, false);
-        if (m.best.lo == before.lo && m.best.hi == before.hi)
-            break;
-    }
+        scan_ends(&m, full, true, true);
+    else
+        search_both_ends(&m, full);
     return m.best;
 }
 
@@ -329,7 +339,7 @@ static clip kl_asymmetric(const nbi_observer *o, unsigned bits, kl_sums *k, clip
     double w = bin_width(o);
     int levels = 1 << bits, from = ZERO + (int)floor(full.lo / w), to = ZERO + (int)(full.hi / w) + 1;
     memcpy(h, o->bins, sizeof h);
-    flatten_zeros(&h[ZERO], o->bins[ZERO + 1]);
+    flatten_zeros(&h[ZERO], o->bins[ZERO + 1] > o->bins[ZERO - 1] ? o->bins[ZERO + 1] : o->bins[ZERO - 1]);
     from = from > 0 ? from : 0;
     to = to < NBI_OBSERVER_BINS ? to : NBI_OBSERVER_BINS;
     kl_prepare(k, h, to);
