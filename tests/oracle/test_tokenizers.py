@@ -19,7 +19,7 @@ NASTY = [
     "'s", "'S", "'ll", "'LL", "'rE", "'t", "\u2019s", "don't", "I'VE", "'", "''",
     "\u0660\u0661", "\u00b2", "\u2155", "\u2160", "\u0bf0", "123", "1234567", "3.14", "\U0001d7d8", "\u3007",  # numbers that are no digits
     "\U0001f642", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "\U0001f44d\U0001f3fd", "\U000e0067", "\U0010ffff",
-    "\ufffd", "\uffff", "\ufdd0", "\ue000", "\U00020000", "\U000323af",  # non-characters, private use, ideographs
+    "\ufffd", "\uffff", "\ufdd0", "\ue000", "\U00020000", "\U0002a6d6",  # non-characters, private use, ideographs
     "\u05e9\u05c1", "\u0639\u0631\u0628\u064a", "\u0939\u093f\u0928\u094d\u0926\u0940", "\u0e44\u0e17\u0e22", "\u6771\u4eac", "\ud55c\uad6d", "\u1780\u17d2\u1798", "\u2581", "\u2581\u2581", "\u0120", "\u010a",
     "<s>", "</s>", "<unk>", "<0x0A>", "<|endoftext|>", "<|begin_of_text|>", "<|im_start|>", "<|end_of_text|>", "[gMASK]",
     "_", "--", "...", "!!!", "://", "#$%", "\\", "{}", "()", ";\n", "=>", "a", "Z", "the", " The", "ing", "Hello", "tokenization",
@@ -27,7 +27,7 @@ NASTY = [
 
 
 def random_text(rng):
-    """Mostly nasty pieces, some ASCII, some characters from anywhere (no surrogates: they are no text)."""
+    """Mostly nasty pieces, some ASCII, some characters from anywhere."""
     out = []
     for _ in range(rng.randrange(1, 14)):
         kind = rng.random()
@@ -38,24 +38,24 @@ def random_text(rng):
         elif kind < 0.85:
             out.append(" " * rng.randrange(1, 6))
         else:
-            code = rng.choice([rng.randrange(0x80, 0x3000), rng.randrange(0x3000, 0xd800),
-                               rng.randrange(0xe000, 0x10000), rng.randrange(0x10000, 0x110000)])
-            out.append(chr(code))
+            low, high = rng.choice([(0x80, 0x3000), (0x3000, 0xd800), (0xe000, 0x10000), (0x10000, 0x20000),
+                                    (0x20000, 0x110000)])
+            out.append(next(c for c in iter(lambda: chr(rng.randrange(low, high)), None) if settled(c)))
     return "".join(out)
 
 
-def assigned(text):
-    """Unassigned ones may be letters for one library and nothing for another."""
-    return all(unicodedata.category(c) != "Cn" or ord(c) & 0xfffe == 0xfffe for c in text)
+def settled(c):
+    """Assigned long ago.  What a newer Unicode version added is a letter or a digit for the library that knows it and
+    nothing for the other (PCRE2 10.42 has Unicode 14, tokenizers 0.23 has 15): no disagreement worth a failure."""
+    return (unicodedata.ucd_3_2_0.category(c) not in ("Cn", "Cs") or 0x1f300 <= ord(c) <= 0x1f64f
+            or 0x1e900 <= ord(c) <= 0x1e943)
 
 
 def texts(seed, n):
     rng = random.Random(seed)
     found = [""] + NASTY + [" " + p for p in NASTY] + [p + " x" for p in NASTY]
     while len(found) < n:
-        text = random_text(rng)
-        if assigned(text):
-            found.append(text)
+        found.append(random_text(rng))
     return found
 
 
@@ -95,6 +95,12 @@ def test_ids_are_equal(pair, special):
     ours, reference = pair
     check(texts(seed=1 + special, n=4000), lambda t: ours.tokenize(t, special=special),
           lambda t: reference.encode(t, add_special_tokens=special).ids)
+
+
+def test_every_character_has_equal_ids_at_a_start_and_after_a_letter_and_a_space(pair):
+    ours, reference = pair
+    check((f"{c}a{c} {c}" for c in map(chr, range(0x20000)) if settled(c)), lambda t: ours.tokenize(t),
+          lambda t: reference.encode(t).ids)
 
 
 @pytest.mark.parametrize("skip", [False, True])
