@@ -8,10 +8,22 @@ extern "C" {
 struct nb_tokenizer {
     const char *source, *bos, *eos;
 };
-const char *nbi_tokenizer_chat_template(const nb_tokenizer *tok) { return tok->source; }
-int32_t nb_tokenizer_bos(const nb_tokenizer *tok) { return tok->bos ? 1 : -1; }
-int32_t nb_tokenizer_eos(const nb_tokenizer *tok) { return tok->eos ? 2 : -1; }
-const char *nbi_tokenizer_token_text(const nb_tokenizer *tok, int32_t id) { return id == 1 ? tok->bos : tok->eos; }
+const char *nbi_tokenizer_chat_template(const nb_tokenizer *tok)
+{
+    return tok->source;
+}
+int32_t nb_tokenizer_bos(const nb_tokenizer *tok)
+{
+    return tok->bos ? 1 : -1;
+}
+int32_t nb_tokenizer_eos(const nb_tokenizer *tok)
+{
+    return tok->eos ? 2 : -1;
+}
+const char *nbi_tokenizer_token_text(const nb_tokenizer *tok, int32_t id)
+{
+    return id == 1 ? tok->bos : tok->eos;
+}
 }
 
 namespace
@@ -29,8 +41,9 @@ std::string chat(const char *source, const std::string &messages, int prompt = 0
     return r;
 }
 
-const char *const plain = "{{ bos_token }}{{ eos_token }}{% for m in messages %}[{{ m.role + ':' + m.content }}]{% endfor %}"
-                          "{% if add_generation_prompt %}>{% endif %}";
+const char *const plain =
+    "{{ bos_token }}{{ eos_token }}{% for m in messages %}[{{ m.role + ':' + m.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}>{% endif %}";
 
 } // namespace
 
@@ -52,8 +65,9 @@ TEST(Chat, parts_are_joined_for_a_template_that_wants_a_string)
     EXPECT_EQ("<s>[user:one\ntwo]", chat(plain, parts));
     EXPECT_EQ("<s>[user:]", chat(plain, R"([{"role":"user","content":[]}])"));
     for (const char *walk : {"message.content", "message['content']", "content", "message.content | list"}) {
-        std::string source = std::string("{% for message in messages %}{% set content = message.content %}{% for p in ") +
-                             walk + " %}{{ p.text if p is mapping else p }}|{% endfor %}{% endfor %}";
+        std::string source =
+            std::string("{% for message in messages %}{% set content = message.content %}{% for p in ") + walk +
+            " %}{{ p.text if p is mapping else p }}|{% endfor %}{% endfor %}";
         EXPECT_EQ("one|two|", chat(source.c_str(), parts)) << walk;
     }
     EXPECT_EQ("a|b|", chat("{% for m in messages %}{% for p in m.content %}{{ p }}|{% endfor %}{% endfor %}",

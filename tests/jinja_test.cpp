@@ -145,7 +145,8 @@ TEST(JinjaOracle, chat_templates_of_real_models_give_what_transformers_gives)
         json_object_set_new(context.j, "documents", json_null());
         std::string name = string_at(row, "template"), conversation = string_at(row, "conversation");
         std::string source = load_template(folder + "/" + name, context.j);
-        json_object_update(context.j, json_object_get(json_object_get(vectors.j, "conversations"), conversation.c_str()));
+        json_object_update(context.j,
+                           json_object_get(json_object_get(vectors.j, "conversations"), conversation.c_str()));
         json_object_set(context.j, "add_generation_prompt", json_object_get(row, "add_generation_prompt"));
         Result r = render(source, context.j);
         SCOPED_TRACE(name + " / " + conversation);
@@ -186,7 +187,8 @@ TEST(Jinja, text_without_tags_comes_back_but_for_the_last_newline)
 TEST(Jinja, strings_keep_nul_bytes)
 {
     EXPECT_TEXT(std::string("x\0y", 3), "{{ s }}", R"({"s":"x\u0000y"})");
-    EXPECT_TEXT("3 'x\\x00y'", "{{ s | length }} {{ [s] | join | list | length and (s,)[0] and [s] | string | trim('[]') }}",
+    EXPECT_TEXT("3 'x\\x00y'",
+                "{{ s | length }} {{ [s] | join | list | length and (s,)[0] and [s] | string | trim('[]') }}",
                 R"({"s":"x\u0000y"})");
 }
 
@@ -235,7 +237,8 @@ TEST(JinjaErrors, raise_exception_s_text_stands_alone)
 TEST(JinjaErrors, name_what_is_wrong_and_the_line)
 {
     EXPECT_REFUSED(NB_EINVAL, "line 2: 'who' is undefined", "a\n{{ who.x }}");
-    EXPECT_REFUSED(NB_EINVAL, "line 3: 'who' is undefined", "{% macro m() %}\n\n{{ who + 1 }}{% endmacro %}\n{{ m() }}");
+    EXPECT_REFUSED(NB_EINVAL, "line 3: 'who' is undefined",
+                   "{% macro m() %}\n\n{{ who + 1 }}{% endmacro %}\n{{ m() }}");
     EXPECT_REFUSED(NB_EINVAL, "'dict' has no attribute or element 'content'", "{{ m.content + 'x' }}", R"({"m":{}})");
     EXPECT_REFUSED(NB_EUNSUPPORTED, "line 2: there is no filter 'wordwrap'", "\n{{ 1 | wordwrap }}");
     EXPECT_REFUSED(NB_EUNSUPPORTED, "line 1: there is no test 'prime'", "{{ 1 is prime }}");
@@ -272,14 +275,18 @@ TEST(JinjaLimits, endless_work_stops)
     EXPECT_REFUSED(NB_ELIMIT, "range of", "{{ range(-9223372036854775807, 9223372036854775807) }}");
     EXPECT_REFUSED(NB_ELIMIT, "repeated", "{{ 'x' * 9223372036854775807 }}");
     EXPECT_REFUSED(NB_ELIMIT, "repeated", "{{ [0] * 9223372036854775807 }}");
-    EXPECT_REFUSED(NB_ELIMIT, "bytes", "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(99) %}"
-                                       "{% set ns.s = ns.s + ns.s %}{% endfor %}");
-    EXPECT_REFUSED(NB_ELIMIT, "", "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(99) %}"
-                                  "{% set ns.s = ns.s | replace('x', ns.s) %}{% endfor %}");
-    EXPECT_REFUSED(NB_ELIMIT, "", "{% set ns = namespace(l=[1]) %}{% for i in range(99) %}"
-                                  "{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}");
-    EXPECT_REFUSED(NB_ELIMIT, "", "{% set ns = namespace(l=[1]) %}{% for i in range(99) %}"
-                                  "{% set ns.l = ns.l + ns.l %}{% endfor %}");
+    EXPECT_REFUSED(NB_ELIMIT, "bytes",
+                   "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(99) %}"
+                   "{% set ns.s = ns.s + ns.s %}{% endfor %}");
+    EXPECT_REFUSED(NB_ELIMIT, "",
+                   "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(99) %}"
+                   "{% set ns.s = ns.s | replace('x', ns.s) %}{% endfor %}");
+    EXPECT_REFUSED(NB_ELIMIT, "",
+                   "{% set ns = namespace(l=[1]) %}{% for i in range(99) %}"
+                   "{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}");
+    EXPECT_REFUSED(NB_ELIMIT, "",
+                   "{% set ns = namespace(l=[1]) %}{% for i in range(99) %}"
+                   "{% set ns.l = ns.l + ns.l %}{% endfor %}");
     EXPECT_REFUSED(NB_EUNSUPPORTED, "", "{{ '%999999999d' % 1 }}");
     EXPECT_REFUSED(NB_ELIMIT, "", "{{ '' | indent(999999999999) }}");
     EXPECT_REFUSED(NB_ELIMIT, "", "{{ [[]] | tojson(indent=999999999) }}");
@@ -315,16 +322,31 @@ static std::string times(size_t n, const std::string &s)
 TEST(JinjaLimits, nesting_is_bounded_when_the_template_is_read)
 {
     const size_t deep = 20000;
-    for (const std::string &s :
-         {"{{ " + times(deep, "("), "{{ " + times(deep, "["), "{{ " + times(deep, "{1:"), "{{ " + times(deep, "- ") + "1 }}",
-          "{{ " + times(deep, "not ") + "1 }}", "{{ 1" + times(deep, " if 1 else 1") + " }}", "{{ a" + times(deep, ".b") + " }}",
-          "{{ a" + times(deep, "|e") + " }}", "{{ 1" + times(deep, "+1") + " }}", "{{ 1" + times(deep, " and 1") + " }}",
-          "{{ 1" + times(deep, "**1") + " }}", times(deep, "{% if 1 %}"), times(deep, "{% for x in y %}"),
-          times(deep, "{% set x %}"), "{{ f" + times(deep, "(") , "{{ f" + times(deep, "()") + " }}",
-          "{{ a" + times(deep, "[0]") + " }}", "{% for " + times(deep, "(") + "x", times(deep, "{% macro m() %}"),
-          "{{ 1" + times(deep, " is eq 1") + " }}", "{{ 1" + times(deep, "|f(1") + " }}"}) {
-        Result r = render(s);
-        EXPECT_TRUE(r.status == NB_ELIMIT || r.status == NB_EFORMAT) << s.substr(0, 40) << ": " << r.error;
+    for (const std::string &s : {"{{ " + times(deep, "("),
+                                 "{{ " + times(deep, "["),
+                                 "{{ " + times(deep, "{1:"),
+                                 "{{ " + times(deep, "- ") + "1 }}",
+                                 "{{ " + times(deep, "not ") + "1 }}",
+                                 "{{ 1" + times(deep, " if 1 else 1") + " }}",
+                                 "{{ a" + times(deep, ".b") + " }}",
+                                 "{{ a" + times(deep, "|e") + " }}",
+                                 "{{ 1" + times(deep, "+1") + " }}",
+                                 "{{ 1" + times(deep, " and 1") + " }}",
+                                 "{{ 1" + times(deep, "**1") + " }}",
+                                 times(deep, "{% if 1 %}"),
+                                 times(deep, "{% for x in y %}"),
+                                 times(deep, "{% set x %}"),
+                                 "{{ f" + times(deep, "("),
+                                 "{{ f" + times(deep, "()") + " }}",
+                                 "{{ a" + times(deep, "[0]") + " }}",
+                                 "{% for " + times(deep, "(") + "x",
+                                 times(deep, "{% macro m() %}"),
+                                 "{{ 1" + times(deep, " is eq 1") + " }}",
+                                 "{{ 1" + times(deep, "|f(1") + " }}"}) {
+        nbi_jinja *t = nullptr;
+        nb_status st = nbi_jinja_compile(&t, s.data(), s.size()); /* not left to the limits of rendering */
+        EXPECT_TRUE(st == NB_ELIMIT || st == NB_EFORMAT) << s.substr(0, 40) << ": " << nb_last_error();
+        nbi_jinja_free(t);
     }
     /* Long is not deep. */
     EXPECT_EQ(NB_OK, render("{{ 1" + times(300, " + 1") + " }}").status);
@@ -364,21 +386,25 @@ TEST(JinjaLimits, a_long_conversation_is_no_attack)
     Json c(json_object());
     json_t *messages = json_array();
     for (int i = 0; i <= 2000; i++) {
-        std::string text = "<think>" + std::string(i == 2000 ? 4 << 20 : 2000, 'a') + "</think>" + std::string(2000, 'b');
-        json_array_append_new(messages, json_pack("{s:s, s:s}", "role", i % 2 ? "assistant" : "user", "content", text.c_str()));
+        std::string text =
+            "<think>" + std::string(i == 2000 ? 4 << 20 : 2000, 'a') + "</think>" + std::string(2000, 'b');
+        json_array_append_new(messages,
+                              json_pack("{s:s, s:s}", "role", i % 2 ? "assistant" : "user", "content", text.c_str()));
     }
     json_object_set_new(c.j, "messages", messages);
-    Result r = render("{% for m in messages %}{% set content = m.content %}"
-                      "{% if '</think>' in content %}{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
-                      "{{ '<|im_start|>' + m.role + '\\n' + content | trim + '<|im_end|>\\n' }}{% endfor %}",
-                      c.j);
+    Result r = render(
+        "{% for m in messages %}{% set content = m.content %}"
+        "{% if '</think>' in content %}{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\\n' + content | trim + '<|im_end|>\\n' }}{% endfor %}",
+        c.j);
     EXPECT_EQ(NB_OK, r.status) << r.error;
     EXPECT_GT(r.text.size(), 2001u * 2000);
 }
 
 TEST(Jinja, one_template_renders_on_many_threads)
 {
-    const std::string source = "{% set ns = namespace(n=0) %}{% for i in range(200) %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}";
+    const std::string source =
+        "{% set ns = namespace(n=0) %}{% for i in range(200) %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}";
     nbi_jinja *t = nullptr;
     ASSERT_NB_OK(nbi_jinja_compile(&t, source.data(), source.size()));
     std::vector<std::thread> threads;

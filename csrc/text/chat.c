@@ -16,8 +16,8 @@
 
 static const char *type_of(const json_t *v)
 {
-    static const char *const names[] = {"an object", "an array", "a string", "a number", "a number",
-                                        "true",      "false",    "null"};
+    static const char *const names[] = {"an object", "an array", "a string", "a number",
+                                        "a number",  "true",     "false",    "null"};
     return v ? names[json_typeof(v)] : "missing";
 }
 
@@ -27,7 +27,8 @@ static nb_status check_parts(const json_t *parts, size_t i)
 {
     size_t k;
     json_t *part;
-    json_array_foreach (parts, k, part) {
+    json_array_foreach(parts, k, part)
+    {
         const char *type = json_string_value(json_object_get(part, "type"));
         if (!json_is_object(part))
             return nbi_fail(NB_EINVAL, "messages[%zu].content[%zu] is %s, expected an object", i, k, type_of(part));
@@ -72,15 +73,16 @@ static nb_status join_parts(json_t *m)
     json_t *part, *content = json_object_get(m, "content");
     if (!json_is_array(content))
         return NB_OK;
-    json_array_foreach (content, k, part) {
+    json_array_foreach(content, k, part)
+    {
         const json_t *t = json_object_get(part, "text");
         if (k)
             nbi_str_add(&text, "\n", 1);
         nbi_str_add(&text, json_string_value(t), json_string_length(t));
     }
     nbi_str_add(&text, "", 0);
-    nb_status st = text.failed ? nbi_fail_nomem("chat messages", text.len)
-                               : set(m, "content", json_stringn(text.data, text.len));
+    nb_status st =
+        text.failed ? nbi_fail_nomem("chat messages", text.len) : set(m, "content", json_stringn(text.data, text.len));
     nbi_str_free(&text);
     return st;
 }
@@ -90,7 +92,8 @@ static nb_status parse_arguments(json_t *m)
     nb_status st = NB_OK;
     size_t k;
     json_t *call;
-    json_array_foreach (json_object_get(m, "tool_calls"), k, call) {
+    json_array_foreach(json_object_get(m, "tool_calls"), k, call)
+    {
         json_t *function = json_object_get(call, "function"), *text = json_object_get(function, "arguments");
         if (!json_is_string(text))
             continue;
@@ -130,7 +133,8 @@ static nb_status prepare(json_t *messages, bool parts)
     json_t *m;
     if (!json_is_array(messages))
         return nbi_fail(NB_EINVAL, "messages is %s, expected an array", type_of(messages));
-    json_array_foreach (messages, i, m) {
+    json_array_foreach(messages, i, m)
+    {
         NB_TRY(check_message(m, i));
         if (!parts)
             NB_TRY(join_parts(m));

@@ -176,8 +176,8 @@ static nb_status eval_filter(jrt *rt, const jnode *n, jval *out)
     jval v;
     jargs a;
     if (!n->fn)
-        return nbi_fail(NB_EUNSUPPORTED, "there is no %s '%.*s'", n->kind == N_TEST ? "test" : "filter",
-                        (int)n->text.n, n->text.s);
+        return nbi_fail(NB_EUNSUPPORTED, "there is no %s '%.*s'", n->kind == N_TEST ? "test" : "filter", (int)n->text.n,
+                        n->text.s);
     NB_TRY(nbi_jr_eval(rt, n->a, &v));
     NB_TRY(eval_args(rt, n, &a));
     st = nbi_jfn_call(rt, n->fn, v, &a, out);
@@ -301,7 +301,8 @@ static nb_status eval_operator(jrt *rt, const jnode *n, jval *out)
         return nbi_jop_negate(a, out);
     case N_POS:
         if (a.type != J_FLOAT && !jv_as_int(a, &i))
-            return a.type == J_UNDEF ? nbi_jv_undefined(a) : nbi_fail(NB_EINVAL, "unary + of '%s'", nbi_jv_type_name(a));
+            return a.type == J_UNDEF ? nbi_jv_undefined(a)
+                                     : nbi_fail(NB_EINVAL, "unary + of '%s'", nbi_jv_type_name(a));
         *out = a.type == J_BOOL ? jv_int(i) : a;
         return NB_OK;
     default:

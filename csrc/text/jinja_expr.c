@@ -8,7 +8,10 @@
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
 
-bool nbi_jtok_op(const jparser *p, unsigned op) { return p->t->kind == T_OP && p->t->op == op; }
+bool nbi_jtok_op(const jparser *p, unsigned op)
+{
+    return p->t->kind == T_OP && p->t->op == op;
+}
 bool nbi_jtok_name(const jparser *p, const char *name)
 {
     return p->t->kind == T_NAME && nbi_jspan_is(p->t->text, name);
@@ -138,9 +141,12 @@ static nb_status parse_name(jparser *p, jnode **out)
     static const struct {
         const char *name;
         jval v;
-    } words[] = {{"true", {.type = J_BOOL, .u.b = true}},   {"True", {.type = J_BOOL, .u.b = true}},
-                 {"false", {.type = J_BOOL, .u.b = false}}, {"False", {.type = J_BOOL, .u.b = false}},
-                 {"none", {.type = J_NONE}},                {"None", {.type = J_NONE}}};
+    } words[] = {{"true", {.type = J_BOOL, .u.b = true}},
+                 {"True", {.type = J_BOOL, .u.b = true}},
+                 {"false", {.type = J_BOOL, .u.b = false}},
+                 {"False", {.type = J_BOOL, .u.b = false}},
+                 {"none", {.type = J_NONE}},
+                 {"None", {.type = J_NONE}}};
     nb_status st;
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (nbi_jtok_name(p, words[i].name)) {

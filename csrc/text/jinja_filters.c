@@ -7,7 +7,10 @@
 #include "text/jinja_impl.h"
 
 /* Jinja's soft_str: every filter on text takes any value. */
-static nb_status text_of(jcall *c, jspan *s) { return nbi_jv_to_str(c->rt, c->p[0], s); }
+static nb_status text_of(jcall *c, jspan *s)
+{
+    return nbi_jv_to_str(c->rt, c->p[0], s);
+}
 
 static nb_status change_case(jcall *c, jcase how, jval *out)
 {
@@ -15,10 +18,22 @@ static nb_status change_case(jcall *c, jcase how, jval *out)
     nb_status st = text_of(c, &s);
     return st == NB_OK ? nbi_jt_case(c->rt, s, how, out) : st;
 }
-static nb_status f_upper(jcall *c, jval *out) { return change_case(c, C_UPPER, out); }
-static nb_status f_lower(jcall *c, jval *out) { return change_case(c, C_LOWER, out); }
-static nb_status f_capitalize(jcall *c, jval *out) { return change_case(c, C_CAPITALIZE, out); }
-static nb_status f_title(jcall *c, jval *out) { return change_case(c, C_WORDS, out); }
+static nb_status f_upper(jcall *c, jval *out)
+{
+    return change_case(c, C_UPPER, out);
+}
+static nb_status f_lower(jcall *c, jval *out)
+{
+    return change_case(c, C_LOWER, out);
+}
+static nb_status f_capitalize(jcall *c, jval *out)
+{
+    return change_case(c, C_CAPITALIZE, out);
+}
+static nb_status f_title(jcall *c, jval *out)
+{
+    return change_case(c, C_WORDS, out);
+}
 
 static nb_status f_trim(jcall *c, jval *out)
 {
@@ -74,7 +89,10 @@ done:
     return st;
 }
 
-static nb_status f_escape(jcall *c, jval *out) { return nbi_jt_escape(c->rt, c->p[0], out); }
+static nb_status f_escape(jcall *c, jval *out)
+{
+    return nbi_jt_escape(c->rt, c->p[0], out);
+}
 
 static nb_status f_safe(jcall *c, jval *out)
 {

@@ -14,9 +14,9 @@ static nb_status g_range(jcall *c, jval *out)
         return nbi_fail(NB_EINVAL, "range takes 1 to 3 arguments");
     for (size_t i = 0; i < c->n_args; i++)
         if (!jv_as_int(c->args[i], &v[c->n_args == 1 ? 1 : i]))
-            return c->args[i].type == J_UNDEF ? nbi_jv_undefined(c->args[i])
-                                              : nbi_fail(NB_EINVAL, "range of %s, expected int",
-                                                         nbi_jv_type_name(c->args[i]));
+            return c->args[i].type == J_UNDEF
+                       ? nbi_jv_undefined(c->args[i])
+                       : nbi_fail(NB_EINVAL, "range of %s, expected int", nbi_jv_type_name(c->args[i]));
     if (v[2] == 0 || v[2] == INT64_MIN)
         return nbi_fail(NB_EINVAL, "range: the step is %lld", (long long)v[2]);
     bool up = v[2] > 0;
@@ -63,8 +63,14 @@ static nb_status fill(jcall *c, jtype type, jval *out)
 done:
     return st;
 }
-static nb_status g_dict(jcall *c, jval *out) { return fill(c, J_DICT, out); }
-static nb_status g_namespace(jcall *c, jval *out) { return fill(c, J_NS, out); }
+static nb_status g_dict(jcall *c, jval *out)
+{
+    return fill(c, J_DICT, out);
+}
+static nb_status g_namespace(jcall *c, jval *out)
+{
+    return fill(c, J_NS, out);
+}
 
 static nb_status g_raise_exception(jcall *c, jval *out)
 {
@@ -110,4 +116,7 @@ static const jfn globals[] = {
     {NULL, NULL, NULL},
 };
 
-const jfn *nbi_jfn_global(jspan name) { return nbi_jfn_find(globals, name); }
+const jfn *nbi_jfn_global(jspan name)
+{
+    return nbi_jfn_find(globals, name);
+}

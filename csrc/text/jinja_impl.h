@@ -92,8 +92,8 @@ struct jlist {
     jval *v;
     size_t n, cap;
     jlist_kind kind;
-    size_t pos;                  /* L_ITER: how far it was walked */
-    int64_t start, stop, step;   /* L_RANGE, for printing */
+    size_t pos;                /* L_ITER: how far it was walked */
+    int64_t start, stop, step; /* L_RANGE, for printing */
 };
 
 typedef struct jpair {
@@ -113,12 +113,30 @@ static inline jval jv_undef(jspan name, jtype owner)
 {
     return (jval){.type = J_UNDEF, .flag = (uint8_t)owner, .u.str = name};
 }
-static inline jval jv_none(void) { return (jval){.type = J_NONE}; }
-static inline jval jv_bool(bool b) { return (jval){.type = J_BOOL, .u.b = b}; }
-static inline jval jv_int(int64_t i) { return (jval){.type = J_INT, .u.i = i}; }
-static inline jval jv_float(double f) { return (jval){.type = J_FLOAT, .u.f = f}; }
-static inline jval jv_span(jspan s) { return (jval){.type = J_STR, .u.str = s}; }
-static inline jspan jspan_of(const char *s, size_t n) { return (jspan){s, n}; }
+static inline jval jv_none(void)
+{
+    return (jval){.type = J_NONE};
+}
+static inline jval jv_bool(bool b)
+{
+    return (jval){.type = J_BOOL, .u.b = b};
+}
+static inline jval jv_int(int64_t i)
+{
+    return (jval){.type = J_INT, .u.i = i};
+}
+static inline jval jv_float(double f)
+{
+    return (jval){.type = J_FLOAT, .u.f = f};
+}
+static inline jval jv_span(jspan s)
+{
+    return (jval){.type = J_STR, .u.str = s};
+}
+static inline jspan jspan_of(const char *s, size_t n)
+{
+    return (jspan){s, n};
+}
 jspan nbi_jspan(const char *z);
 bool nbi_jspan_eq(jspan a, jspan b);
 bool nbi_jspan_is(jspan a, const char *z);
@@ -134,7 +152,7 @@ nb_status nbi_jv_copy(jrt *rt, const char *s, size_t n, jval *out); /* a string 
 nb_status nbi_jv_list(jrt *rt, jlist_kind kind, size_t cap, jval *out);
 nb_status nbi_jlist_push(jrt *rt, jlist *l, jval v);
 nb_status nbi_jv_dict(jrt *rt, jtype type, jval *out);
-nb_status nbi_jdict_set(jrt *rt, jdict *d, jval key, jval value); /* an unhashable key is an error */
+nb_status nbi_jdict_set(jrt *rt, jdict *d, jval key, jval value);             /* an unhashable key is an error */
 nb_status nbi_jdict_get(jrt *rt, const jdict *d, jval key, const jval **out); /* *out NULL: not there */
 const jval *nbi_jdict_find(const jdict *d, jspan key);
 nb_status nbi_jv_from_json(jrt *rt, const json_t *j, jval *out); /* strings keep pointing into `j` */
@@ -149,10 +167,10 @@ nb_status nbi_jv_len(jrt *rt, jval v, size_t *n);
 nb_status nbi_jv_iterate(jrt *rt, jval v, jlist **out);
 /* Appends Python's str(v), or repr(v). */
 nb_status nbi_jv_write(jrt *rt, nbi_str *b, jval v, bool repr);
-nb_status nbi_jv_to_str(jrt *rt, jval v, jspan *out); /* str(v); no copy when it is a string */
-nb_status nbi_jv_attr(jrt *rt, jval o, jspan name, jval *out);  /* o.name */
-nb_status nbi_jv_item(jrt *rt, jval o, jval key, jval *out);    /* o[key] */
-nb_status nbi_jv_path(jrt *rt, jval o, jval path, jval *out);   /* attribute='a.b.0' of map, sort ... */
+nb_status nbi_jv_to_str(jrt *rt, jval v, jspan *out);                     /* str(v); no copy when it is a string */
+nb_status nbi_jv_attr(jrt *rt, jval o, jspan name, jval *out);            /* o.name */
+nb_status nbi_jv_item(jrt *rt, jval o, jval key, jval *out);              /* o[key] */
+nb_status nbi_jv_path(jrt *rt, jval o, jval path, jval *out);             /* attribute='a.b.0' of map, sort ... */
 nb_status nbi_jv_slice(jrt *rt, jval o, const jval bounds[3], jval *out); /* J_NONE: left out */
 
 /* Operators; `op` is its one or two characters, OP('*', '*'). */
@@ -169,19 +187,19 @@ size_t nbi_jt_prev(jspan s, size_t end);              /* bytes of the character 
 size_t nbi_jt_len(jspan s);                           /* characters */
 bool nbi_jt_space(uint32_t cp);                       /* Python's str.isspace() */
 jspan nbi_jt_strip(jspan s, const jspan *chars, bool left, bool right); /* chars NULL: white space */
-size_t nbi_jt_find(jspan s, size_t from, jspan what); /* byte offset, SIZE_MAX: not there */
+size_t nbi_jt_find(jspan s, size_t from, jspan what);                   /* byte offset, SIZE_MAX: not there */
 typedef enum jcase { C_UPPER, C_LOWER, C_CAPITALIZE, C_TITLE /* str.title() */, C_WORDS /* the filter title */ } jcase;
 nb_status nbi_jt_case(jrt *rt, jspan s, jcase how, jval *out);
 nb_status nbi_jt_lines(jrt *rt, jspan s, jlist *out); /* str.splitlines() */
 nb_status nbi_jt_repr(jrt *rt, nbi_str *b, jspan s);
 nb_status nbi_jt_replace(jrt *rt, jspan s, jspan old, jspan with, int64_t count, jval *out); /* count < 0: all */
 nb_status nbi_jt_escape(jrt *rt, jval v, jval *out);                                         /* HTML, gives Markup */
-size_t nbi_jt_float(double f, char out[40]); /* Python's repr(float): the shortest text that reads back the same */
+size_t nbi_jt_float(double f, char out[40]);   /* Python's repr(float): the shortest text that reads back the same */
 bool nbi_jt_parse_float(jspan s, double *out); /* whole span, C locale */
 
 typedef struct jjson_style {
-    jspan item, key;      /* separators */
-    const jspan *indent;  /* NULL: one line */
+    jspan item, key;     /* separators */
+    const jspan *indent; /* NULL: one line */
     bool ascii, sort;
 } jjson_style;
 nb_status nbi_jj_dump(jrt *rt, nbi_str *b, jval v, const jjson_style *style);
@@ -229,8 +247,14 @@ nb_status nbi_jfn_call(jrt *rt, const jfn *fn, jval self, const jargs *a, jval *
 /* Typed arguments; the default when not given, an error that names the parameter when of another type. */
 nb_status nbi_jarg_str(const jcall *c, int p, const char *name, jspan *out);
 nb_status nbi_jarg_int(const jcall *c, int p, const char *name, int64_t *out);
-static inline bool jarg_given(const jcall *c, int p) { return c->p[p].type != J_UNSET; }
-static inline bool jarg_flag(const jcall *c, int p) { return jarg_given(c, p) && nbi_jv_true(c->p[p]); }
+static inline bool jarg_given(const jcall *c, int p)
+{
+    return c->p[p].type != J_UNSET;
+}
+static inline bool jarg_flag(const jcall *c, int p)
+{
+    return jarg_given(c, p) && nbi_jv_true(c->p[p]);
+}
 const jval *nbi_jarg_kw(const jcall *c, const char *name); /* of a "*" function; NULL: not given */
 
 /* ---- the syntax tree --------------------------------------------------------------------------------------------- */
@@ -260,10 +284,10 @@ typedef enum jkind {
     N_COND,     /* b if a else c; c may be NULL */
     N_CAPTURED, /* the text of a {% set x | filter %} block */
     /* statements */
-    N_BLOCK, /* kids */
-    N_DATA,  /* text */
-    N_PRINT, /* a */
-    N_IF,    /* kids: N_BRANCH */
+    N_BLOCK,    /* kids */
+    N_DATA,     /* text */
+    N_PRINT,    /* a */
+    N_IF,       /* kids: N_BRANCH */
     N_BRANCH,   /* a: the test, NULL for else; b: the body */
     N_FOR,      /* a: target, b: what is walked, c: the if or NULL, kids: body, else or NULL */
     N_SET,      /* a = b */
@@ -297,7 +321,18 @@ struct jnode {
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
 
-typedef enum jtok_kind { T_END, T_DATA, T_VAR, T_VAR_END, T_TAG, T_TAG_END, T_NAME, T_STRING, T_NUMBER, T_OP } jtok_kind;
+typedef enum jtok_kind {
+    T_END,
+    T_DATA,
+    T_VAR,
+    T_VAR_END,
+    T_TAG,
+    T_TAG_END,
+    T_NAME,
+    T_STRING,
+    T_NUMBER,
+    T_OP
+} jtok_kind;
 typedef struct jtok {
     jtok_kind kind;
     uint32_t line;
@@ -322,9 +357,9 @@ typedef struct jparser {
     } unknown;
 } jparser;
 
-nb_status nbi_jparse_expr(jparser *p, jnode **out);              /* with a trailing `x if y else z` */
-nb_status nbi_jparse_tuple(jparser *p, bool with_if, jnode **out); /* `a, b` without brackets is a tuple */
-nb_status nbi_jparse_filters(jparser *p, jnode **node);          /* | f | g(x) around *node */
+nb_status nbi_jparse_expr(jparser *p, jnode **out);                   /* with a trailing `x if y else z` */
+nb_status nbi_jparse_tuple(jparser *p, bool with_if, jnode **out);    /* `a, b` without brackets is a tuple */
+nb_status nbi_jparse_filters(jparser *p, jnode **node);               /* | f | g(x) around *node */
 nb_status nbi_jparse_target(jparser *p, bool attribute, jnode **out); /* a name, names, or with `attribute` ns.x */
 nb_status nbi_jparse_template(jparser *p, jnode **out);
 jnode *nbi_jnode_new(jparser *p, jkind kind, uint32_t line);
@@ -367,8 +402,8 @@ struct jrt {
     size_t steps, frames, depth; /* depth: macro calls inside each other */
     jscope *scope;
     jdict *context;
-    nbi_str *out;     /* where {{ }} prints: the result, or a capture */
-    jval captured;    /* N_CAPTURED */
+    nbi_str *out;  /* where {{ }} prints: the result, or a capture */
+    jval captured; /* N_CAPTURED */
     jflow flow;
     uint32_t err_line; /* 0: none yet */
     bool raised;       /* the error is raise_exception's: its text stands alone */
@@ -376,9 +411,15 @@ struct jrt {
 
 /* Work is paid for: a step a node or element, and one for each 256 bytes that are copied or searched. */
 nb_status nbi_jr_charge(jrt *rt, size_t steps);
-static inline nb_status jr_charge_bytes(jrt *rt, size_t bytes) { return nbi_jr_charge(rt, bytes / 256); }
+static inline nb_status jr_charge_bytes(jrt *rt, size_t bytes)
+{
+    return nbi_jr_charge(rt, bytes / 256);
+}
 nb_status nbi_jr_enter(jrt *rt); /* a level of recursion; on success pair it with jr_leave */
-static inline void jr_leave(jrt *rt) { rt->frames--; }
+static inline void jr_leave(jrt *rt)
+{
+    rt->frames--;
+}
 nb_status nbi_jr_put(jrt *rt, nbi_str *b, const char *s, size_t n); /* appends within max_output */
 nb_status nbi_jr_take(jrt *rt, nbi_str *b, jval *out);              /* the buffer's text as a string value */
 

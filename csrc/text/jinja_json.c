@@ -14,7 +14,10 @@ typedef struct dump {
 
 static nb_status value(dump *d, jval v);
 
-static nb_status puts_(dump *d, const char *s) { return nbi_jr_put(d->rt, d->b, s, strlen(s)); }
+static nb_status puts_(dump *d, const char *s)
+{
+    return nbi_jr_put(d->rt, d->b, s, strlen(s));
+}
 
 static nb_status ascii_escape(dump *d, uint32_t cp)
 {

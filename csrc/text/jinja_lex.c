@@ -152,7 +152,10 @@ static nb_status lex_comment(lexer *l, size_t begin)
 
 static int digit_of(char c, int base)
 {
-    int d = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : 99;
+    int d = c >= '0' && c <= '9'   ? c - '0'
+            : c >= 'a' && c <= 'f' ? c - 'a' + 10
+            : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                   : 99;
     return d < base ? d : -1;
 }
 
@@ -170,7 +173,10 @@ static size_t skip_digits(const lexer *l, size_t p, int base)
     return p;
 }
 
-static bool digit_at(const lexer *l, size_t p) { return p < l->src.n && digit_of(l->src.s[p], 10) >= 0; }
+static bool digit_at(const lexer *l, size_t p)
+{
+    return p < l->src.n && digit_of(l->src.s[p], 10) >= 0;
+}
 
 static nb_status lex_float(lexer *l, size_t end)
 {
@@ -218,8 +224,8 @@ static nb_status lex_number(lexer *l)
     }
     int64_t v = 0;
     for (size_t i = start; i < end; i++)
-        if (l->src.s[i] != '_' && (__builtin_mul_overflow(v, base, &v) ||
-                                   __builtin_add_overflow(v, digit_of(l->src.s[i], base), &v)))
+        if (l->src.s[i] != '_' &&
+            (__builtin_mul_overflow(v, base, &v) || __builtin_add_overflow(v, digit_of(l->src.s[i], base), &v)))
             return nbi_fail(NB_ELIMIT, "line %u: an integer beyond 64 bits", line_at(l, p));
     nb_status st = emit(l, p, (jtok){.kind = T_NUMBER, .text = {l->src.s + p, end - p}, .value = jv_int(v)});
     matched(l, end);

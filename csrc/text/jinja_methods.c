@@ -17,16 +17,40 @@ static nb_status strip(jcall *c, bool left, bool right, jval *out)
     out->flag = c->p[0].flag;
     return jr_charge_bytes(c->rt, c->p[0].u.str.n);
 }
-static nb_status s_strip(jcall *c, jval *out) { return strip(c, true, true, out); }
-static nb_status s_lstrip(jcall *c, jval *out) { return strip(c, true, false, out); }
-static nb_status s_rstrip(jcall *c, jval *out) { return strip(c, false, true, out); }
+static nb_status s_strip(jcall *c, jval *out)
+{
+    return strip(c, true, true, out);
+}
+static nb_status s_lstrip(jcall *c, jval *out)
+{
+    return strip(c, true, false, out);
+}
+static nb_status s_rstrip(jcall *c, jval *out)
+{
+    return strip(c, false, true, out);
+}
 
-static nb_status s_upper(jcall *c, jval *out) { return nbi_jt_case(c->rt, c->p[0].u.str, C_UPPER, out); }
-static nb_status s_lower(jcall *c, jval *out) { return nbi_jt_case(c->rt, c->p[0].u.str, C_LOWER, out); }
-static nb_status s_title(jcall *c, jval *out) { return nbi_jt_case(c->rt, c->p[0].u.str, C_TITLE, out); }
-static nb_status s_capitalize(jcall *c, jval *out) { return nbi_jt_case(c->rt, c->p[0].u.str, C_CAPITALIZE, out); }
+static nb_status s_upper(jcall *c, jval *out)
+{
+    return nbi_jt_case(c->rt, c->p[0].u.str, C_UPPER, out);
+}
+static nb_status s_lower(jcall *c, jval *out)
+{
+    return nbi_jt_case(c->rt, c->p[0].u.str, C_LOWER, out);
+}
+static nb_status s_title(jcall *c, jval *out)
+{
+    return nbi_jt_case(c->rt, c->p[0].u.str, C_TITLE, out);
+}
+static nb_status s_capitalize(jcall *c, jval *out)
+{
+    return nbi_jt_case(c->rt, c->p[0].u.str, C_CAPITALIZE, out);
+}
 
-static bool has_prefix(jspan s, jspan what) { return what.n <= s.n && nbi_jspan_eq((jspan){s.s, what.n}, what); }
+static bool has_prefix(jspan s, jspan what)
+{
+    return what.n <= s.n && nbi_jspan_eq((jspan){s.s, what.n}, what);
+}
 static bool has_suffix(jspan s, jspan what)
 {
     return what.n <= s.n && nbi_jspan_eq((jspan){s.s + s.n - what.n, what.n}, what);
@@ -44,16 +68,22 @@ static nb_status affix(jcall *c, bool (*has)(jspan, jspan), jval *out)
     *out = jv_bool(false);
     for (size_t i = 0; i < n; i++) {
         if (v[i].type != J_STR)
-            return v[i].type == J_UNDEF ? nbi_jv_undefined(v[i])
-                                        : nbi_fail(NB_EINVAL, "startswith or endswith of '%s', expected str",
-                                                   nbi_jv_type_name(v[i]));
+            return v[i].type == J_UNDEF
+                       ? nbi_jv_undefined(v[i])
+                       : nbi_fail(NB_EINVAL, "startswith or endswith of '%s', expected str", nbi_jv_type_name(v[i]));
         if (has(c->p[0].u.str, v[i].u.str))
             *out = jv_bool(true);
     }
     return nbi_jr_charge(c->rt, n);
 }
-static nb_status s_startswith(jcall *c, jval *out) { return affix(c, has_prefix, out); }
-static nb_status s_endswith(jcall *c, jval *out) { return affix(c, has_suffix, out); }
+static nb_status s_startswith(jcall *c, jval *out)
+{
+    return affix(c, has_prefix, out);
+}
+static nb_status s_endswith(jcall *c, jval *out)
+{
+    return affix(c, has_suffix, out);
+}
 
 static nb_status s_removeprefix(jcall *c, jval *out)
 {
@@ -161,15 +191,20 @@ static nb_status split(jcall *c, bool right, jval *out)
         return nbi_fail(NB_EINVAL, "split: an empty separator");
     NB_TRY(jr_charge_bytes(c->rt, s.n));
     NB_TRY(nbi_jv_list(c->rt, L_LIST, 0, out));
-    NB_TRY(spaces ? split_space(c->rt, s, max, right, out->u.list)
-                  : split_sep(c->rt, s, sep, max, right, out->u.list));
+    NB_TRY(spaces ? split_space(c->rt, s, max, right, out->u.list) : split_sep(c->rt, s, sep, max, right, out->u.list));
     if (right && out->u.list->n)
         reverse(out->u.list);
 done:
     return st;
 }
-static nb_status s_split(jcall *c, jval *out) { return split(c, false, out); }
-static nb_status s_rsplit(jcall *c, jval *out) { return split(c, true, out); }
+static nb_status s_split(jcall *c, jval *out)
+{
+    return split(c, false, out);
+}
+static nb_status s_rsplit(jcall *c, jval *out)
+{
+    return split(c, true, out);
+}
 
 static nb_status s_splitlines(jcall *c, jval *out)
 {
@@ -189,8 +224,14 @@ static nb_status find(jcall *c, bool right, jval *out)
     *out = jv_int(at == SIZE_MAX ? -1 : (int64_t)nbi_jt_len((jspan){s.s, at}));
     return jr_charge_bytes(c->rt, s.n);
 }
-static nb_status s_find(jcall *c, jval *out) { return find(c, false, out); }
-static nb_status s_rfind(jcall *c, jval *out) { return find(c, true, out); }
+static nb_status s_find(jcall *c, jval *out)
+{
+    return find(c, false, out);
+}
+static nb_status s_rfind(jcall *c, jval *out)
+{
+    return find(c, true, out);
+}
 
 static nb_status s_index(jcall *c, jval *out)
 {
@@ -335,12 +376,30 @@ static nb_status classify(jcall *c, unsigned all, unsigned some, unsigned none, 
     *out = jv_bool(yes && seen);
     return jr_charge_bytes(c->rt, s.n);
 }
-static nb_status s_isspace(jcall *c, jval *out) { return classify(c, IS_SPACE, 0, 0, out); }
-static nb_status s_isdigit(jcall *c, jval *out) { return classify(c, IS_DIGIT, 0, 0, out); }
-static nb_status s_isalpha(jcall *c, jval *out) { return classify(c, IS_ALPHA, 0, 0, out); }
-static nb_status s_isalnum(jcall *c, jval *out) { return classify(c, IS_ALPHA | IS_DIGIT, 0, 0, out); }
-static nb_status s_isupper(jcall *c, jval *out) { return classify(c, 0, IS_UPPER, IS_LOWER | IS_TITLE, out); }
-static nb_status s_islower(jcall *c, jval *out) { return classify(c, 0, IS_LOWER, IS_UPPER | IS_TITLE, out); }
+static nb_status s_isspace(jcall *c, jval *out)
+{
+    return classify(c, IS_SPACE, 0, 0, out);
+}
+static nb_status s_isdigit(jcall *c, jval *out)
+{
+    return classify(c, IS_DIGIT, 0, 0, out);
+}
+static nb_status s_isalpha(jcall *c, jval *out)
+{
+    return classify(c, IS_ALPHA, 0, 0, out);
+}
+static nb_status s_isalnum(jcall *c, jval *out)
+{
+    return classify(c, IS_ALPHA | IS_DIGIT, 0, 0, out);
+}
+static nb_status s_isupper(jcall *c, jval *out)
+{
+    return classify(c, 0, IS_UPPER, IS_LOWER | IS_TITLE, out);
+}
+static nb_status s_islower(jcall *c, jval *out)
+{
+    return classify(c, 0, IS_LOWER, IS_UPPER | IS_TITLE, out);
+}
 
 /* ---- dict, list, loop -------------------------------------------------------------------------------------------- */
 
@@ -362,9 +421,18 @@ static nb_status view(jcall *c, jlist_kind kind, jval *out)
 done:
     return st;
 }
-static nb_status d_keys(jcall *c, jval *out) { return view(c, L_KEYS, out); }
-static nb_status d_values(jcall *c, jval *out) { return view(c, L_VALUES, out); }
-static nb_status d_items(jcall *c, jval *out) { return view(c, L_ITEMS, out); }
+static nb_status d_keys(jcall *c, jval *out)
+{
+    return view(c, L_KEYS, out);
+}
+static nb_status d_values(jcall *c, jval *out)
+{
+    return view(c, L_VALUES, out);
+}
+static nb_status d_items(jcall *c, jval *out)
+{
+    return view(c, L_ITEMS, out);
+}
 
 static nb_status d_get(jcall *c, jval *out)
 {
@@ -465,12 +533,8 @@ static const jfn str_methods[] = {
 };
 
 static const jfn dict_methods[] = {
-    {"copy", d_copy, ""},
-    {"get", d_get, "key,default?"},
-    {"items", d_items, ""},
-    {"keys", d_keys, ""},
-    {"values", d_values, ""},
-    {NULL, NULL, NULL},
+    {"copy", d_copy, ""}, {"get", d_get, "key,default?"}, {"items", d_items, ""},
+    {"keys", d_keys, ""}, {"values", d_values, ""},       {NULL, NULL, NULL},
 };
 
 static const jfn list_methods[] = {

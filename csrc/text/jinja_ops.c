@@ -6,8 +6,14 @@
 #include "base/checked.h"
 #include "text/jinja_impl.h"
 
-static bool number(jval v) { return v.type == J_INT || v.type == J_FLOAT || v.type == J_BOOL; }
-static double as_double(jval v) { return v.type == J_FLOAT ? v.u.f : v.type == J_BOOL ? v.u.b : (double)v.u.i; }
+static bool number(jval v)
+{
+    return v.type == J_INT || v.type == J_FLOAT || v.type == J_BOOL;
+}
+static double as_double(jval v)
+{
+    return v.type == J_FLOAT ? v.u.f : v.type == J_BOOL ? v.u.b : (double)v.u.i;
+}
 
 /* ---- equality and order ------------------------------------------------------------------------------------------ */
 
@@ -137,9 +143,9 @@ static nb_status contains(jrt *rt, jval item, jval in, bool *out)
     *out = false;
     if (in.type == J_STR) {
         if (item.type != J_STR)
-            return item.type == J_UNDEF ? nbi_jv_undefined(item)
-                                        : nbi_fail(NB_EINVAL, "'in' a string needs a string, found %s",
-                                                   nbi_jv_type_name(item));
+            return item.type == J_UNDEF
+                       ? nbi_jv_undefined(item)
+                       : nbi_fail(NB_EINVAL, "'in' a string needs a string, found %s", nbi_jv_type_name(item));
         *out = nbi_jt_find(in.u.str, 0, item.u.str) != SIZE_MAX;
         return jr_charge_bytes(rt, in.u.str.n);
     }
@@ -175,17 +181,20 @@ nb_status nbi_jop_compare(jrt *rt, unsigned op, jval a, jval b, bool *out)
     default:
         st = nbi_jv_cmp(rt, a, b, &c);
     }
-    *out = c != 2 && (op == OP('<', 0)     ? c < 0
-                      : op == OP('>', 0)   ? c > 0
-                      : op == OP('<', '=') ? c <= 0
-                                           : c >= 0);
+    *out = c != 2 && (op == OP('<', 0) ? c < 0 : op == OP('>', 0) ? c > 0 : op == OP('<', '=') ? c <= 0 : c >= 0);
     return st;
 }
 
 /* ---- arithmetic -------------------------------------------------------------------------------------------------- */
 
-static nb_status too_big(void) { return nbi_fail(NB_ELIMIT, "an integer result is beyond 64 bits"); }
-static nb_status by_zero(void) { return nbi_fail(NB_EINVAL, "division by zero"); }
+static nb_status too_big(void)
+{
+    return nbi_fail(NB_ELIMIT, "an integer result is beyond 64 bits");
+}
+static nb_status by_zero(void)
+{
+    return nbi_fail(NB_EINVAL, "division by zero");
+}
 
 static nb_status power_int(int64_t a, int64_t n, jval *out)
 {
@@ -299,8 +308,7 @@ nb_status nbi_jop_negate(jval a, jval *out)
     else if (jv_as_int(a, &i))
         return int_op(OP('-', 0), 0, i, out);
     else
-        return a.type == J_UNDEF ? nbi_jv_undefined(a)
-                                 : nbi_fail(NB_EINVAL, "unary - of '%s'", nbi_jv_type_name(a));
+        return a.type == J_UNDEF ? nbi_jv_undefined(a) : nbi_fail(NB_EINVAL, "unary - of '%s'", nbi_jv_type_name(a));
     return NB_OK;
 }
 

@@ -223,8 +223,8 @@ static const struct {
 /* The token after {%: a statement up to, and with, its last %}. */
 static nb_status parse_statement(jparser *p, jnode **out)
 {
-    static const char *const known[] = {"include", "import",     "from",   "extends",    "block", "call",
-                                        "filter",  "autoescape", "with",   "trans",      NULL};
+    static const char *const known[] = {"include", "import",     "from", "extends", "block", "call",
+                                        "filter",  "autoescape", "with", "trans",   NULL};
     nb_status st = NB_OK;
     for (size_t i = 0; i < sizeof statements / sizeof *statements; i++)
         if (nbi_jtok_name(p, statements[i].name)) {
@@ -360,4 +360,7 @@ static bool loops_over(const jnode *n, jspan name)
     return yes;
 }
 
-bool nbi_jinja_loops_over(const nbi_jinja *t, const char *name) { return loops_over(t->root, nbi_jspan(name)); }
+bool nbi_jinja_loops_over(const nbi_jinja *t, const char *name)
+{
+    return loops_over(t->root, nbi_jspan(name));
+}

@@ -32,7 +32,10 @@ nb_status nbi_jr_put(jrt *rt, nbi_str *b, const char *s, size_t n)
     return b->failed ? nbi_fail_nomem("a chat template's text", total) : jr_charge_bytes(rt, n);
 }
 
-nb_status nbi_jr_take(jrt *rt, nbi_str *b, jval *out) { return nbi_jv_copy(rt, b->data, b->len, out); }
+nb_status nbi_jr_take(jrt *rt, nbi_str *b, jval *out)
+{
+    return nbi_jv_copy(rt, b->data, b->len, out);
+}
 
 /* ---- scopes ------------------------------------------------------------------------------------------------------ */
 
@@ -317,8 +320,8 @@ static nb_status bind_params(jrt *rt, const jnode *def, const jargs *a)
         const jval *kw = keyword(a, p->text);
         jval v = jv_undef(p->text, J_UNSET);
         if (i < a->n && kw)
-            return nbi_fail(NB_EINVAL, "macro '%.*s': the argument '%.*s' is given twice", (int)def->text.n, def->text.s,
-                            (int)p->text.n, p->text.s);
+            return nbi_fail(NB_EINVAL, "macro '%.*s': the argument '%.*s' is given twice", (int)def->text.n,
+                            def->text.s, (int)p->text.n, p->text.s);
         if (i < a->n || kw)
             v = kw ? *kw : a->v[i];
         else if (p->a)
@@ -387,7 +390,10 @@ done:
 #define MEMORY_BASE       ((size_t)64 << 20)
 #define MEMORY_PER_OUTPUT 12
 
-static size_t limit_or(size_t v, size_t otherwise) { return v ? v : otherwise; }
+static size_t limit_or(size_t v, size_t otherwise)
+{
+    return v ? v : otherwise;
+}
 
 nb_status nbi_jinja_render(const nbi_jinja *t, const json_t *context, const nbi_jinja_limits *limits, char **text,
                            size_t *bytes)

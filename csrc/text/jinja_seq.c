@@ -256,8 +256,14 @@ static nb_status extreme(jcall *c, bool max, jval *out)
 done:
     return st;
 }
-static nb_status f_max(jcall *c, jval *out) { return extreme(c, true, out); }
-static nb_status f_min(jcall *c, jval *out) { return extreme(c, false, out); }
+static nb_status f_max(jcall *c, jval *out)
+{
+    return extreme(c, true, out);
+}
+static nb_status f_min(jcall *c, jval *out)
+{
+    return extreme(c, false, out);
+}
 
 static nb_status f_sum(jcall *c, jval *out)
 {
@@ -358,10 +364,22 @@ static nb_status filter_items(jcall *c, bool attribute, bool keep, jval *out)
 done:
     return st;
 }
-static nb_status f_select(jcall *c, jval *out) { return filter_items(c, false, true, out); }
-static nb_status f_reject(jcall *c, jval *out) { return filter_items(c, false, false, out); }
-static nb_status f_selectattr(jcall *c, jval *out) { return filter_items(c, true, true, out); }
-static nb_status f_rejectattr(jcall *c, jval *out) { return filter_items(c, true, false, out); }
+static nb_status f_select(jcall *c, jval *out)
+{
+    return filter_items(c, false, true, out);
+}
+static nb_status f_reject(jcall *c, jval *out)
+{
+    return filter_items(c, false, false, out);
+}
+static nb_status f_selectattr(jcall *c, jval *out)
+{
+    return filter_items(c, true, true, out);
+}
+static nb_status f_rejectattr(jcall *c, jval *out)
+{
+    return filter_items(c, true, false, out);
+}
 
 const jfn nbi_jfn_seq_filters[] = {
     {"dictsort", f_dictsort, "case_sensitive?,by?,reverse?"},

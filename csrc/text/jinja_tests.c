@@ -23,8 +23,8 @@ IS(t_string, v.type == J_STR)
 IS(t_mapping, v.type == J_DICT)
 /* Undefined has a length and can be walked: both tests hold for it, as in Jinja. */
 IS(t_iterable, v.type == J_STR || v.type == J_LIST || v.type == J_DICT || v.type == J_UNDEF || v.type == J_LOOP)
-IS(t_sequence, v.type == J_STR || v.type == J_DICT || v.type == J_UNDEF ||
-                   (v.type == J_LIST && v.u.list->kind <= L_RANGE))
+IS(t_sequence,
+   v.type == J_STR || v.type == J_DICT || v.type == J_UNDEF || (v.type == J_LIST && v.u.list->kind <= L_RANGE))
 IS(t_number, v.type == J_INT || v.type == J_FLOAT || v.type == J_BOOL)
 IS(t_boolean, v.type == J_BOOL)
 IS(t_true, v.type == J_BOOL && v.u.b)
@@ -43,13 +43,34 @@ static nb_status compare(jcall *c, unsigned op, jval *out)
     *out = jv_bool(r);
     return st;
 }
-static nb_status t_eq(jcall *c, jval *out) { return compare(c, OP('=', '='), out); }
-static nb_status t_ne(jcall *c, jval *out) { return compare(c, OP('!', '='), out); }
-static nb_status t_lt(jcall *c, jval *out) { return compare(c, OP('<', 0), out); }
-static nb_status t_le(jcall *c, jval *out) { return compare(c, OP('<', '='), out); }
-static nb_status t_gt(jcall *c, jval *out) { return compare(c, OP('>', 0), out); }
-static nb_status t_ge(jcall *c, jval *out) { return compare(c, OP('>', '='), out); }
-static nb_status t_in(jcall *c, jval *out) { return compare(c, OP('i', 'n'), out); }
+static nb_status t_eq(jcall *c, jval *out)
+{
+    return compare(c, OP('=', '='), out);
+}
+static nb_status t_ne(jcall *c, jval *out)
+{
+    return compare(c, OP('!', '='), out);
+}
+static nb_status t_lt(jcall *c, jval *out)
+{
+    return compare(c, OP('<', 0), out);
+}
+static nb_status t_le(jcall *c, jval *out)
+{
+    return compare(c, OP('<', '='), out);
+}
+static nb_status t_gt(jcall *c, jval *out)
+{
+    return compare(c, OP('>', 0), out);
+}
+static nb_status t_ge(jcall *c, jval *out)
+{
+    return compare(c, OP('>', '='), out);
+}
+static nb_status t_in(jcall *c, jval *out)
+{
+    return compare(c, OP('i', 'n'), out);
+}
 
 /* Python's `is`: the same object.  Values without identity here are the same when type and value are. */
 static nb_status t_sameas(jcall *c, jval *out)
@@ -70,9 +91,18 @@ static nb_status remainder_is(jcall *c, jval divisor, int64_t want, jval *out)
     *out = jv_bool(same);
     return st;
 }
-static nb_status t_even(jcall *c, jval *out) { return remainder_is(c, jv_int(2), 0, out); }
-static nb_status t_odd(jcall *c, jval *out) { return remainder_is(c, jv_int(2), 1, out); }
-static nb_status t_divisibleby(jcall *c, jval *out) { return remainder_is(c, c->p[1], 0, out); }
+static nb_status t_even(jcall *c, jval *out)
+{
+    return remainder_is(c, jv_int(2), 0, out);
+}
+static nb_status t_odd(jcall *c, jval *out)
+{
+    return remainder_is(c, jv_int(2), 1, out);
+}
+static nb_status t_divisibleby(jcall *c, jval *out)
+{
+    return remainder_is(c, c->p[1], 0, out);
+}
 
 /* At least one letter with case, and none of the other case. */
 static nb_status all_case(jcall *c, bool upper, jval *out)
@@ -90,8 +120,14 @@ static nb_status all_case(jcall *c, bool upper, jval *out)
     *out = jv_bool(some && !other);
     return st == NB_OK ? jr_charge_bytes(c->rt, s.n) : st;
 }
-static nb_status t_lower(jcall *c, jval *out) { return all_case(c, false, out); }
-static nb_status t_upper(jcall *c, jval *out) { return all_case(c, true, out); }
+static nb_status t_lower(jcall *c, jval *out)
+{
+    return all_case(c, false, out);
+}
+static nb_status t_upper(jcall *c, jval *out)
+{
+    return all_case(c, true, out);
+}
 
 static const jfn tests[] = {
     {"!=", t_ne, "other"},
@@ -136,4 +172,7 @@ static const jfn tests[] = {
     {NULL, NULL, NULL},
 };
 
-const jfn *nbi_jfn_test(jspan name) { return nbi_jfn_find(tests, name); }
+const jfn *nbi_jfn_test(jspan name)
+{
+    return nbi_jfn_find(tests, name);
+}

@@ -260,7 +260,8 @@ size_t nbi_jt_float(double f, char out[40])
             out[len++] = '.';
         memcpy(out + len, digits + 1, (size_t)n - 1);
         len += n - 1;
-        return (size_t)(len + snprintf(out + len, 40 - (size_t)len, "e%c%02d", exponent < 0 ? '-' : '+', abs(exponent)));
+        return (size_t)(len +
+                        snprintf(out + len, 40 - (size_t)len, "e%c%02d", exponent < 0 ? '-' : '+', abs(exponent)));
     }
     for (int i = exponent < 0 ? exponent : 0; i < n || i <= exponent + 1; i++) {
         if (i == exponent + 1)
@@ -336,9 +337,10 @@ nb_status nbi_jt_repr(jrt *rt, nbi_str *b, jspan s)
             NB_TRY(nbi_jr_put(rt, b, s.s + i, n));
         else
             NB_TRY(nbi_jr_put(rt, b, text,
-                              (size_t)snprintf(text, sizeof text, cp < 0x100     ? "\\x%02x"
-                                                                  : cp < 0x10000 ? "\\u%04x"
-                                                                                 : "\\U%08x",
+                              (size_t)snprintf(text, sizeof text,
+                                               cp < 0x100     ? "\\x%02x"
+                                               : cp < 0x10000 ? "\\u%04x"
+                                                              : "\\U%08x",
                                                (unsigned)cp)));
     }
     st = nbi_jr_put(rt, b, &quote, 1);
@@ -350,8 +352,13 @@ static nb_status write_items(jrt *rt, nbi_str *b, const jlist *l)
 {
     static const struct {
         const char *open, *close;
-    } brackets[] = {{"[", "]"},           {"(", ")"},            {"", ""}, {"", ""}, {"dict_keys([", "])"},
-                    {"dict_values([", "])"}, {"dict_items([", "])"}};
+    } brackets[] = {{"[", "]"},
+                    {"(", ")"},
+                    {"", ""},
+                    {"", ""},
+                    {"dict_keys([", "])"},
+                    {"dict_values([", "])"},
+                    {"dict_items([", "])"}};
     nb_status st = NB_OK;
     NB_TRY(nbi_jr_put(rt, b, brackets[l->kind].open, strlen(brackets[l->kind].open)));
     for (size_t i = 0; i < l->n; i++) {

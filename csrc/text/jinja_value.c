@@ -66,9 +66,18 @@ void nbi_ja_free(jarena *a)
 
 /* ---- strings, lists, dicts --------------------------------------------------------------------------------------- */
 
-jspan nbi_jspan(const char *z) { return (jspan){z, strlen(z)}; }
-bool nbi_jspan_eq(jspan a, jspan b) { return a.n == b.n && (!a.n || !memcmp(a.s, b.s, a.n)); }
-bool nbi_jspan_is(jspan a, const char *z) { return nbi_jspan_eq(a, nbi_jspan(z)); }
+jspan nbi_jspan(const char *z)
+{
+    return (jspan){z, strlen(z)};
+}
+bool nbi_jspan_eq(jspan a, jspan b)
+{
+    return a.n == b.n && (!a.n || !memcmp(a.s, b.s, a.n));
+}
+bool nbi_jspan_is(jspan a, const char *z)
+{
+    return nbi_jspan_eq(a, nbi_jspan(z));
+}
 
 nb_status nbi_jv_copy(jrt *rt, const char *s, size_t n, jval *out)
 {
@@ -120,7 +129,10 @@ nb_status nbi_jv_dict(jrt *rt, jtype type, jval *out)
     return NB_OK;
 }
 
-static bool unhashable(jval key) { return key.type == J_DICT || (key.type == J_LIST && key.u.list->kind == L_LIST); }
+static bool unhashable(jval key)
+{
+    return key.type == J_DICT || (key.type == J_LIST && key.u.list->kind == L_LIST);
+}
 
 static nb_status hashable(jval key)
 {
@@ -204,14 +216,16 @@ static nb_status from_json(jrt *rt, const json_t *j, size_t depth, jval *out)
     switch (json_typeof(j)) {
     case JSON_OBJECT:
         NB_TRY(nbi_jv_dict(rt, J_DICT, out));
-        json_object_foreach ((json_t *)j, key, item) {
+        json_object_foreach((json_t *)j, key, item)
+        {
             NB_TRY(from_json(rt, item, depth + 1, &v));
             NB_TRY(dict_append(rt, out->u.dict, jv_span(nbi_jspan(key)), v));
         }
         break;
     case JSON_ARRAY:
         NB_TRY(nbi_jv_list(rt, L_LIST, json_array_size(j), out));
-        json_array_foreach (j, i, item) {
+        json_array_foreach(j, i, item)
+        {
             NB_TRY(from_json(rt, item, depth + 1, &v));
             NB_TRY(nbi_jlist_push(rt, out->u.list, v));
         }
@@ -236,13 +250,17 @@ done:
     return st;
 }
 
-nb_status nbi_jv_from_json(jrt *rt, const json_t *j, jval *out) { return from_json(rt, j, 0, out); }
+nb_status nbi_jv_from_json(jrt *rt, const json_t *j, jval *out)
+{
+    return from_json(rt, j, 0, out);
+}
 
 /* ---- what a value is --------------------------------------------------------------------------------------------- */
 
 const char *nbi_jv_type_name(jval v)
 {
-    static const char *const lists[] = {"list", "tuple", "range", "generator", "dict_keys", "dict_values", "dict_items"};
+    static const char *const lists[] = {"list",      "tuple",       "range",     "generator",
+                                        "dict_keys", "dict_values", "dict_items"};
     static const char *const names[] = {"nothing", "Undefined", "NoneType",  "bool",        "int",   "float",   "str",
                                         "list",    "dict",      "Namespace", "LoopContext", "Macro", "function"};
     return v.type == J_LIST ? lists[v.u.list->kind] : names[v.type];
@@ -483,9 +501,9 @@ static nb_status slice_bounds(const jval b[3], int64_t n, int64_t *start, int64_
     int64_t v[3] = {0, 0, 1};
     for (int i = 0; i < 3; i++)
         if (b[i].type != J_NONE && !jv_as_int(b[i], &v[i]))
-            return b[i].type == J_UNDEF ? nbi_jv_undefined(b[i])
-                                        : nbi_fail(NB_EINVAL, "a slice index is %s, expected int",
-                                                   nbi_jv_type_name(b[i]));
+            return b[i].type == J_UNDEF
+                       ? nbi_jv_undefined(b[i])
+                       : nbi_fail(NB_EINVAL, "a slice index is %s, expected int", nbi_jv_type_name(b[i]));
     if (v[2] == 0)
         return nbi_fail(NB_EINVAL, "a slice step is 0");
     int64_t lo = v[2] > 0 ? 0 : -1, hi = v[2] > 0 ? n : n - 1;
