@@ -9,6 +9,14 @@
 
 #include "backend/backend.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define NBI_CPU_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define NBI_CPU_SANITIZED 1
+#endif
+#endif
+
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
 
 /* What a linear kernel reads.  W*: float activations, Q*: INT8 activations. */

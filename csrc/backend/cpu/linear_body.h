@@ -10,8 +10,26 @@
 /* The largest tile: arrays of this size live in registers, as far as P and M use them. */
 #define MAX_P 4
 #define MAX_M 8
-#if defined(__clang__)
+/* A sanitizer checks every element of a tile and takes minutes to compile the large ones: it sees small tiles of the same
+ * code.  The full ones run against guard pages in tests/backend_test.cpp. */
+#if defined(NBI_CPU_SANITIZED)
+#define UNROLL
+#undef V16_ROWS
+#undef V16_ROWS_INT
+#undef V16_PANELS_1
+#undef V16_PANELS_2
+#undef V16_INT_PANELS_1
+#undef V16_INT_PANELS_2
+#define V16_ROWS         2
+#define V16_ROWS_INT     2
+#define V16_PANELS_1     2
+#define V16_PANELS_2     1
+#define V16_INT_PANELS_1 2
+#define V16_INT_PANELS_2 1
+#elif defined(__clang__)
 #define UNROLL _Pragma("unroll")
+/* clang unrolls some of these loops before it comes to the hint, and then warns that it did not */
+#pragma clang diagnostic ignored "-Wpass-failed"
 #else
 #define UNROLL _Pragma("GCC unroll 8")
 #endif

@@ -115,6 +115,12 @@ V16_INLINE void v16_pow2_halves(v16 t, v16 *a, v16 *b)
  * 0x4b000000 is 2^23 as fp32 and its last bit is worth 1: a code u in its low byte gives 2^23 + u, and subtracting
  * 2^23 + zero leaves u - zero exactly, since all three are integers below 2^24.  One byte shuffle puts it there.
  * vpermps looks only at the low 4 bits of an index, so a nibble needs a shift but no mask. */
+/* Written as C, since the intrinsic takes a shift that is constant only after unrolling. */
+typedef uint32_t v16_dwords __attribute__((vector_size(64)));
+V16_INLINE v16u v16u_shift(v16u w, int right)
+{
+    return (v16u)((v16_dwords)w >> (uint32_t)right);
+}
 V16_INLINE v16u v16u_load(const void *p)
 {
     return _mm512_load_si512(p);
@@ -123,7 +129,7 @@ V16_INLINE v16 v16_nibble(v16u w, int shift, float offset)
 {
     const v16 table =
         _mm512_add_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_ps(offset));
-    return _mm512_permutexvar_ps(_mm512_srli_epi32(w, (unsigned)shift), table);
+    return _mm512_permutexvar_ps(v16u_shift(w, shift), table);
 }
 V16_INLINE v16 v16_zero_points(v16 zero, int bits)
 {
@@ -156,7 +162,7 @@ V16_INLINE v16q v16q_from8(v16u w)
 }
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
-    return _mm512_and_si512(_mm512_srli_epi32(w, 4 * (unsigned)high), _mm512_set1_epi8(15));
+    return _mm512_and_si512(v16u_shift(w, 4 * high), _mm512_set1_epi8(15));
 }
 V16_INLINE v16x v16x_load(const nbi_qx *x)
 {

@@ -9,10 +9,15 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "backend/cpu/cpu.h"
 #include "base/dtype.h"
 
+#if defined(NBI_CPU_SANITIZED)
+#define V16_INLINE static inline /* checked code that is inlined everywhere takes minutes to compile */
+#else
 #define V16_INLINE static inline __attribute__((always_inline))
-#define V16_EACH   for (int i = 0; i < 16; i++)
+#endif
+#define V16_EACH for (int i = 0; i < 16; i++)
 
 /* Panels and rows of a register tile (linear_body.h): tiles of M rows take V16_PANELS_M panels. */
 #define V16_ROWS         1
