@@ -252,12 +252,17 @@ static nb_status write_config(job *j)
 {
     json_t *q = NULL;
     nb_status st;
-    nbi_ct_entry *e = calloc(j->n_modules, sizeof *e);
+    size_t n = j->n_modules;
+    nbi_ct_entry *e = calloc(n + 1, sizeof *e);
     if (!e)
         return nbi_fail_nomem("the configuration", 0);
-    for (size_t i = 0; i < j->n_modules; i++)
+    for (size_t i = 0; i < n; i++)
         e[i] = (nbi_ct_entry){j->modules[i].name, j->modules[i].scheme};
-    NB_TRY(nbi_ct_config_build(&q, e, j->n_modules));
+    /* A tied lm_head has no tensor of its own, but to Transformers it is a Linear like any other: left out of `ignore`,
+     * it would be taken as quantized with missing scales. */
+    if (j->cfg.tied)
+        e[n++] = (nbi_ct_entry){.module = "lm_head"};
+    NB_TRY(nbi_ct_config_build(&q, e, n));
     if (json_object_set(j->config, "quantization_config", q) != 0)
         NB_TRY(nbi_fail_nomem("the configuration", 0));
     NB_TRY(write_json(j->out.tmp, "config.json", j->config));
