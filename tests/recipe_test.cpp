@@ -105,7 +105,7 @@ TEST(Recipe, the_shortest_one_has_stated_defaults)
 TEST(Recipe, every_key_arrives)
 {
     Recipe r(R"({"name": "n", "description": "d",
-                 "weights": {"bits": 4, "symmetric": false, "strategy": "group", "group": 64},
+                 "weights": {"bits": 4, "symmetric": false, "strategy": "group", "group_size": 64},
                  "activations": {"bits": 8, "symmetric": false, "strategy": "tensor"},
                  "calibration": {"method": "percentile", "percentile": 99.5, "tokens": 100, "ctx": 50},
                  "ignore": [], "overrides": []})");
@@ -131,7 +131,7 @@ TEST(Recipe, every_key_arrives)
 
 TEST(Recipe, a_group_size_alone_means_groups)
 {
-    Recipe r(R"({"weights": {"bits": 4, "group": 24}})");
+    Recipe r(R"({"weights": {"bits": 4, "group_size": 24}})");
     ASSERT_NB_OK(r.status);
     EXPECT_EQ(r.scheme(kQ, 48).strategy, NBI_PER_GROUP);
     EXPECT_EQ(r.scheme(kQ, 48).group, 24u);
@@ -139,7 +139,7 @@ TEST(Recipe, a_group_size_alone_means_groups)
 
 TEST(Recipe, embeddings_and_norms_are_never_quantized)
 {
-    Recipe r(R"({"weights": {"bits": 4, "group": 128}, "ignore": [],
+    Recipe r(R"({"weights": {"bits": 4, "group_size": 128}, "ignore": [],
                  "overrides": [{"match": "re:.*", "weights": {"bits": 8}}]})");
     ASSERT_NB_OK(r.status);
     for (const char *m : {"model.embed_tokens", "model.norm", "model.layers.0.input_layernorm", "transformer.wte",
@@ -165,7 +165,7 @@ TEST(Recipe, ignore_takes_names_and_expressions_from_the_start)
 
 TEST(Recipe, the_last_override_that_matches_decides)
 {
-    Recipe r(R"({"weights": {"bits": 4, "group": 128, "symmetric": false},
+    Recipe r(R"({"weights": {"bits": 4, "group_size": 128, "symmetric": false},
                  "activations": {},
                  "overrides": [
                    {"match": "re:.*_proj", "weights": {"bits": 8}},
@@ -194,7 +194,7 @@ TEST(Recipe, an_override_can_quantize_what_the_top_leaves_dense)
 
 TEST(Recipe, inputs_that_do_not_divide_into_groups_are_named)
 {
-    Recipe r(R"({"name": "w4", "weights": {"bits": 4, "group": 128}})");
+    Recipe r(R"({"name": "w4", "weights": {"bits": 4, "group_size": 128}})");
     ASSERT_NB_OK(r.status);
     nbi_scheme s;
     EXPECT_FAILS(NB_EINVAL, "module model.layers.3.mlp.down_proj has 200 inputs",
@@ -211,8 +211,8 @@ TEST(Recipe, unknown_keys_are_named_with_the_known_ones)
     EXPECT_REFUSED(R"({"wieghts": {"bits": 8}})", "unknown key \"wieghts\"");
     EXPECT_REFUSED(R"({"wieghts": {"bits": 8}})",
                    "name, description, weights, activations, calibration, ignore, overrides");
-    EXPECT_REFUSED(R"({"weights": {"bits": 8, "group_size": 128}})",
-                   "weights: unknown key \"group_size\", the known ones are bits, symmetric, strategy, group");
+    EXPECT_REFUSED(R"({"weights": {"bits": 8, "groupsize": 128}})",
+                   "weights: unknown key \"groupsize\", the known ones are bits, symmetric, strategy, group_size");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"dynamic": true}})",
                    "activations: unknown key \"dynamic\"");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"strategy": "tensor"}, "calibration": {"samples": 3}})",
@@ -240,10 +240,10 @@ TEST(Recipe, wrong_values_are_named)
     EXPECT_REFUSED(R"({"weights": {"bits": 8, "strategy": "token"}})",
                    "\"strategy\" is \"token\", expected one of tensor, channel, group");
     for (const char *group : {"0", "-1", "7", "12", "1048584", "4294967304"})
-        EXPECT_REFUSED(std::string("{\"weights\": {\"bits\": 4, \"group\": ") + group + "}}",
-                       std::string("\"group\" is ") + group);
-    EXPECT_REFUSED(R"({"weights": {"bits": 4, "strategy": "group"}})", "expected a \"group\" size");
-    EXPECT_REFUSED(R"({"weights": {"bits": 4, "strategy": "channel", "group": 64}})", "\"strategy\" is not \"group\"");
+        EXPECT_REFUSED(std::string("{\"weights\": {\"bits\": 4, \"group_size\": ") + group + "}}",
+                       std::string("\"group_size\" is ") + group);
+    EXPECT_REFUSED(R"({"weights": {"bits": 4, "strategy": "group"}})", "expected a \"group_size\"");
+    EXPECT_REFUSED(R"({"weights": {"bits": 4, "strategy": "channel", "group_size": 64}})", "\"strategy\" is not \"group\"");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": 8})", "\"activations\" is not an object");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"bits": 4}})", "activations: \"bits\" is 4, expected 8");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"strategy": "channel"}})",

@@ -269,8 +269,8 @@ TEST(Read, numbers_that_are_not_sizes_are_an_error)
     expect_entry_refused(entry("[4]", "[0,4,8]"), 4, NB_EFORMAT, "data_offsets");
     expect_entry_refused(entry("[4]", "[4]"), 4, NB_EFORMAT, "data_offsets");
     expect_entry_refused(entry("[4]", "{}"), 4, NB_EFORMAT, "data_offsets");
-    expect_entry_refused(entry("[99999999999999999999]", "[0,4]"), 4, NB_EFORMAT, "JSON");
-    expect_entry_refused(entry("[4]", "[0,18446744073709551620]"), 4, NB_EFORMAT, "JSON");
+    expect_entry_refused(entry("[99999999999999999999]", "[0,4]"), 4, NB_EFORMAT, "shape");
+    expect_entry_refused(entry("[4]", "[0,18446744073709551620]"), 4, NB_EFORMAT, "offset");
     expect_entry_refused("{\"dtype\":\"U8\",\"shape\":[4]}", 4, NB_EFORMAT, "data_offsets");
     expect_entry_refused("{\"dtype\":\"U8\",\"data_offsets\":[0,4]}", 4, NB_EFORMAT, "shape");
     expect_entry_refused("{\"shape\":[4],\"data_offsets\":[0,4]}", 4, NB_EFORMAT, "dtype");

@@ -110,29 +110,29 @@ static nb_status get_choice(const json_t *o, const char *key, const char *const 
 static nb_status parse_group(const json_t *j, nbi_scheme *s, bool strategy_given, const char *where)
 {
     int64_t group = -1;
-    nb_status st = nbi_json_int(j, "group", INT64_MIN, INT64_MAX, &group, where);
+    nb_status st = nbi_json_int(j, "group_size", INT64_MIN, INT64_MAX, &group, where);
     if (st != NB_OK)
         return st;
-    bool given = json_object_get(j, "group") && !json_is_null(json_object_get(j, "group"));
+    bool given = json_object_get(j, "group_size") && !json_is_null(json_object_get(j, "group_size"));
     if (given && (group < 8 || group > (1 << 20) || group % 8))
-        return nbi_fail(NB_EFORMAT, "%s: \"group\" is %lld, expected a multiple of 8 from 8 to %d", where,
+        return nbi_fail(NB_EFORMAT, "%s: \"group_size\" is %lld, expected a multiple of 8 from 8 to %d", where,
                         (long long)group, 1 << 20);
     if (given && !strategy_given)
         s->strategy = NBI_PER_GROUP;
     if (given && s->strategy != NBI_PER_GROUP)
-        return nbi_fail(NB_EFORMAT, "%s: \"group\" is given, but \"strategy\" is not \"group\"", where);
+        return nbi_fail(NB_EFORMAT, "%s: \"group_size\" is given, but \"strategy\" is not \"group\"", where);
     if (given)
         s->group = (uint32_t)group;
     if (s->strategy != NBI_PER_GROUP)
         s->group = 0;
     else if (!s->group)
-        return nbi_fail(NB_EFORMAT, "%s: \"strategy\" is \"group\", expected a \"group\" size beside it", where);
+        return nbi_fail(NB_EFORMAT, "%s: \"strategy\" is \"group\", expected a \"group_size\" beside it", where);
     return NB_OK;
 }
 
 static nb_status parse_weights(const json_t *j, nbi_scheme *s, const char *where)
 {
-    static const char *const keys[] = {"bits", "symmetric", "strategy", "group", NULL};
+    static const char *const keys[] = {"bits", "symmetric", "strategy", "group_size", NULL};
     static const char *const strategies[] = {
         [NBI_PER_TENSOR] = "tensor", [NBI_PER_CHANNEL] = "channel", [NBI_PER_GROUP] = "group", NULL};
     nb_status st = check_keys(j, keys, where);
