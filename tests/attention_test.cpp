@@ -1,0 +1,281 @@
+/* Attention and rotary embedding on the CPU: equal bits on every instruction set and for every way to feed a prompt, and
+ * agreement with double precision within a bound that follows from docs/numerics.md. */
+#include "backend_util.h"
+
+namespace
+{
+
+/* A KV cache whose pages are handed out in a scattered order, filled by rope_append. */
+struct Cache {
+    std::unique_ptr<Guarded<unsigned char>> k, v;
+    nbi_kv_layer kv = {};
+    std::vector<int32_t> pages;
+    Cache(nbi_dtype dtype, uint32_t n_kv, uint32_t head_dim, size_t tokens)
+    {
+        size_t n_pages = (tokens + NBI_PAGE_TOKENS - 1) / NBI_PAGE_TOKENS, total = 2 * n_pages + 3;
+        size_t bytes = total * n_kv * NBI_PAGE_TOKENS * head_dim * nbi_dtype_size(dtype);
+        k = std::make_unique<Guarded<unsigned char>>(bytes);
+        v = std::make_unique<Guarded<unsigned char>>(bytes);
+        memset(k->data(), 0xff, bytes); /* NaN in both types: what is read before it is written shows */
+        memset(v->data(), 0xff, bytes);
+        kv.k = k->data();
+        kv.v = v->data();
+        kv.dtype = dtype;
+        kv.n_kv_heads = n_kv;
+        kv.head_dim = head_dim;
+        for (size_t i = 0; i < n_pages; i++) /* the last page of the cache is used, too */
+            pages.push_back((int32_t)(i % 2 ? i : total - 1 - i));
+    }
+    double at(const void *base, size_t pos, size_t head, size_t d) const
+    {
+        size_t i = (((size_t)pages[pos / 16] * kv.n_kv_heads + head) * 16 + pos % 16) * kv.head_dim + d;
+        return kv.dtype == NBI_F32 ? (double)((const float *)base)[i]
+                                   : (double)nbi_f16_to_f32(((const uint16_t *)base)[i]);
+    }
+};
+
+struct Attn {
+    uint32_t heads, n_kv, D;
+    nbi_dtype dtype;
+    size_t len;
+};
+
+struct Inputs {
+    std::vector<float> q, k, v, cs;
+    Inputs(const Attn &a, uint64_t seed)
+        : q(noise(a.len * a.heads * a.D, seed)), k(noise(a.len * a.n_kv * a.D, seed + 1)),
+          v(noise(a.len * a.n_kv * a.D, seed + 2)), cs(a.len * a.D)
+    {
+        for (size_t t = 0; t < a.len; t++)
+            for (size_t i = 0; i < a.D / 2; i++) {
+                double angle = (double)t * std::pow(10000.0, -2.0 * (double)i / a.D);
+                cs[t * a.D + 2 * i] = (float)std::cos(angle);
+                cs[t * a.D + 2 * i + 1] = (float)std::sin(angle);
+            }
+    }
+};
+
+/* Appends and attends in steps of the given sizes; returns y of all tokens.  q and k of `in` stay as they are. */
+std::vector<float> run_attention(Backend &b, const Attn &a, const Inputs &in, Cache &c,
+                                 const std::vector<size_t> &steps, std::vector<float> *rotated_q = nullptr)
+{
+    std::vector<float> y;
+    size_t pos = 0;
+    for (size_t n : steps) {
+        size_t qn = a.heads * a.D, kn = a.n_kv * a.D;
+        Guarded<float> q(n * qn), k(n * kn), v(n * kn), out(n * qn), cs(n * a.D);
+        std::copy_n(&in.q[pos * qn], n * qn, q.data());
+        std::copy_n(&in.k[pos * kn], n * kn, k.data());
+        std::copy_n(&in.v[pos * kn], n * kn, v.data());
+        std::copy_n(&in.cs[pos * a.D], n * a.D, cs.data());
+        nbi_seq s = {0, (uint32_t)n, (uint32_t)pos, c.pages.data()};
+        EXPECT_NB_OK(b->rope_append(b.be, q.data(), k.data(), v.data(), n, a.heads, cs.data(), &c.kv, &s, 1));
+        EXPECT_NB_OK(b->attention(b.be, q.data(), a.heads, &c.kv, &s, 1, 1 / std::sqrt((float)a.D), out.data()));
+        EXPECT_TRUE(q.front_intact() && out.front_intact() && k.front_intact());
+        std::vector<float> part = out.copy(), rq = q.copy();
+        y.insert(y.end(), part.begin(), part.end());
+        if (rotated_q)
+            rotated_q->insert(rotated_q->end(), rq.begin(), rq.end());
+        pos += n;
+    }
+    return y;
+}
+
+/* Checks the last token against double.  Relative errors of a term p: of its score, D/16 steps of a lane, 4 of the tree
+ * and the scale, times sum |q k|; of s - m; of exp (4) here and in a merge; then at most 128 steps in its chunk and 3
+ * for each merge.  Numerator and denominator both have them. */
+void check_last_token(const Attn &a, const Cache &c, const std::vector<float> &q, const std::vector<float> &y)
+{
+    const size_t row = (a.len - 1) * a.heads * a.D;
+    const double scale = (double)(1 / std::sqrt((float)a.D)), chunks = (double)((a.len + 127) / 128);
+    for (size_t h = 0; h < a.heads; h++) {
+        size_t g = h / (a.heads / a.n_kv);
+        std::vector<double> s(a.len), want(a.D), weight(a.D);
+        double most = -1e300, least = 1e300, score_error = 0, sum = 0;
+        for (size_t t = 0; t < a.len; t++) {
+            double dot = 0, abs = 0;
+            for (size_t d = 0; d < a.D; d++) {
+                double p = (double)q[row + h * a.D + d] * c.at(c.kv.k, t, g, d);
+                dot += p;
+                abs += std::fabs(p);
+            }
+            s[t] = dot * scale;
+            most = std::max(most, s[t]);
+            least = std::min(least, s[t]);
+            score_error = std::max(score_error, ((double)((a.D + 15) / 16) + 5) * U * abs * scale);
+        }
+        for (size_t t = 0; t < a.len; t++) {
+            double p = std::exp(s[t] - most);
+            sum += p;
+            for (size_t d = 0; d < a.D; d++) {
+                want[d] += p * c.at(c.kv.v, t, g, d);
+                weight[d] += p * std::fabs(c.at(c.kv.v, t, g, d));
+            }
+        }
+        double rel = score_error + (2 * (most - least) + 8 + 128 + 3 * chunks + 1) * U;
+        for (size_t d = 0; d < a.D; d++)
+            ASSERT_NEAR(y[row + h * a.D + d], want[d] / sum, 2 * rel * weight[d] / sum + 0x1p-140)
+                << "len " << a.len << " head " << h << " d " << d;
+    }
+}
+
+std::vector<Attn> attn_cases()
+{
+    std::vector<Attn> v;
+    for (size_t len : {1u, 15u, 16u, 17u, 127u, 128u, 129u, 300u})
+        for (nbi_dtype t : {NBI_F32, NBI_F16}) {
+            v.push_back({4, 2, 64, t, len});
+            v.push_back({9, 1, 20, t, len}); /* more heads than a pass takes, a tail in every vector */
+        }
+    v.push_back({2, 2, 256, NBI_F32, 140});
+    v.push_back({3, 3, 2, NBI_F16, 140});
+    v.push_back({2, 1, 80, NBI_F16, 130});
+    v.push_back({16, 2, 128, NBI_F32, 131});
+    return v;
+}
+
+} // namespace
+
+TEST(Attention, agrees_with_double_and_between_isas_in_any_number_of_steps)
+{
+    size_t seed = 0;
+    for (const Attn &a : attn_cases()) {
+        seed += 10;
+        Inputs in(a, seed);
+        std::vector<float> first, q;
+        for (const std::string &isa : isas())
+            for (int threads : {1, 2}) {
+                Backend b(isa.c_str(), threads);
+                Cache c(a.dtype, a.n_kv, a.D, a.len);
+                bool check = first.empty();
+                std::vector<float> y = run_attention(b, a, in, c, {a.len}, check ? &q : nullptr);
+                if (check) {
+                    first = y;
+                    check_last_token(a, c, q, y);
+                }
+                ASSERT_TRUE(same_bits(first.data(), y.data(), y.size()))
+                    << isa << " D=" << a.D << " len=" << a.len << " threads=" << threads;
+            }
+        Backend best(isas().back().c_str(), 2);
+        Cache one(a.dtype, a.n_kv, a.D, a.len), some(a.dtype, a.n_kv, a.D, a.len);
+        std::vector<float> by_token = run_attention(best, a, in, one, std::vector<size_t>(a.len, 1));
+        ASSERT_TRUE(same_bits(first.data(), by_token.data(), first.size())) << "D=" << a.D << " len=" << a.len;
+        if (a.len > 7) {
+            std::vector<float> y = run_attention(best, a, in, some, {5, 2, a.len - 7});
+            ASSERT_TRUE(same_bits(first.data(), y.data(), y.size())) << "D=" << a.D << " len=" << a.len;
+        }
+    }
+}
+
+TEST(Attention, sequences_of_a_batch_do_not_see_each_other)
+{
+    const Attn a = {4, 2, 32, NBI_F32, 40}, p = {4, 2, 32, NBI_F32, 150};
+    Backend b(isas().back().c_str(), 2);
+    Inputs ia(a, 1), ip(p, 2);
+    Cache ca(NBI_F32, 2, 32, 40), cp(NBI_F32, 2, 32, 150), both(NBI_F32, 2, 32, 190);
+    std::vector<float> ya = run_attention(b, a, ia, ca, {40}), yp = run_attention(b, p, ip, cp, {150});
+    /* the second sequence comes first in the batch */
+    auto join = [](std::vector<float> x, const std::vector<float> &y) {
+        x.insert(x.end(), y.begin(), y.end());
+        return x;
+    };
+    std::vector<float> q = join(ip.q, ia.q), k = join(ip.k, ia.k), v = join(ip.v, ia.v), cs = join(ip.cs, ia.cs),
+                       y(q.size());
+    std::vector<int32_t> pages_p(both.pages.begin(), both.pages.begin() + 10),
+        pages_a(both.pages.begin() + 9, both.pages.end());
+    pages_a[0] = 1; /* a page that nobody else has: the tenth of the first sequence is its own */
+    pages_p[1] = 0;
+    nbi_seq seqs[] = {{150, 40, 0, pages_a.data()}, {0, 150, 0, pages_p.data()}};
+    ASSERT_NB_OK(b->rope_append(b.be, q.data(), k.data(), v.data(), 190, 4, cs.data(), &both.kv, seqs, 2));
+    ASSERT_NB_OK(b->attention(b.be, q.data(), 4, &both.kv, seqs, 2, 1 / std::sqrt(32.0f), y.data()));
+    EXPECT_TRUE(same_bits(yp.data(), y.data(), yp.size()));
+    EXPECT_TRUE(same_bits(ya.data(), &y[yp.size()], ya.size()));
+}
+
+TEST(Attention, rope_rotates_pairs_and_fills_the_cache)
+{
+    for (nbi_dtype t : {NBI_F32, NBI_F16}) {
+        const Attn a = {2, 1, 6, t, 19};
+        Backend b("scalar");
+        Inputs in(a, 3);
+        Cache c(t, 1, 6, 19);
+        std::vector<float> q;
+        run_attention(b, a, in, c, {19}, &q);
+        for (size_t pos = 0; pos < 19; pos++)
+            for (size_t i = 0; i < 3; i++) {
+                auto turn = [&](const float *x, float *lo, float *hi) {
+                    float cs = in.cs[pos * 6 + 2 * i], sn = in.cs[pos * 6 + 2 * i + 1];
+                    volatile float a0 = x[i] * cs, a1 = x[i + 3] * sn, b0 = x[i + 3] * cs, b1 = x[i] * sn;
+                    *lo = a0 - a1;
+                    *hi = b0 + b1;
+                };
+                float lo, hi;
+                auto stored = [&](float f) {
+                    return t == NBI_F32 ? (double)f : (double)nbi_f16_to_f32(nbi_f32_to_f16(f));
+                };
+                for (size_t h = 0; h < 2; h++) {
+                    turn(&in.q[(pos * 2 + h) * 6], &lo, &hi);
+                    EXPECT_EQ(lo, q[(pos * 2 + h) * 6 + i]);
+                    EXPECT_EQ(hi, q[(pos * 2 + h) * 6 + i + 3]);
+                }
+                turn(&in.k[pos * 6], &lo, &hi);
+                EXPECT_EQ(stored(lo), c.at(c.kv.k, pos, 0, i));
+                EXPECT_EQ(stored(hi), c.at(c.kv.k, pos, 0, i + 3));
+                EXPECT_EQ(stored(in.v[pos * 6 + i]), c.at(c.kv.v, pos, 0, i));
+            }
+    }
+}
+
+TEST(Attention, a_wrong_key_is_seen)
+{
+    const Attn a = {2, 1, 32, NBI_F32, 20};
+    Backend b(isas().back().c_str());
+    Inputs in(a, 4);
+    Cache c(NBI_F32, 1, 32, 20), d(NBI_F32, 1, 32, 20);
+    std::vector<float> y = run_attention(b, a, in, c, {20});
+    in.k[7 * 32 + 3] += 0.5f;
+    std::vector<float> z = run_attention(b, a, in, d, {20});
+    EXPECT_TRUE(same_bits(y.data(), z.data(), 7 * 64)) << "earlier tokens must not see token 7";
+    EXPECT_FALSE(same_bits(&y[7 * 64], &z[7 * 64], 13 * 64));
+}
+
+TEST(Attention, nan_and_infinity_reach_the_output_on_every_isa)
+{
+    const Attn a = {1, 1, 32, NBI_F32, 140};
+    for (float bad : {NAN, INFINITY, -INFINITY})
+        for (size_t at : {3u, 135u}) {
+            Inputs in(a, 5);
+            in.k[at * 32 + 1] = bad;
+            std::vector<float> first;
+            for (const std::string &isa : isas()) {
+                Backend b(isa.c_str());
+                Cache c(NBI_F32, 1, 32, 140);
+                std::vector<float> y = run_attention(b, a, in, c, {140});
+                if (first.empty())
+                    first = y;
+                EXPECT_TRUE(same_bits(first.data(), y.data(), y.size())) << isa << " " << bad;
+                if (std::isnan(bad)) {
+                    EXPECT_TRUE(std::isnan(y.back()));
+                    EXPECT_FALSE(std::isnan(y[(at - 1) * 32]));
+                }
+            }
+        }
+}
+
+TEST(Attention, what_has_no_kernel_is_refused_with_the_reason)
+{
+    Backend b("scalar");
+    float x[512] = {0};
+    int32_t page = 0;
+    nbi_seq s = {0, 1, 0, &page};
+    nbi_kv_layer kv = {x, x, NBI_F32, 1, 258};
+    EXPECT_FAILS(NB_EUNSUPPORTED, "258", b->attention(b.be, x, 1, &kv, &s, 1, 1, x));
+    kv.head_dim = 3;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "even", b->rope_append(b.be, x, x, x, 1, 1, x, &kv, &s, 1));
+    kv.head_dim = 4;
+    kv.dtype = NBI_BF16;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "BF16", b->attention(b.be, x, 1, &kv, &s, 1, 1, x));
+    kv.dtype = NBI_F32;
+    kv.n_kv_heads = 2;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "3 query heads", b->attention(b.be, x, 3, &kv, &s, 1, 1, x));
+}

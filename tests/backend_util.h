@@ -1,0 +1,107 @@
+/* What the tests of the CPU backend share: backends by instruction set, memory that faults, comparison of bits. */
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+
+#include "testutil.h"
+
+extern "C" {
+#include "backend/backend.h"
+#include "backend/cpu/cpu.h"
+#include "base/rng.h"
+}
+
+namespace
+{
+
+[[maybe_unused]] constexpr double U = 0x1p-24; /* half an ulp of 1: the relative error of one rounding */
+
+/* Memory whose last byte is followed by a page that cannot be touched. */
+template <typename T>
+class Guarded
+{
+  public:
+    explicit Guarded(size_t n) : n_(n)
+    {
+        size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n * sizeof(T) + page) / page * page;
+        map_bytes_ = body + page;
+        map_ = (char *)mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map_ == MAP_FAILED || mprotect(map_ + body, page, PROT_NONE) != 0)
+            throw std::bad_alloc();
+        memset(map_, 0x5a, body);
+        data_ = (T *)(map_ + body) - n;
+    }
+    ~Guarded() { munmap(map_, map_bytes_); }
+    Guarded(const Guarded &) = delete;
+    Guarded &operator=(const Guarded &) = delete;
+    T *data() { return data_; }
+    T &operator[](size_t i) { return data_[i]; }
+    std::vector<T> copy() const { return std::vector<T>(data_, data_ + n_); }
+    bool front_intact() const
+    {
+        return std::all_of(map_, (char *)data_, [](char c) { return c == 0x5a; });
+    }
+
+  private:
+    size_t n_, map_bytes_;
+    char *map_;
+    T *data_;
+};
+
+struct Backend {
+    nbi_backend *be = nullptr;
+    explicit Backend(const char *isa, int threads = 1)
+    {
+        setenv("NB_CPU_ISA", isa, 1);
+        nbi_backend_create(&be, "cpu", threads);
+        unsetenv("NB_CPU_ISA");
+    }
+    ~Backend()
+    {
+        if (be)
+            be->ops->destroy(be);
+    }
+    Backend(const Backend &) = delete;
+    Backend &operator=(const Backend &) = delete;
+    const nbi_backend_ops *operator->() const { return be->ops; }
+};
+
+inline std::vector<std::string> isas()
+{
+    std::vector<std::string> have;
+    for (const char *isa : {"scalar", "avx2", "avx512"})
+        if (Backend(isa).be)
+            have.push_back(isa);
+    return have;
+}
+
+/* Roughly normal, with a heavy element now and then, as activations have. */
+inline std::vector<float> noise(size_t n, uint64_t seed, float size = 1)
+{
+    std::vector<float> v(n);
+    for (size_t i = 0; i < n; i++) {
+        float s = -2;
+        for (uint64_t j = 0; j < 4; j++)
+            s += nbi_rng_uniform(seed, 4 * i + j);
+        v[i] = s * size * (nbi_rng(seed + 1, i) % 97 == 0 ? 20.0f : 1.0f);
+    }
+    return v;
+}
+
+/* Equal bits; two NaNs are equal whatever their payload. */
+inline ::testing::AssertionResult same_bits(const float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, 4) != 0 && !(std::isnan(a[i]) && std::isnan(b[i])))
+            return ::testing::AssertionFailure() << "element " << i << " of " << n << ": " << a[i] << " and " << b[i];
+    return ::testing::AssertionSuccess();
+}
+
+} // namespace
