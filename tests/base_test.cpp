@@ -173,7 +173,8 @@ TEST(Json, errors_name_file_key_and_range)
 TEST(Json, integers_beyond_64_bits_are_reals)
 {
     json_t *j = nullptr;
-    std::string t = R"({"a": 1000000000000000019884624838656, "s": "\"99999999999999999999", "b": [-99999999999999999999, 7]})";
+    std::string t =
+        R"({"a": 1000000000000000019884624838656, "s": "\"99999999999999999999", "b": [-99999999999999999999, 7]})";
     ASSERT_NB_OK(nbi_json_parse(&j, t.data(), t.size(), "x"));
     EXPECT_EQ(1e30, json_real_value(json_object_get(j, "a")));
     EXPECT_STREQ("\"99999999999999999999", json_string_value(json_object_get(j, "s")));

@@ -19,9 +19,9 @@
 
 #include "base/weight.h"
 
-#define NBI_K_CHUNK     512 /* elements of K summed before a partial sum is added */
-#define NBI_ATTN_CHUNK  128 /* keys of one softmax chunk; chunks are merged in index order */
-#define NBI_PAGE_TOKENS 16  /* tokens in a page of the KV cache; divides NBI_ATTN_CHUNK */
+#define NBI_K_CHUNK      512 /* elements of K summed before a partial sum is added */
+#define NBI_ATTN_CHUNK   128 /* keys of one softmax chunk; chunks are merged in index order */
+#define NBI_PAGE_TOKENS  16  /* tokens in a page of the KV cache; divides NBI_ATTN_CHUNK */
 #define NBI_MAX_HEAD_DIM 256
 
 typedef struct nbi_backend nbi_backend;
@@ -44,9 +44,9 @@ typedef struct nbi_seq {
 
 struct nbi_backend {
     const struct nbi_backend_ops *ops;
-    const char *name;        /* "cpu" */
-    char description[96];    /* "cpu (avx512-vnni), 2 threads" */
-    size_t act_bytes;        /* bytes of one activation element */
+    const char *name;     /* "cpu" */
+    char description[96]; /* "cpu (avx512-vnni), 2 threads" */
+    size_t act_bytes;     /* bytes of one activation element */
 };
 
 typedef struct nbi_backend_ops {

@@ -8,6 +8,7 @@
 #include "base/str.h"
 
 struct nbi_regex {
+    char *pattern; /* as given, for errors */
     pcre2_code *code;
     pcre2_match_context *limits;
 };
@@ -48,7 +49,7 @@ nb_status nbi_regex_create(nbi_regex **out, const char *pattern, size_t bytes, c
     *out = NULL;
     nbi_regex *r = calloc(1, sizeof *r);
     widen_space(&p, pattern, bytes);
-    if (!r || p.failed) {
+    if (!r || p.failed || !(r->pattern = strndup(pattern, bytes))) {
         st = nbi_fail_nomem("a regular expression", bytes);
         goto done;
     }
@@ -79,19 +80,28 @@ void nbi_regex_free(nbi_regex *r)
 {
     if (!r)
         return;
+    free(r->pattern);
     pcre2_code_free(r->code);
     pcre2_match_context_free(r->limits);
     free(r);
 }
 
-bool nbi_regex_match_start(const nbi_regex *r, const char *text, size_t bytes)
+static nb_status gave_up(int code, const char *pattern, size_t at)
+{
+    char why[160];
+    pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
+    return nbi_fail(NB_ELIMIT, "the regular expression \"%.200s\" gave up at byte %zu of a text: %s", pattern, at, why);
+}
+
+nb_status nbi_regex_match_start(const nbi_regex *r, const char *text, size_t bytes, bool *hit)
 {
     pcre2_match_data *m = pcre2_match_data_create(1, NULL);
     if (!m)
-        return false;
+        return nbi_fail_nomem("a regular expression", 0);
     int rc = pcre2_match(r->code, (PCRE2_SPTR)text, bytes, 0, PCRE2_ANCHORED, m, r->limits);
     pcre2_match_data_free(m);
-    return rc >= 0;
+    *hit = rc >= 0;
+    return rc >= 0 || rc == PCRE2_ERROR_NOMATCH ? NB_OK : gave_up(rc, r->pattern, 0);
 }
 
 nb_status nbi_regex_each(const nbi_regex *r, const char *text, size_t bytes,
@@ -108,9 +118,7 @@ nb_status nbi_regex_each(const nbi_regex *r, const char *text, size_t bytes,
         if (rc == PCRE2_ERROR_NOMATCH)
             break;
         if (rc < 0) {
-            char why[160];
-            pcre2_get_error_message(rc, (PCRE2_UCHAR *)why, sizeof why);
-            st = nbi_fail(NB_ELIMIT, "a regular expression gave up at byte %zu of a text: %s", at, why);
+            st = gave_up(rc, r->pattern, at);
             break;
         }
         const PCRE2_SIZE *v = pcre2_get_ovector_pointer(m);

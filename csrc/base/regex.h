@@ -14,8 +14,8 @@ typedef struct nbi_regex nbi_regex;
 nb_status nbi_regex_create(nbi_regex **out, const char *pattern, size_t bytes, const char *where);
 void nbi_regex_free(nbi_regex *r);
 
-/* Does `text` match from its first byte ("^" implied, not to the end)? */
-bool nbi_regex_match_start(const nbi_regex *r, const char *text, size_t bytes);
+/* *hit: does `text` match from its first byte ("^" implied, not to the end; Python's re.match)?  NB_ELIMIT as below. */
+nb_status nbi_regex_match_start(const nbi_regex *r, const char *text, size_t bytes, bool *hit);
 
 /* All matches of a valid UTF-8 text, left to right, empty ones left out; a non-zero return of `each` stops with it.
  * Patterns that backtrack beyond the limit are NB_ELIMIT. */

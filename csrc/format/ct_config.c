@@ -2,24 +2,22 @@
  *
  * The rule of the whole file: what nibble would compute differently from the writer's intent is refused by its name.
  * Names in `where` follow the JSON: "config.json: config_groups.group_0.weights". */
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
 #include "base/json.h"
+#include "base/regex.h"
 #include "format/compressed_tensors.h"
 
 #define LONGEST_PATTERN 4096
-#define MATCH_LIMIT     1000000 /* steps: a pattern that needs more is an attack or a mistake */
 
 /* One entry of `targets` or `ignore`. */
 typedef struct target {
-    char *text;     /* without "re:" */
-    pcre2_code *re; /* NULL: an exact module or class name */
-    size_t group;   /* index into schemes */
+    char *text;    /* without "re:" */
+    nbi_regex *re; /* NULL: an exact module or class name */
+    size_t group;  /* index into schemes */
 } target;
 
 struct nbi_ct_config {
@@ -229,28 +227,18 @@ static nb_status input_scheme(nbi_scheme *s, const json_t *o, const char *where)
 static void free_targets(target *t, size_t n)
 {
     for (size_t i = 0; t && i < n; i++) {
-        pcre2_code_free(t[i].re);
+        nbi_regex_free(t[i].re);
         free(t[i].text);
     }
     free(t);
 }
 
-/* Python's re.match: anchored at the start only. */
 static nb_status compile(target *t, const char *where)
 {
-    int code;
-    PCRE2_SIZE at;
     size_t n = strlen(t->text);
     if (n > LONGEST_PATTERN)
         return nbi_fail(NB_ELIMIT, "%s: a pattern has %zu bytes, expected at most %d", where, n, LONGEST_PATTERN);
-    t->re =
-        pcre2_compile((PCRE2_SPTR)t->text, n, PCRE2_UTF | PCRE2_ANCHORED | PCRE2_NEVER_BACKSLASH_C, &code, &at, NULL);
-    if (t->re)
-        return NB_OK;
-    PCRE2_UCHAR text[120] = "";
-    pcre2_get_error_message(code, text, sizeof text);
-    return nbi_fail(NB_EFORMAT, "%s: \"re:%s\" is not a regular expression: %s at %zu", where, t->text,
-                    (const char *)text, (size_t)at);
+    return nbi_regex_create(&t->re, t->text, n, where);
 }
 
 /* Appends the strings of a list to *list. */
@@ -298,22 +286,7 @@ static nb_status match_name(bool *hit, const target *t, const char *module)
         *hit = strcmp(t->text, module) == 0;
         return NB_OK;
     }
-    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
-    pcre2_match_context *limits = pcre2_match_context_create(NULL);
-    nb_status st = NB_OK;
-    if (!data || !limits) {
-        st = nbi_fail_nomem("a regular expression", 0);
-    } else {
-        pcre2_set_match_limit(limits, MATCH_LIMIT);
-        int rc = pcre2_match(t->re, (PCRE2_SPTR)module, strlen(module), 0, 0, data, limits);
-        *hit = rc >= 0;
-        if (rc < 0 && rc != PCRE2_ERROR_NOMATCH)
-            st = nbi_fail(NB_EFORMAT, "the target \"re:%s\" cannot be matched against %s within its limits", t->text,
-                          module);
-    }
-    pcre2_match_context_free(limits);
-    pcre2_match_data_free(data);
-    return st;
+    return nbi_regex_match_start(t->re, module, strlen(module), hit);
 }
 
 /* ---- groups ---------------------------------------------------------------------------------------------------- */

@@ -7,8 +7,20 @@
 #include "base/file.h"
 
 typedef enum nbi_gguf_type {
-    NBI_GGUF_U8, NBI_GGUF_I8, NBI_GGUF_U16, NBI_GGUF_I16, NBI_GGUF_U32, NBI_GGUF_I32, NBI_GGUF_F32, NBI_GGUF_BOOL,
-    NBI_GGUF_STRING, NBI_GGUF_ARRAY, NBI_GGUF_U64, NBI_GGUF_I64, NBI_GGUF_F64, NBI_GGUF_N_TYPES
+    NBI_GGUF_U8,
+    NBI_GGUF_I8,
+    NBI_GGUF_U16,
+    NBI_GGUF_I16,
+    NBI_GGUF_U32,
+    NBI_GGUF_I32,
+    NBI_GGUF_F32,
+    NBI_GGUF_BOOL,
+    NBI_GGUF_STRING,
+    NBI_GGUF_ARRAY,
+    NBI_GGUF_U64,
+    NBI_GGUF_I64,
+    NBI_GGUF_F64,
+    NBI_GGUF_N_TYPES
 } nbi_gguf_type;
 
 typedef struct nbi_gguf nbi_gguf;

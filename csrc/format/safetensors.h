@@ -9,13 +9,13 @@
 #define NBI_MAX_DIMS 4
 
 typedef struct nbi_tensor {
-    const char *name;        /* owned by the checkpoint */
-    const char *file;        /* file it came from, for errors; owned by the checkpoint */
+    const char *name; /* owned by the checkpoint */
+    const char *file; /* file it came from, for errors; owned by the checkpoint */
     nbi_dtype dtype;
     uint32_t n_dims;
     size_t shape[NBI_MAX_DIMS];
     size_t n_elements;
-    const void *data;        /* bytes == n_elements * size of dtype; may be unaligned */
+    const void *data; /* bytes == n_elements * size of dtype; may be unaligned */
     size_t bytes;
 } nbi_tensor;
 

@@ -2,9 +2,7 @@
  * top of the recipe into a complete scheme there, so that asking for a module's scheme only has to match names. */
 #include "quant/recipe.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include <dirent.h>
-#include <pcre2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +10,7 @@
 #include "base/checked.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/regex.h"
 #include "base/str.h"
 
 #define WHERE_MAX 768 /* "path: overrides[3].weights", cut when longer */
@@ -19,7 +18,7 @@
 /* A module name, or a regular expression that must match from the start of the name (as in compressed-tensors). */
 typedef struct pattern {
     char *text; /* as written, "re:" included */
-    pcre2_code *re;
+    nbi_regex *re;
 } pattern;
 
 typedef struct override {
@@ -227,21 +226,13 @@ static nb_status pattern_compile(pattern *p, const char *text, const char *where
         return nbi_fail_nomem("a pattern", strlen(text));
     if (strncmp(text, "re:", 3) != 0)
         return NB_OK;
-    int error;
-    size_t offset;
-    p->re = pcre2_compile((PCRE2_SPTR)text + 3, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED, &error, &offset, NULL);
-    if (p->re)
-        return NB_OK;
-    char why[128];
-    pcre2_get_error_message(error, (PCRE2_UCHAR *)why, sizeof why);
-    return nbi_fail(NB_EFORMAT, "%s: the regular expression \"%s\" is wrong at character %zu: %s", where, text + 3,
-                    offset, why);
+    return nbi_regex_create(&p->re, text + 3, strlen(text + 3), where);
 }
 
 static void pattern_free(pattern *p)
 {
     free(p->text);
-    pcre2_code_free(p->re);
+    nbi_regex_free(p->re);
 }
 
 static nb_status pattern_matches(const pattern *p, const char *module, bool *out)
@@ -250,17 +241,7 @@ static nb_status pattern_matches(const pattern *p, const char *module, bool *out
         *out = strcmp(p->text, module) == 0;
         return NB_OK;
     }
-    pcre2_match_data *m = pcre2_match_data_create(1, NULL);
-    if (!m)
-        return nbi_fail_nomem("matching a pattern", 0);
-    int rc = pcre2_match(p->re, (PCRE2_SPTR)module, strlen(module), 0, 0, m, NULL);
-    pcre2_match_data_free(m);
-    *out = rc >= 0;
-    if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH)
-        return NB_OK;
-    char why[128];
-    pcre2_get_error_message(rc, (PCRE2_UCHAR *)why, sizeof why);
-    return nbi_fail(NB_EINVAL, "recipe: matching \"%s\" against module %s failed: %s", p->text, module, why);
+    return nbi_regex_match_start(p->re, module, strlen(module), out);
 }
 
 /* ---- the parts of a recipe ------------------------------------------------------------------------------------- */

@@ -10,8 +10,8 @@ nb_status nbi_rtn(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sche
 
 /* Error of a quantized weight against its dense source, for the report. */
 typedef struct nbi_quant_error {
-    double mse;       /* mean squared error */
-    double sqnr_db;   /* 10 log10(sum w^2 / sum e^2); +inf when exact */
+    double mse;     /* mean squared error */
+    double sqnr_db; /* 10 log10(sum w^2 / sum e^2); +inf when exact */
     double max_abs;
 } nbi_quant_error;
 void nbi_quant_error_of(nbi_quant_error *e, const nbi_weight *q, const nbi_weight *src);

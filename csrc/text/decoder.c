@@ -126,28 +126,6 @@ static nb_status fuse(const nbi_step *s, const nbi_pieces *in, bool more, nbi_pi
     return NB_OK;
 }
 
-static nb_status parse_replace(nbi_step *s, const json_t *j, const char *where)
-{
-    nb_status st = nbi_step_pattern(s, j, where);
-    return st == NB_OK ? nbi_step_text(&s->to, &s->n_to, j, "content", where) : st;
-}
-
-typedef struct replacing {
-    const nbi_step *s;
-    const char *text;
-    size_t at;
-    nbi_str *out;
-} replacing;
-
-static nb_status replace_one(void *user, size_t start, size_t end)
-{
-    replacing *r = user;
-    nbi_str_add(r->out, r->text + r->at, start - r->at);
-    nbi_str_add(r->out, r->s->to, r->s->n_to);
-    r->at = end;
-    return NB_OK;
-}
-
 static nb_status replace(const nbi_step *s, const nbi_pieces *in, bool more, nbi_pieces *out)
 {
     (void)more;
@@ -157,13 +135,7 @@ static nb_status replace(const nbi_step *s, const nbi_pieces *in, bool more, nbi
         size_t n;
         const char *t = nbi_piece(in, i, &n);
         nbi_str_clear(&b);
-        replacing r = {s, t, 0, &b};
-        if (s->regex)
-            st = nbi_regex_each(s->regex, t, n, replace_one, &r);
-        else
-            for (const char *hit; (hit = memmem(t + r.at, n - r.at, s->from, s->n_from));)
-                replace_one(&r, (size_t)(hit - t), (size_t)(hit - t) + s->n_from);
-        nbi_str_add(&b, t + r.at, n - r.at);
+        st = nbi_step_replace(s, t, n, &b);
         nbi_pieces_add(out, b.data, b.len);
     }
     if (b.failed)
@@ -245,7 +217,7 @@ static const nbi_step_kind kinds[] = {
     [BYTE_LEVEL] = {"ByteLevel", NULL, {.decode = byte_level}},
     [BYTE_FALLBACK] = {"ByteFallback", NULL, {.decode = byte_fallback}},
     [FUSE] = {"Fuse", NULL, {.decode = fuse}},
-    [REPLACE] = {"Replace", parse_replace, {.decode = replace}},
+    [REPLACE] = {"Replace", nbi_step_parse_replace, {.decode = replace}},
     [STRIP] = {"Strip", parse_strip, {.decode = strip}},
     [METASPACE] = {"Metaspace", parse_metaspace, {.decode = metaspace}},
 };

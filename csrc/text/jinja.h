@@ -10,8 +10,8 @@
 typedef struct nbi_jinja nbi_jinja;
 
 /* Statements: if, for (with if and else), set (also of a block and of namespace attributes), macro, break, continue, do,
- * raw, generation (transparent).  Filters, tests, methods and functions: the tables of jinja_filters.c, jinja_seq.c,
- * jinja_tests.c, jinja_methods.c and jinja_globals.c.  White space as Transformers sets it: trim_blocks, lstrip_blocks.
+ * raw, generation (transparent).  Filters, tests, methods and functions: the tables of jinja/ filters.c, seq.c,
+ * tests.c, methods.c and globals.c.  White space as Transformers sets it: trim_blocks, lstrip_blocks.
  * Malformed source is NB_EFORMAT, something that this subset lacks NB_EUNSUPPORTED; both name it and its line.  Known
  * differences to Jinja: generators are computed at once; integers have 64 bits (more is an error); |safe and |escape
  * give Markup that only + heeds. */

@@ -75,41 +75,6 @@ static nb_status prepend(const nbi_step *s, const char *text, size_t n, nbi_str 
     return NB_OK;
 }
 
-static nb_status parse_replace(nbi_step *s, const json_t *j, const char *where)
-{
-    nb_status st = nbi_step_pattern(s, j, where);
-    return st == NB_OK ? nbi_step_text(&s->to, &s->n_to, j, "content", where) : st;
-}
-
-typedef struct replacing {
-    const nbi_step *s;
-    const char *text;
-    size_t at;
-    nbi_str *out;
-} replacing;
-
-static nb_status replace_one(void *user, size_t start, size_t end)
-{
-    replacing *r = user;
-    nbi_str_add(r->out, r->text + r->at, start - r->at);
-    nbi_str_add(r->out, r->s->to, r->s->n_to);
-    r->at = end;
-    return NB_OK;
-}
-
-static nb_status replace(const nbi_step *s, const char *text, size_t n, nbi_str *out)
-{
-    replacing r = {s, text, 0, out};
-    nb_status st = NB_OK;
-    if (s->regex)
-        st = nbi_regex_each(s->regex, text, n, replace_one, &r);
-    else
-        for (const char *hit; (hit = memmem(text + r.at, n - r.at, s->from, s->n_from));)
-            replace_one(&r, (size_t)(hit - text), (size_t)(hit - text) + s->n_from);
-    nbi_str_add(out, text + r.at, n - r.at);
-    return st;
-}
-
 static nb_status parse_strip(nbi_step *s, const json_t *j, const char *where)
 {
     s->flag = s->flag2 = true;
@@ -149,10 +114,14 @@ static nb_status strip(const nbi_step *s, const char *text, size_t n, nbi_str *o
 
 enum { REPLACE = 5 };
 static const nbi_step_kind kinds[] = {
-    {"NFC", parse_form, {.normalize = unicode_form}},   {"NFD", parse_form, {.normalize = unicode_form}},
-    {"NFKC", parse_form, {.normalize = unicode_form}},  {"NFKD", parse_form, {.normalize = unicode_form}},
-    {"Prepend", parse_prepend, {.normalize = prepend}}, [REPLACE] = {"Replace", parse_replace, {.normalize = replace}},
-    {"Lowercase", NULL, {.normalize = lowercase}},      {"StripAccents", NULL, {.normalize = strip_accents}},
+    {"NFC", parse_form, {.normalize = unicode_form}},
+    {"NFD", parse_form, {.normalize = unicode_form}},
+    {"NFKC", parse_form, {.normalize = unicode_form}},
+    {"NFKD", parse_form, {.normalize = unicode_form}},
+    {"Prepend", parse_prepend, {.normalize = prepend}},
+    [REPLACE] = {"Replace", nbi_step_parse_replace, {.normalize = nbi_step_replace}},
+    {"Lowercase", NULL, {.normalize = lowercase}},
+    {"StripAccents", NULL, {.normalize = strip_accents}},
     {"Strip", parse_strip, {.normalize = strip}},
 };
 

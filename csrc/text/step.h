@@ -19,4 +19,8 @@ typedef struct nbi_step_kind {
 nb_status nbi_steps_parse(nbi_step **list, const json_t *j, const nbi_step_kind *kinds, size_t n_kinds,
                           const char *members, const char *what, const char *where);
 
+/* {"type": "Replace", "pattern": ..., "content": ...}, which normalizers and decoders share. */
+nb_status nbi_step_parse_replace(nbi_step *s, const json_t *j, const char *where);
+nb_status nbi_step_replace(const nbi_step *s, const char *text, size_t n, nbi_str *out);
+
 #endif

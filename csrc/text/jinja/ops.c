@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 static bool number(jval v)
 {

@@ -2,7 +2,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 #define MAX_RANGE 100000 /* items, as in Jinja's sandbox */
 

@@ -1,7 +1,7 @@
 /* Expressions: tree to value. */
 #include <string.h>
 
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 static nb_status lookup(jrt *rt, jspan name, jval *out)
 {

@@ -2,7 +2,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 /* ---- str --------------------------------------------------------------------------------------------------------- */
 

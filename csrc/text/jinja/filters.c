@@ -1,10 +1,10 @@
-/* Filters on one value; those on sequences are in jinja_seq.c. */
+/* Filters on one value; those on sequences are in seq.c. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 /* Jinja's soft_str: every filter on text takes any value. */
 static nb_status text_of(jcall *c, jspan *s)

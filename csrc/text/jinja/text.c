@@ -7,7 +7,7 @@
 #include <utf8proc.h>
 
 #include "base/utf8.h"
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 /* ---- characters -------------------------------------------------------------------------------------------------- */
 

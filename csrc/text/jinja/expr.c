@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
 

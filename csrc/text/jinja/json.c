@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 typedef struct dump {
     jrt *rt;

@@ -1,10 +1,10 @@
 /* What the jinja*.c files share: memory, values, the syntax tree, the running template.
  *
- *     source --jinja_lex.c--> tokens --jinja_expr.c, jinja_parse.c--> tree --jinja_eval.c, jinja_render.c--> text
+ *     source --lex.c--> tokens --expr.c, parse.c--> tree --eval.c, render.c--> text
  *
- * Values behave like Python's, as a template means them: jinja_value.c (equality, truth, printing), jinja_ops.c
- * (operators), jinja_text.c (Unicode text), jinja_json.c (tojson).  What a template can call is in three tables, one line
- * an entry: jinja_filters.c + jinja_seq.c, jinja_tests.c, jinja_methods.c + jinja_globals.c. */
+ * Values behave like Python's, as a template means them: value.c (equality, truth, printing), ops.c
+ * (operators), text.c (Unicode text), json.c (tojson).  What a template can call is in three tables, one line
+ * an entry: filters.c + seq.c, tests.c, methods.c + globals.c. */
 #ifndef NB_TEXT_JINJA_IMPL_H
 #define NB_TEXT_JINJA_IMPL_H
 
@@ -241,7 +241,7 @@ const jfn *nbi_jfn_filter(jspan name);
 const jfn *nbi_jfn_test(jspan name);
 const jfn *nbi_jfn_method(jval self, jspan name);
 const jfn *nbi_jfn_global(jspan name);
-extern const jfn nbi_jfn_seq_filters[]; /* of jinja_seq.c; ends with a NULL name */
+extern const jfn nbi_jfn_seq_filters[]; /* of seq.c; ends with a NULL name */
 const jfn *nbi_jfn_find(const jfn *table, jspan name);
 nb_status nbi_jfn_call(jrt *rt, const jfn *fn, jval self, const jargs *a, jval *out);
 /* Typed arguments; the default when not given, an error that names the parameter when of another type. */

@@ -1,7 +1,7 @@
 /* Filters on sequences.  Where Jinja gives a generator (map, select, unique ...) this gives an L_ITER, computed at once. */
 #include <string.h>
 
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 static nb_status items_of(jcall *c, jlist **l)
 {

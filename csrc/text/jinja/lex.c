@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/utf8.h"
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 typedef struct lexer {
     jarena *mem;

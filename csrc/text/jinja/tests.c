@@ -1,7 +1,7 @@
 /* Tests: what may follow `is`. */
 #include <utf8proc.h>
 
-#include "text/jinja_impl.h"
+#include "text/jinja/impl.h"
 
 static nb_status yes(jval *out, bool v)
 {
