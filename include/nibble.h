@@ -8,7 +8,9 @@
  *             flag, what was found, what was expected.  The text belongs to the calling thread and lives until the
  *             next nibble call on that thread.
  * Options     An option struct starts with struct_size.  Fill it with nb_X_options_init(), change what you need,
- *             pass its address; NULL means the defaults.  New fields are only ever added at the end.
+ *             pass its address; NULL means the defaults.  New fields are only ever added at the end, so that a
+ *             program built against an older header keeps working.  Structs that lie inside others or in arrays
+ *             grow into their `reserved` space instead, which must be zero (the init functions see to it).
  * Ownership   X_create/X_load gives an object to the caller, X_free takes it back; X_free(NULL) is fine.  Strings
  *             that a call returns through a `char **` are freed with nb_free().  Everything passed in is only read
  *             during the call, unless the declaration says otherwise.
@@ -171,6 +173,7 @@ typedef struct nb_engine_options {
     const char *kv_dtype;   /* "f32" or "f16"; NULL: "f32" on the CPU */
     uint32_t max_queue;     /* waiting requests before submit answers NB_ELIMIT; 0: 65536 */
     nb_callbacks callbacks;
+    uint64_t reserved[4];
 } nb_engine_options;
 NB_API void nb_engine_options_init(nb_engine_options *o);
 /* Keeps a reference to `m`, which must outlive the engine. */
@@ -189,6 +192,7 @@ typedef struct nb_sampling {
     float presence_penalty;   /* OpenAI: subtracted once for a token that occurs in the output */
     float frequency_penalty;  /* OpenAI: subtracted for each occurrence in the output */
     uint64_t seed;
+    uint64_t reserved[4];
 } nb_sampling;
 NB_API void nb_sampling_init(nb_sampling *s); /* greedy */
 
@@ -234,6 +238,7 @@ typedef struct nb_event {
     nb_status status;            /* on FAILED */
     const char *error;           /* on FAILED: one sentence */
     uint32_t n_prompt, n_output; /* tokens so far */
+    uint64_t reserved[4];
 } nb_event;
 
 /* A request that can never fit is refused here with the numbers (NB_ELIMIT); a bad one is NB_EINVAL. */

@@ -21,4 +21,16 @@ static inline nb_status nbi_take_options(void *dst, size_t size, const void *src
     return NB_OK;
 }
 
+/* The other way: a result of `size` bytes into the caller's struct, as far as that one reaches. */
+static inline nb_status nbi_give_result(void *dst, const void *src, size_t size, const char *name)
+{
+    size_t wanted;
+    memcpy(&wanted, dst, sizeof wanted);
+    if (wanted < sizeof wanted || wanted > size)
+        return nbi_fail(NB_EINVAL, "%s.struct_size is %zu, expected at most %zu: set it to sizeof(%s)", name, wanted, size,
+                        name);
+    memcpy((char *)dst + sizeof wanted, (const char *)src + sizeof wanted, wanted - sizeof wanted);
+    return NB_OK;
+}
+
 #endif

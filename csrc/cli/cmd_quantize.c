@@ -24,6 +24,8 @@ static void print_report(const char *text, const char *out, bool dry)
            json_number_value(json_object_get(r, "ratio")), json_string_value(json_object_get(r, "recipe")));
     json_array_foreach(rows, i, row) if (n < 16384) sorted[n++] = row;
     qsort(sorted, n, sizeof *sorted, by_sqnr);
+    if (dry)
+        n = 0; /* errors are known only afterwards */
     if (n) {
         printf("%zu layers quantized; lowest signal to noise:\n", n);
         printf("  %-36s %-20s %8s %10s\n", "module", "scheme", "SQNR dB", "bits/w");

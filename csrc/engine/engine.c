@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/options.h"
 #include "base/checked.h"
 #include "base/log.h"
 #include "engine/sampler.h"
@@ -85,12 +86,7 @@ static nb_status read_options(nb_engine_options *opt, const nb_model *m, const n
 {
     nb_status st = NB_OK;
     nb_engine_options_init(opt);
-    if (o && o->struct_size < sizeof *o)
-        return nbi_fail(NB_EINVAL,
-                        "nb_engine_options.struct_size is %zu, expected %zu: call nb_engine_options_init() first",
-                        o->struct_size, sizeof *o);
-    if (o)
-        *opt = *o;
+    NB_TRY(nbi_take_options(opt, sizeof *opt, o, "nb_engine_options"));
     NB_TRY(in_range("max_batch", &opt->max_batch, DEFAULT_BATCH, MAX_BATCH));
     NB_TRY(in_range("max_context", &opt->max_context, m->cfg.max_context, m->cfg.max_context));
     NB_TRY(in_range("prefill_chunk", &opt->prefill_chunk, DEFAULT_CHUNK, MAX_CHUNK));
@@ -343,16 +339,12 @@ nb_status nb_engine_get_stats(const nb_engine *e, nb_engine_stats *s)
 {
     if (!e || !s)
         return nbi_fail(NB_EINVAL, "nb_engine_get_stats: %s is NULL", e ? "the result" : "the engine");
-    const size_t size = s->struct_size;
-    if (size < sizeof *s)
-        return nbi_fail(NB_EINVAL, "nb_engine_stats.struct_size is %zu, expected %zu", size, sizeof *s);
     pthread_mutex_t *lock = (pthread_mutex_t *)&e->lock; /* reading changes nothing that the caller can see */
     pthread_mutex_lock(lock);
-    *s = e->stats;
-    s->waiting = e->n_live - e->stats.running;
+    nb_engine_stats now = e->stats;
+    now.waiting = e->n_live - e->stats.running;
     pthread_mutex_unlock(lock);
-    s->struct_size = size;
-    return NB_OK;
+    return nbi_give_result(s, &now, sizeof now, "nb_engine_stats");
 }
 
 /* ---- events ------------------------------------------------------------------------------------------------------------ */

@@ -195,8 +195,10 @@ nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options
     nbi_sequence *seq = NULL, *base_seq = NULL;
     eval e = {0};
     sums total = {0};
-    if (!m || !options || !r || r->struct_size != sizeof *r)
-        return nbi_fail(NB_EINVAL, "nb_eval: model, options and a result with its struct_size are needed");
+    nb_eval_result result = {.struct_size = sizeof result};
+    if (!m || !options || !r)
+        return nbi_fail(NB_EINVAL, "nb_eval: model, options and result must not be NULL");
+    NB_TRY(nbi_give_result(r, &result, sizeof result, "nb_eval_result")); /* a wrong struct_size is told before the work */
     nb_eval_options_init(&o);
     NB_TRY(nbi_take_options(&o, sizeof o, options, "nb_eval_options"));
     bool llama_cpp = o.protocol && strcmp(o.protocol, "llama.cpp") == 0;
@@ -229,9 +231,12 @@ nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options
     double start = nbi_now();
     NB_TRY(run_windows(&e, &total, seq, base_seq, ids, windows,
                        llama_cpp && nbi_tokenizer_adds_bos(m->tok) ? nb_tokenizer_bos(m->tok) : -1, &o.callbacks));
-    *r = (nb_eval_result){.struct_size = sizeof *r, .tokens = n, .windows = windows, .seconds = nbi_now() - start};
-    finish(r, &total, base != NULL);
-    if (!isfinite(r->perplexity))
+    result.tokens = n;
+    result.windows = windows;
+    result.seconds = nbi_now() - start;
+    finish(&result, &total, base != NULL);
+    NB_TRY(nbi_give_result(r, &result, sizeof result, "nb_eval_result"));
+    if (!isfinite(result.perplexity))
         st = nbi_fail(NB_EINTERNAL, "the model gives logits that are not finite on %s", o.text);
 done:
     nbi_sequence_free(seq);

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/options.h"
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/utf8.h"
@@ -93,10 +94,13 @@ static nb_status check_options(const nb_run_options *o)
 
 static nb_status read_options(job *j, const nb_model *m, const nb_run_options *o)
 {
-    if (!m || !o || o->struct_size < sizeof *o)
+    if (!m || !o)
         return nbi_fail(NB_EINVAL, "run: needs a model and options made by nb_run_options_init()");
     j->m = m;
-    j->o = *o;
+    nb_run_options_init(&j->o);
+    nb_status st = nbi_take_options(&j->o, sizeof j->o, o, "nb_run_options");
+    if (st != NB_OK)
+        return st;
     if (j->o.engine.struct_size == 0)
         nb_engine_options_init(&j->o.engine);
     if (!j->o.engine.callbacks.log) {
@@ -445,9 +449,8 @@ nb_status nb_run(const nb_model *m, const nb_run_options *o, nb_run_summary *sum
     job j = {.lines = {.fd = -1}, .log = {.lock_fd = -1, .out = {.fd = -1}, .err = {.fd = -1}}};
     double begun = j.t0 = nbi_now();
     j.sum.struct_size = sizeof j.sum;
-    if (summary && summary->struct_size < sizeof *summary)
-        return nbi_fail(NB_EINVAL, "run: summary.struct_size is %zu, expected %zu", summary->struct_size,
-                        sizeof *summary);
+    if (summary) /* a wrong struct_size is told before any work */
+        NB_TRY(nbi_give_result(summary, &j.sum, sizeof j.sum, "nb_run_summary"));
     NB_TRY(read_options(&j, m, o));
     name_model(&j);
     NB_TRY(nbi_job_input_check(&j.input, j.o.input, &j.o));
@@ -462,7 +465,7 @@ nb_status nb_run(const nb_model *m, const nb_run_options *o, nb_run_summary *sum
 done:
     j.sum.seconds = nbi_now() - begun;
     if (summary)
-        *summary = j.sum;
+        (void)nbi_give_result(summary, &j.sum, sizeof j.sum, "nb_run_summary");
     free_job(&j);
     return st;
 }

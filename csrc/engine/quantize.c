@@ -94,6 +94,26 @@ done:
     return st;
 }
 
+/* Everything that the architecture needs is there; shapes are checked when a tensor is read. */
+static nb_status check_complete(const job *j)
+{
+    static const char *const fixed[] = {"model.embed_tokens.weight", "model.norm.weight"};
+    static const char *const norms[] = {"input_layernorm", "post_attention_layernorm"};
+    char name[128];
+    for (size_t i = 0; i < j->n_modules + 2 + 2 * (size_t)j->cfg.n_layers; i++) {
+        size_t k = i - j->n_modules - 2; /* used for the norms only */
+        if (i < j->n_modules)
+            snprintf(name, sizeof name, "%s.weight", j->modules[i].name);
+        else if (i < j->n_modules + 2)
+            snprintf(name, sizeof name, "%s", fixed[i - j->n_modules]);
+        else
+            snprintf(name, sizeof name, "model.layers.%zu.%s.weight", k / 2, norms[k % 2]);
+        if (!nbi_checkpoint_find(j->ckpt, name))
+            return nbi_fail(NB_EFORMAT, "%s: the checkpoint lacks %s, which config.json asks for", j->src, name);
+    }
+    return NB_OK;
+}
+
 static nb_status open_source(job *j, const char *dst)
 {
     nb_status st;
@@ -107,6 +127,7 @@ static nb_status open_source(job *j, const char *dst)
     NB_TRY(nbi_config_parse(&j->cfg, j->config, j->where));
     NB_TRY(nbi_checkpoint_open(&j->ckpt, j->src));
     NB_TRY(list_modules(j));
+    NB_TRY(check_complete(j));
     if (nbi_recipe_needs_calibration(j->recipe) && !j->o.calib)
         NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has static activations: give it a text with --calib FILE",
                         nbi_recipe_name(j->recipe)));
@@ -137,6 +158,31 @@ static nb_status calibrate(job *j)
     return st;
 }
 
+/* A row of the report; q NULL (dry run): without the errors, which only the real work can tell. */
+static nb_status report_row(job *j, const module *m, const nbi_weight *q, const nbi_weight *src)
+{
+    char scheme[48];
+    nbi_scheme_name(&m->scheme, scheme);
+    size_t bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype);
+    json_t *row = json_pack("{s:s, s:s, s:[I,I], s:I, s:f}", "module", m->name, "scheme", scheme, "shape",
+                            (json_int_t)m->n, (json_int_t)m->k, "bytes", (json_int_t)bytes, "bits_per_weight",
+                            8.0 * (double)bytes / ((double)m->n * (double)m->k));
+    if (row && q) {
+        nbi_quant_error e;
+        nbi_quant_error_of(&e, q, src);
+        json_object_set_new(row, "mse", json_real(e.mse));
+        json_object_set_new(row, "max_abs_error", json_real(e.max_abs));
+        json_object_set_new(row, "sqnr_db", isfinite(e.sqnr_db) ? json_real(e.sqnr_db) : json_null());
+    }
+    if (row && q && m->scheme.act == NBI_ACT_TENSOR) {
+        json_object_set_new(row, "input_scale", json_real((double)q->act_scale));
+        json_object_set_new(row, "input_zero_point", json_integer(q->act_zero));
+    }
+    if (!row || json_array_append_new(j->rows, row) != 0)
+        return nbi_fail_nomem("the report", 0);
+    return NB_OK;
+}
+
 static nb_status declare_all(job *j)
 {
     nb_status st = NB_OK;
@@ -147,7 +193,9 @@ static nb_status declare_all(job *j)
         j->bytes_in += t->bytes;
         if (m && m->scheme.bits) {
             bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype);
-            if (!j->o.dry_run)
+            if (j->o.dry_run)
+                NB_TRY(report_row(j, m, NULL, NULL));
+            else
                 NB_TRY(nbi_ct_declare(j->writer, m->name, m->n, m->k, &m->scheme, j->scale_dtype));
         } else if (!j->o.dry_run)
             NB_TRY(nbi_st_declare(j->writer, t->name, t->dtype, t->n_dims, t->shape));
@@ -175,26 +223,6 @@ static nb_status set_activation_grid(const job *j, const module *m, nbi_weight *
     return NB_OK;
 }
 
-static nb_status report_row(job *j, const module *m, const nbi_weight *q, const nbi_weight *src)
-{
-    nbi_quant_error e;
-    char scheme[48];
-    nbi_quant_error_of(&e, q, src);
-    nbi_scheme_name(&m->scheme, scheme);
-    size_t bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype);
-    json_t *row = json_pack("{s:s, s:s, s:[I,I], s:f, s:f, s:f, s:o}", "module", m->name, "scheme", scheme, "shape",
-                            (json_int_t)m->n, (json_int_t)m->k, "bits_per_weight",
-                            8.0 * (double)bytes / ((double)m->n * (double)m->k), "mse", e.mse, "max_abs_error",
-                            e.max_abs, "sqnr_db", isfinite(e.sqnr_db) ? json_real(e.sqnr_db) : json_null());
-    if (row && m->scheme.act == NBI_ACT_TENSOR) {
-        json_object_set_new(row, "input_scale", json_real((double)q->act_scale));
-        json_object_set_new(row, "input_zero_point", json_integer(q->act_zero));
-    }
-    if (!row || json_array_append_new(j->rows, row) != 0)
-        return nbi_fail_nomem("the report", 0);
-    return NB_OK;
-}
-
 static nb_status quantize_one(job *j, const module *m)
 {
     nbi_weight src = {0}, q = {0};
@@ -210,15 +238,21 @@ done:
     return st;
 }
 
+/* What stays as it is is checked all the same: a broken tensor would be found only when the result is loaded. */
 static nb_status copy_dense(job *j, const nbi_tensor *t, const module *m)
 {
-    if (m) { /* a linear layer that stays dense is checked as if it were loaded */
-        nbi_weight w = {0};
-        nb_status st = nbi_read_linear(&w, j->ckpt, NULL, m->name, m->n, m->k, m->bias);
+    nb_status st = NB_OK;
+    nbi_weight w = {0};
+    if (m) {
+        st = nbi_read_linear(&w, j->ckpt, NULL, m->name, m->n, m->k, m->bias);
         nbi_weight_free(&w);
-        if (st != NB_OK)
-            return st;
+    } else if (nbi_dtype_is_float(t->dtype) && t->n_dims >= 1) {
+        size_t k = t->shape[t->n_dims - 1];
+        w = (nbi_weight){.n = k ? t->n_elements / k : 0, .k = k, .dense_dtype = t->dtype, .dense = t->data};
+        st = nbi_check_finite(&w, t->name);
     }
+    if (st != NB_OK)
+        return st;
     return nbi_st_write(j->writer, t->name, t->data, t->bytes);
 }
 

@@ -15,7 +15,7 @@ nb_status nbi_quantization_config(nbi_ct_config **out, const json_t *config, con
 /* One linear layer (or "model.embed_tokens") in canonical form; `bias` says whether the architecture has one. */
 nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_ct_config *ct, const char *module,
                           size_t n, size_t k, bool bias);
-/* NB_EFORMAT naming row and column of the first NaN or Inf in a dense weight. */
-nb_status nbi_check_finite(const nbi_weight *w, const char *module);
+/* NB_EFORMAT naming tensor, row and column of the first NaN or Inf in a dense weight. */
+nb_status nbi_check_finite(const nbi_weight *w, const char *name);
 
 #endif

@@ -39,14 +39,14 @@ static size_t first_bad(const nbi_weight *w)
     return n;
 }
 
-nb_status nbi_check_finite(const nbi_weight *w, const char *module)
+nb_status nbi_check_finite(const nbi_weight *w, const char *name)
 {
     if (w->scheme.bits)
         return NB_OK;
     size_t i = first_bad(w);
     if (i == w->n * w->k)
         return NB_OK;
-    return nbi_fail(NB_EFORMAT, "%s.weight: row %zu, column %zu is NaN or infinite, expected finite weights", module,
+    return nbi_fail(NB_EFORMAT, "%s: row %zu, column %zu is NaN or infinite, expected finite weights", name,
                     i / w->k, i % w->k);
 }
 
@@ -63,7 +63,9 @@ nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_c
                       w->bias ? "is present" : "is missing", bias ? "one" : "none");
         goto done;
     }
-    NB_TRY(nbi_check_finite(w, module));
+    char name[128];
+    snprintf(name, sizeof name, "%s.weight", module);
+    NB_TRY(nbi_check_finite(w, name));
 done:
     if (st != NB_OK)
         nbi_weight_free(w);

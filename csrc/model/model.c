@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/options.h"
 #include "model/sequence.h"
 
 const nb_tokenizer *nb_model_tokenizer(const nb_model *m)
@@ -15,12 +16,10 @@ nb_status nb_model_get_info(const nb_model *m, nb_model_info *info)
 {
     if (!m || !info)
         return nbi_fail(NB_EINVAL, "nb_model_get_info: model and info must not be NULL");
-    if (info->struct_size != sizeof *info)
-        return nbi_fail(NB_EINVAL, "nb_model_info.struct_size is %zu, expected %zu", info->struct_size, sizeof *info);
     const nbi_config *c = &m->cfg;
     uint64_t n = nbi_config_params(c);
-    *info = (nb_model_info){
-        .struct_size = sizeof *info,
+    nb_model_info i = {
+        .struct_size = sizeof i,
         .n_params = n,
         .weight_bytes = m->weight_bytes,
         .n_layers = c->n_layers,
@@ -33,12 +32,12 @@ nb_status nb_model_get_info(const nb_model *m, nb_model_info *info)
         .kv_bytes_per_token = nbi_kv_page_bytes(c, NBI_F32) / NBI_PAGE_TOKENS,
     };
     if (n >= 1000000000)
-        snprintf(info->name, sizeof info->name, "%s %.1fB", c->model_type, (double)n / 1e9);
+        snprintf(i.name, sizeof i.name, "%s %.1fB", c->model_type, (double)n / 1e9);
     else
-        snprintf(info->name, sizeof info->name, "%s %.1fM", c->model_type, (double)n / 1e6);
-    snprintf(info->scheme, sizeof info->scheme, "%s", m->scheme);
-    snprintf(info->device, sizeof info->device, "%.63s", m->be->description);
-    return NB_OK;
+        snprintf(i.name, sizeof i.name, "%s %.1fM", c->model_type, (double)n / 1e6);
+    snprintf(i.scheme, sizeof i.scheme, "%s", m->scheme);
+    snprintf(i.device, sizeof i.device, "%.63s", m->be->description);
+    return nbi_give_result(info, &i, sizeof i, "nb_model_info");
 }
 
 typedef struct copy {

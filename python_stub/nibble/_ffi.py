@@ -63,13 +63,13 @@ class nb_model_info(Structure):
 class nb_engine_options(Structure):
     _fields_ = [("struct_size", c_size_t), ("max_batch", c_uint32), ("max_context", c_uint32),
                 ("prefill_chunk", c_uint32), ("kv_pages", c_uint32), ("kv_bytes", c_uint64), ("kv_dtype", c_char_p),
-                ("max_queue", c_uint32), ("callbacks", nb_callbacks)]
+                ("max_queue", c_uint32), ("callbacks", nb_callbacks), ("reserved", c_uint64 * 4)]
 
 
 class nb_sampling(Structure):
     _fields_ = [("struct_size", c_size_t), ("temperature", c_float), ("top_k", c_int32), ("top_p", c_float),
                 ("min_p", c_float), ("repetition_penalty", c_float), ("presence_penalty", c_float),
-                ("frequency_penalty", c_float), ("seed", c_uint64)]
+                ("frequency_penalty", c_float), ("seed", c_uint64), ("reserved", c_uint64 * 4)]
 
 
 class nb_request(Structure):
@@ -87,7 +87,8 @@ class nb_event(Structure):
     _fields_ = [("type", c_int), ("finish", c_int), ("id", c_uint64), ("user", c_void_p), ("token", c_int32),
                 ("logprob", c_float), ("top", POINTER(nb_logprob)), ("n_top", c_size_t), ("text", c_void_p),
                 ("text_bytes", c_size_t), ("status", c_int), ("error", c_char_p), ("n_prompt", c_uint32),
-                ("n_output", c_uint32)]
+                ("n_output", c_uint32),
+                ("reserved", c_uint64 * 4)]
 
 
 class nb_engine_stats(Structure):
