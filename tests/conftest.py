@@ -9,9 +9,6 @@ sys.path.insert(0, os.path.join(ROOT, "python_stub"))
 BUILD = os.environ.get("NIBBLE_BUILD_DIR", os.path.join(ROOT, "build"))
 os.environ.setdefault("NIBBLE_LIBRARY", os.path.join(BUILD, "libnibble.so"))
 os.environ.setdefault("NIBBLE_RECIPES", os.path.join(ROOT, "configs", "recipes"))
-# On a machine that does something else too, OpenMP threads that spin while they wait for a descheduled one make tiny
-# models hundreds of times slower; the library reads this when it is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

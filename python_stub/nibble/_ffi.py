@@ -203,6 +203,10 @@ def _candidates():
 
 
 def _open():
+    # OpenMP's threads spin for milliseconds between two loops by default, which stops other work on the machine and, on a
+    # busy one, nibble itself.  libgomp reads this when it is loaded, unless another package has loaded it before.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     chosen = os.environ.get("NIBBLE_LIBRARY")
     if chosen:  # an explicit choice is never replaced by another library
         try:
