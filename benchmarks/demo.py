@@ -21,7 +21,7 @@ def nibble(*args, show=True):
     """Runs a command; its stdout comes back, its stderr (progress) goes to the terminal."""
     words = [os.path.relpath(a, ROOT) if a.startswith(ROOT) else a for a in args]
     if show:
-        print("$ nibble " + " ".join(words), flush=True)
+        print("$ build/nibble " + " ".join(words), flush=True)
     done = subprocess.run([BINARY, *args], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"demo: nibble {words[0]} ended with status {done.returncode}")
