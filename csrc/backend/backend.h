@@ -47,6 +47,7 @@ struct nbi_backend {
     const char *name;     /* "cpu" */
     char description[96]; /* "cpu (avx512-vnni), 2 threads" */
     size_t act_bytes;     /* bytes of one activation element */
+    uint32_t threads;     /* CPU threads it uses */
 };
 
 typedef struct nbi_backend_ops {

@@ -144,13 +144,19 @@ static json_t *row(const bench *b, const double *seconds, size_t n)
     else
         snprintf(test, sizeof test, "tg%zu x%zu", b->n_gen, b->n_seqs);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &tm));
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:I, s:I, s:f, s:f, s:o, s:o}",
-                     "build_number", nb_version(), "model_filename", b->m->path, "model_type", info.name, "scheme",
-                     info.scheme, "backends", info.device, "model_size", (json_int_t)info.weight_bytes,
-                     "model_n_params", (json_int_t)info.n_params, "test", test, "n_prompt", (json_int_t)b->n_prompt,
-                     "n_gen", (json_int_t)b->n_gen, "n_seqs", (json_int_t)b->n_seqs, "test_time", when, "avg_ns",
-                     (json_int_t)avg_ns, "stddev_ns", (json_int_t)dev_ns, "avg_ts", avg_ts, "stddev_ts", dev_ts,
-                     "samples_ns", samples_ns, "samples_ts", samples_ts);
+    json_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:I, s:I, s:f, s:f, s:o, s:o}",
+                          "build_number", nb_version(), "model_filename", b->m->path, "model_type", info.name, "scheme",
+                          info.scheme, "backends", info.device, "model_size", (json_int_t)info.weight_bytes,
+                          "model_n_params", (json_int_t)info.n_params, "test", test, "n_prompt",
+                          (json_int_t)b->n_prompt, "n_gen", (json_int_t)b->n_gen, "n_seqs", (json_int_t)b->n_seqs,
+                          "test_time", when, "avg_ns", (json_int_t)avg_ns, "stddev_ns", (json_int_t)dev_ns, "avg_ts",
+                          avg_ts, "stddev_ts", dev_ts, "samples_ns", samples_ns, "samples_ts", samples_ts);
+    json_t *how = json_pack("{s:i, s:i, s:i, s:s, s:s, s:i}", "n_threads", (int)b->m->be->threads, "n_batch",
+                            PREFILL_ROWS, "n_ubatch", PREFILL_ROWS, "type_k", "f32", "type_v", "f32", "n_depth", 0);
+    if (j && how)
+        json_object_update(j, how);
+    json_decref(how);
+    return j;
 }
 
 /* One line of the table. */

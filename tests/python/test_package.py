@@ -385,3 +385,17 @@ def test_a_program_may_end_without_closing_anything(nibble, demo):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", code, demo], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_the_installed_package_works_from_anywhere(root, tmp_path):
+    """`pip install ./python_stub` (./dev test does it into .cache/pip-target): import, load, generate, in a bare process."""
+    target = os.path.join(root, ".cache", "pip-target")
+    if not os.path.isdir(target):
+        pytest.skip("not installed with pip: ./dev test does that")
+    code = ("import nibble, sys; m = nibble.Model(sys.argv[1]); "
+            "print(nibble.__file__); print(len(m.generate('Return a copy of the string', max_tokens=8)) > 0)")
+    env = {**os.environ, "PYTHONPATH": target}
+    out = subprocess.run([sys.executable, "-c", code, os.path.join(root, "configs/demo/model")], cwd=tmp_path, env=env,
+                         capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.split("\n")[0].startswith(target) and "True" in out.stdout

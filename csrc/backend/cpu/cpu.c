@@ -164,6 +164,7 @@ nb_status nbi_cpu_create(nbi_backend **out, int threads)
     c->threads = threads ? threads : available_cores();
     c->base.ops = &cpu_ops;
     c->base.name = "cpu";
+    c->base.threads = (uint32_t)c->threads;
     c->base.act_bytes = sizeof(float);
     snprintf(c->base.description, sizeof c->base.description, "cpu (%s), %d thread%s", kern->name, c->threads,
              c->threads == 1 ? "" : "s");
