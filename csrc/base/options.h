@@ -27,8 +27,8 @@ static inline nb_status nbi_give_result(void *dst, const void *src, size_t size,
     size_t wanted;
     memcpy(&wanted, dst, sizeof wanted);
     if (wanted < sizeof wanted || wanted > size)
-        return nbi_fail(NB_EINVAL, "%s.struct_size is %zu, expected at most %zu: set it to sizeof(%s)", name, wanted, size,
-                        name);
+        return nbi_fail(NB_EINVAL, "%s.struct_size is %zu, expected at most %zu: set it to sizeof(%s)", name, wanted,
+                        size, name);
     memcpy((char *)dst + sizeof wanted, (const char *)src + sizeof wanted, wanted - sizeof wanted);
     return NB_OK;
 }

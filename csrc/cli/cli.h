@@ -3,6 +3,7 @@
 #ifndef NB_CLI_CLI_H
 #define NB_CLI_CLI_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -66,6 +67,7 @@ void cli_progress_end(void); /* clears the bar before other output */
 
 /* ---- output ---- */
 void cli_print_json(const char *text);        /* with a newline */
+void cli_print_value(json_t *j);              /* indented; takes the reference */
 void cli_bytes(char out[24], uint64_t bytes); /* "12.3 MiB" */
 
 /* ---- flags that several commands have ---- */

@@ -1,6 +1,5 @@
 #include <jansson.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "cli/cli.h"
 
@@ -18,11 +17,7 @@ static void print_json(const nb_eval_result *r, const nb_eval_options *o, const 
         json_object_update(j, b);
         json_decref(b);
     }
-    char *text = json_dumps(j, JSON_INDENT(2));
-    if (text)
-        cli_print_json(text);
-    free(text);
-    json_decref(j);
+    cli_print_value(j);
 }
 
 static void print_table(const nb_eval_result *r, const nb_eval_options *o, const char *base)

@@ -98,12 +98,8 @@ static void print_json(const result *r, bool logprobs)
                           "decode_tokens_per_second", gen > 0 && r->n_output > 1 ? (r->n_output - 1) / gen : 0.0);
     if (logprobs)
         json_object_set(j, "logprobs", r->logprobs);
-    char *out = json_dumps(j, JSON_INDENT(2));
-    if (out)
-        cli_print_json(out);
-    free(out);
+    cli_print_value(j);
     free(text);
-    json_decref(j);
 }
 
 /* The prompt as ids: plain text with BOS, or one user message through the chat template. */

@@ -48,11 +48,7 @@ static void print_summary(const nb_run_summary *s, bool json)
                           (json_int_t)s->completed, "failed", (json_int_t)s->failed, "skipped", (json_int_t)s->skipped,
                           "prompt_tokens", (json_int_t)s->prompt_tokens, "output_tokens", (json_int_t)s->output_tokens,
                           "seconds", s->seconds, "output_tokens_per_second", rate);
-    char *text = json_dumps(j, JSON_INDENT(2));
-    if (text)
-        cli_print_json(text);
-    free(text);
-    json_decref(j);
+    cli_print_value(j);
 }
 
 static int run(const cli_command *c, int argc, char **argv)

@@ -1,6 +1,5 @@
 #include <jansson.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "cli/cli.h"
@@ -11,11 +10,7 @@ static void print_json(const int32_t *ids, size_t n)
     for (size_t i = 0; i < n; i++)
         json_array_append_new(list, json_integer(ids[i]));
     json_t *j = json_pack("{s:o}", "tokens", list);
-    char *text = json_dumps(j, 0);
-    if (text)
-        cli_print_json(text);
-    free(text);
-    json_decref(j);
+    cli_print_value(j);
 }
 
 /* A token a line: id, and its text as a JSON string, so that spaces and line ends can be seen. */

@@ -1,5 +1,6 @@
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -94,6 +95,15 @@ nb_callbacks cli_callbacks(void)
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
     return (nb_callbacks){.log = on_log, .progress = on_progress};
+}
+
+void cli_print_value(json_t *j)
+{
+    char *text = j ? json_dumps(j, JSON_INDENT(2)) : NULL;
+    if (text)
+        cli_print_json(text);
+    free(text);
+    json_decref(j);
 }
 
 void cli_print_json(const char *text)

@@ -198,7 +198,8 @@ nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options
     nb_eval_result result = {.struct_size = sizeof result};
     if (!m || !options || !r)
         return nbi_fail(NB_EINVAL, "nb_eval: model, options and result must not be NULL");
-    NB_TRY(nbi_give_result(r, &result, sizeof result, "nb_eval_result")); /* a wrong struct_size is told before the work */
+    NB_TRY(
+        nbi_give_result(r, &result, sizeof result, "nb_eval_result")); /* a wrong struct_size is told before the work */
     nb_eval_options_init(&o);
     NB_TRY(nbi_take_options(&o, sizeof o, options, "nb_eval_options"));
     bool llama_cpp = o.protocol && strcmp(o.protocol, "llama.cpp") == 0;

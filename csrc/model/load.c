@@ -46,8 +46,8 @@ nb_status nbi_check_finite(const nbi_weight *w, const char *name)
     size_t i = first_bad(w);
     if (i == w->n * w->k)
         return NB_OK;
-    return nbi_fail(NB_EFORMAT, "%s: row %zu, column %zu is NaN or infinite, expected finite weights", name,
-                    i / w->k, i % w->k);
+    return nbi_fail(NB_EFORMAT, "%s: row %zu, column %zu is NaN or infinite, expected finite weights", name, i / w->k,
+                    i % w->k);
 }
 
 nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_ct_config *ct, const char *module,

@@ -117,3 +117,96 @@ def test_the_demo_model_is_what_transformers_says():
             assert m.tokenize(p["prompt"]) == p["prompt_ids"]
             if p["smallest_lead"] > 0.01:  # else fp32 rounding may decide between the first two
                 assert m.generate(p["prompt"], max_tokens=24) == p["greedy_text"], p["prompt"]
+
+
+def log_softmax(x):
+    x = x.astype(np.float64)
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def demo_and_int4(tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("q") / "int4")
+    nibble.quantize(os.path.join(DEMO, "model"), out, recipe=os.path.join(ROOT, "configs/recipes/w4a16-channel.json"))
+    with nibble.Model(os.path.join(DEMO, "model")) as m, nibble.Model(out) as q:
+        yield m, q
+
+
+@pytest.mark.parametrize("protocol", ["hf", "llama.cpp"])
+def test_perplexity_protocols_are_what_they_say(demo_and_int4, protocol):
+    """Both protocols and all distances, worked out here from logits."""
+    m, q = demo_and_int4
+    text, ctx, windows = os.path.join(DEMO, "val.txt"), 64, 5
+    with open(text, encoding="utf-8") as f:
+        content = f.read()
+    if protocol == "llama.cpp" and content.endswith("\n"):
+        content = content[:-1]
+    ids = m.tokenize(content)
+    first = 0 if protocol == "hf" else ctx // 2
+    nll, base_nll, kld, same, dp = [], [], [], [], []
+    for w in range(windows):
+        win = ids[w * ctx:(w + 1) * ctx]
+        if protocol == "llama.cpp":
+            win = ids[:1] + win[1:]
+        lq, lm = log_softmax(q.logits(win)), log_softmax(m.logits(win))
+        for p in range(first, ctx - 1):
+            t = win[p + 1]
+            nll.append(-lq[p, t])
+            base_nll.append(-lm[p, t])
+            kld.append((np.exp(lm[p]) * (lm[p] - lq[p])).sum())
+            same.append(lq[p].argmax() == lm[p].argmax())
+            dp.append(np.exp(lq[p, t]) - np.exp(lm[p, t]))
+    r = nibble.evaluate(q, text, ctx=ctx, base=m, protocol=protocol, max_windows=windows)
+    nll, n = np.array(nll), len(nll)
+    assert r["scored"] == n and r["windows"] == windows and r["tokens"] == len(ids)
+    assert r["perplexity"] == pytest.approx(np.exp(nll.mean()), rel=1e-9)
+    assert r["base_perplexity"] == pytest.approx(np.exp(np.mean(base_nll)), rel=1e-9)
+    error = np.exp(nll.mean()) * np.sqrt((np.mean(nll**2) - nll.mean() ** 2) / (n - 1))
+    assert r["perplexity_error"] == pytest.approx(error, rel=1e-6)
+    assert r["mean_kld"] == pytest.approx(np.mean(kld), rel=1e-6) and r["max_kld"] == pytest.approx(max(kld), rel=1e-6)
+    assert r["same_top"] == pytest.approx(np.mean(same)) and r["rms_dp"] == pytest.approx(np.sqrt(np.mean(np.square(dp))))
+
+
+def test_calibration_reads_text_and_jsonl_alike(tmp_path):
+    """The same words as a text and as JSONL give the same ranges; the ranges are those of the layer's inputs."""
+    paragraphs = open(os.path.join(DEMO, "val.txt"), encoding="utf-8").read()[:4000].split("\n\n")
+    (tmp_path / "a.txt").write_text("".join(p + "\n\n" for p in paragraphs), encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in paragraphs), encoding="utf-8")
+    (tmp_path / "r.json").write_text(json.dumps({
+        "name": "minmax", "weights": {"bits": 8}, "activations": {"strategy": "tensor", "symmetric": False},
+        "calibration": {"method": "minmax", "ctx": 128}}))
+    reports = [nibble.quantize(os.path.join(DEMO, "model"), str(tmp_path / f"q{i}"), recipe=str(tmp_path / "r.json"),
+                               calib=str(tmp_path / f)) for i, f in enumerate(["a.txt", "a.jsonl"])]
+    grids = [[(m["module"], m["input_scale"], m["input_zero_point"]) for m in r["modules"]] for r in reports]
+    assert grids[0] == grids[1] and len(grids[0]) == 28
+    by_name = {name: (s, z) for name, s, z in grids[0]}
+    p = "model.layers.0."
+    assert by_name[p + "self_attn.q_proj"] == by_name[p + "self_attn.k_proj"]  # they share their input
+    assert by_name[p + "self_attn.q_proj"] != by_name[p + "self_attn.o_proj"]
+    assert by_name[p + "mlp.up_proj"] != by_name[p + "mlp.down_proj"]
+    # layer 0's input by hand: the normed embeddings of the very tokens that calibration saw
+    with nibble.Model(os.path.join(DEMO, "model")) as m:
+        ids = m.tokenize((tmp_path / "a.txt").read_text(encoding="utf-8"))
+    emb, norm = demo_tensor("model.embed_tokens.weight"), demo_tensor(p + "input_layernorm.weight")
+    x = emb[ids]
+    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * norm
+    scale, zero = by_name[p + "self_attn.q_proj"]
+    want = (max(x.max(), 0) - min(x.min(), 0)) / 255
+    assert scale == pytest.approx(want, rel=1e-4)
+    assert zero == int(np.clip(-128 - np.rint(min(x.min(), 0) / want), -128, 127))
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+    with pytest.raises(nibble.Error, match=r"line 2 of .*bad\.jsonl"):
+        nibble.quantize(os.path.join(DEMO, "model"), str(tmp_path / "q9"), recipe=str(tmp_path / "r.json"),
+                        calib=str(tmp_path / "bad.jsonl"))
+    assert not (tmp_path / "q9").exists()
+
+
+def demo_tensor(name):
+    with open(os.path.join(DEMO, "model/model.safetensors"), "rb") as f:
+        data = f.read()
+    n = int.from_bytes(data[:8], "little")
+    e = json.loads(data[8:8 + n])[name]
+    a, b = e["data_offsets"]
+    u = np.frombuffer(data[8 + n + a:8 + n + b], np.uint16).astype(np.uint32) << 16
+    return u.view(np.float32).reshape(e["shape"]).astype(np.float64)
