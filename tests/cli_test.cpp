@@ -509,8 +509,10 @@ TEST(SameBytes, whatever_the_batch_the_threads_and_the_cache)
         EXPECT_EQ(alone, run({"--max-batch", "64", "--threads", "2"}));
         EXPECT_EQ(alone, run({"--max-batch", "64", "--threads", "2", "--kv-pages", "9", "--prefill-chunk", "5"}));
         EXPECT_EQ(alone, run({"--max-batch", "7", "--threads", "1"}, "scalar"));
+#if defined(__x86_64__)
         if (__builtin_cpu_supports("avx2")) {
             EXPECT_EQ(alone, run({"--max-batch", "64"}, "avx2"));
         }
+#endif
     }
 }
