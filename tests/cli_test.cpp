@@ -42,6 +42,18 @@ pid_t start(const std::vector<std::string> &args, const std::string &out, const 
     _exit(127);
 }
 
+/* Kills a process that is still there after some seconds: a test that hangs tells nothing. */
+void alarm_after(pid_t pid, int seconds)
+{
+    for (int i = 0; i < seconds * 50; i++) {
+        siginfo_t info = {};
+        if (waitid(P_PID, id_t(pid), &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == pid)
+            return;
+        usleep(20000);
+    }
+    kill(pid, SIGKILL);
+}
+
 int wait_for(pid_t pid)
 {
     int s = 0;
@@ -240,6 +252,10 @@ TEST(BadModel, is_refused_with_status_1_and_one_sentence)
             json_object_set_new(j, "model.layers.0.mlp.upward.weight", t);
         });
         expect_refused(1, {"model.layers.0.mlp.up_proj"}, eval(c));
+        TempDir d; /* what cannot be loaded is not quantized either */
+        expect_refused(1, {"lacks model.layers.0.mlp.up_proj.weight"},
+                       {"quantize", c.path, "-o", d / "q", "--recipe", "w8a16"});
+        EXPECT_TRUE(fs::is_empty(d.path()));
     }
     {
         Copy c;
@@ -437,6 +453,7 @@ TEST(Interrupt, every_long_command_stops_cleanly)
         pid_t pid = start(args, t / "out", t / "err", [] { setenv("NB_CPU_ISA", "scalar", 1); });
         usleep(400000);
         kill(pid, SIGINT);
+        alarm_after(pid, 30);
         EXPECT_EQ(1, wait_for(pid)) << args[0] << ": " << read_text(t / "err");
         EXPECT_FALSE(fs::exists(d / "q"));
         for (auto &e : fs::directory_iterator(d.path()))
