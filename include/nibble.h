@@ -166,7 +166,7 @@ typedef struct nb_engine nb_engine;
 typedef struct nb_engine_options {
     size_t struct_size;
     uint32_t max_batch;     /* sequences running at once; 0: 32 */
-    uint32_t max_context;   /* tokens a sequence may hold; 0: the model's */
+    uint32_t max_context;   /* tokens a sequence may hold; 0: the model's, or what fits into the KV cache */
     uint32_t prefill_chunk; /* most tokens computed in one step; 0: 256 */
     uint32_t kv_pages;      /* pages in the KV cache; 0: room for max_batch sequences of max_context, within kv_bytes */
     uint64_t kv_bytes;      /* limit on the KV cache; 0: a quarter of the free memory */

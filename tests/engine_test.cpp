@@ -493,6 +493,26 @@ TEST(Create, the_cache_has_room_for_the_batch_within_the_limit)
     nb_engine_free(e);
 }
 
+/* Left open, the context is what fits; the limits of submit follow. */
+TEST(Create, an_open_context_shrinks_to_the_cache)
+{
+    Model m;
+    nb_engine_options o = options(4, 0, 16, 0);
+    o.kv_bytes = 5 * 4096; /* 80 tokens */
+    Engine e(m, o);
+    EXPECT_EQ(5u, e.stats().kv_pages_total);
+    std::vector<int32_t> prompt(81, 1);
+    nb_request r;
+    nb_request_init(&r);
+    r.prompt = prompt.data();
+    r.n_prompt = prompt.size();
+    r.max_tokens = 1;
+    uint64_t id;
+    EXPECT_FAILS(NB_ELIMIT, "80", nb_engine_submit(e.e, &r, nullptr, &id));
+    r.n_prompt = 79;
+    EXPECT_NB_OK(nb_engine_submit(e.e, &r, nullptr, &id));
+}
+
 TEST(Create, options_that_cannot_work_are_refused_with_the_numbers)
 {
     Model m;
@@ -502,6 +522,11 @@ TEST(Create, options_that_cannot_work_are_refused_with_the_numbers)
     o.kv_bytes = 31 * 4096;
     EXPECT_FAILS(NB_ELIMIT, "a context of 512 tokens needs 131072 bytes of KV cache, but kv_bytes allows 126976",
                  create(o));
+    o.max_context = 0;
+    o.kv_bytes = 4095; /* not a page */
+    EXPECT_FAILS(NB_ELIMIT, "needs 131072 bytes", create(o));
+    o = options(4, 512, 16, 0);
+    o.kv_bytes = 31 * 4096;
     o.kv_pages = 32;
     EXPECT_FAILS(NB_ELIMIT, "kv_pages 32 of 4096 bytes each is more than kv_bytes 126976", create(o));
     EXPECT_FAILS(NB_ELIMIT, "max_context is 513, expected at most 512", create(options(4, 513, 16, 0)));

@@ -101,8 +101,9 @@ done:
     return st;
 }
 
-/* How many pages: as many as asked for, else as all sequences can ever hold, but within the limit of bytes. */
-static nb_status plan_pages(nb_engine_options *opt, const nb_model *m, nbi_dtype dtype)
+/* How many pages: as many as asked for, else as all sequences can ever hold, but within the limit of bytes.  A context that
+ * the caller left open is what fits: models with a context of 131072 must run on small machines without a flag. */
+static nb_status plan_pages(nb_engine_options *opt, const nb_model *m, nbi_dtype dtype, bool open_context)
 {
     const uint64_t page = nbi_kv_page_bytes(&m->cfg, dtype), context = nbi_pages_for(opt->max_context);
     uint64_t limit = opt->kv_bytes;
@@ -119,7 +120,11 @@ static nb_status plan_pages(nb_engine_options *opt, const nb_model *m, nbi_dtype
         pages = limit / page;
     if (pages > INT32_MAX)
         pages = INT32_MAX;
-    if (pages < context)
+    if (pages < context && open_context && pages > 0) {
+        opt->max_context = (uint32_t)(pages * NBI_PAGE_TOKENS);
+        nbi_log(&opt->callbacks, NB_LOG_WARN, "the context is %u tokens instead of %u: more do not fit into %s",
+                opt->max_context, m->cfg.max_context, opt->kv_bytes ? "kv_bytes" : "a quarter of the free memory");
+    } else if (pages < context)
         return nbi_fail(NB_ELIMIT,
                         "a context of %u tokens needs %llu bytes of KV cache, but %s allows %llu: lower max_context or "
                         "raise kv_bytes",
@@ -169,7 +174,7 @@ nb_status nb_engine_create(nb_engine **out, const nb_model *m, const nb_engine_o
     }
     e->has_lock = true;
     NB_TRY(read_options(&e->opt, m, o, &dtype));
-    NB_TRY(plan_pages(&e->opt, m, dtype));
+    NB_TRY(plan_pages(&e->opt, m, dtype, !o || o->max_context == 0));
     NB_TRY(nbi_sched_create(&e->sched, e->opt.max_batch, e->opt.max_context, e->opt.prefill_chunk, e->opt.kv_pages));
     NB_TRY(alloc_step(e));
     NB_TRY(nbi_sampler_create(&e->sampler, m->cfg.vocab));
