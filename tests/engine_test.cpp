@@ -513,6 +513,29 @@ TEST(Create, an_open_context_shrinks_to_the_cache)
     EXPECT_NB_OK(nb_engine_submit(e.e, &r, nullptr, &id));
 }
 
+/* A program built when the struct ended earlier: what it does not have has its default. */
+TEST(Abi, a_shorter_request_keeps_working_and_a_longer_one_is_refused)
+{
+    Model m;
+    Engine e(m, options(4, 0, 16, 0));
+    const int32_t prompt[] = {1, 2, 3};
+    nb_request r;
+    nb_request_init(&r);
+    r.prompt = prompt;
+    r.n_prompt = 3;
+    r.max_tokens = 1;
+    r.logprobs = 99; /* beyond the end of the shorter struct: must not be read */
+    r.struct_size = offsetof(nb_request, logprobs);
+    EXPECT_NB_OK(nb_engine_submit(e.e, &r, nullptr, nullptr));
+    r.struct_size = sizeof r;
+    EXPECT_FAILS(NB_EINVAL, "logprobs is 99", nb_engine_submit(e.e, &r, nullptr, nullptr));
+    r.logprobs = -1;
+    r.struct_size = sizeof r + 8;
+    EXPECT_FAILS(NB_EINVAL, "struct_size", nb_engine_submit(e.e, &r, nullptr, nullptr));
+    r.struct_size = 0;
+    EXPECT_FAILS(NB_EINVAL, "nb_request_init", nb_engine_submit(e.e, &r, nullptr, nullptr));
+}
+
 TEST(Create, options_that_cannot_work_are_refused_with_the_numbers)
 {
     Model m;

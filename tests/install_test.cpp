@@ -1,12 +1,20 @@
 /* What `make install` leaves can be used from C and C++, through pkg-config and through CMake. */
 #include "testutil.h"
 
+#include <unistd.h>
+
 namespace
 {
 
+/* One a process: two test runs may share the machine. */
+std::string log_path()
+{
+    return testing::TempDir() + "nibble-install-" + std::to_string(getpid()) + ".log";
+}
+
 int sh(const std::string &command)
 {
-    return std::system((command + " >/tmp/nibble-install.log 2>&1").c_str());
+    return std::system((command + " >" + log_path() + " 2>&1").c_str());
 }
 
 const char *const PROGRAM = R"(
@@ -32,7 +40,11 @@ class Install : public testing::Test
         write_text(*dir / "p.c", PROGRAM);
         write_text(*dir / "p.cpp", PROGRAM);
     }
-    static void TearDownTestSuite() { delete dir; }
+    static void TearDownTestSuite()
+    {
+        delete dir;
+        std::filesystem::remove(log_path());
+    }
     static std::string lib()
     {
         for (auto &e : std::filesystem::recursive_directory_iterator(*dir / "usr"))
@@ -64,13 +76,13 @@ TEST_F(Install, pkg_config_builds_c_and_cpp_programs)
          {"cc -std=c11 -Wall -Wextra -Werror -pedantic", "c++ -std=c++11 -Wall -Wextra -Werror -pedantic"}) {
         std::string src = *dir / (cc[1] == 'c' ? "p.c" : "p.cpp");
         ASSERT_EQ(0, sh(cc + " " + src + " -o " + (*dir / "p") + " $(" + env + "pkg-config --cflags --libs nibble)"))
-            << read_text("/tmp/nibble-install.log");
+            << read_text(log_path());
         EXPECT_EQ(0, sh("LD_LIBRARY_PATH=" + lib() + " " + (*dir / "p")));
     }
     ASSERT_EQ(0, sh("cc " + (*dir / "p.c") + " -o " + (*dir / "ps") + " $(" + env + "pkg-config --cflags nibble) " +
                     lib() + "/libnibble.a $(" + env +
                     "pkg-config --static --libs jansson libpcre2-8 libutf8proc) -lgomp -lpthread -lm"))
-        << read_text("/tmp/nibble-install.log");
+        << read_text(log_path());
     EXPECT_EQ(0, sh(*dir / "ps"));
 }
 
@@ -84,7 +96,7 @@ TEST_F(Install, cmake_finds_the_package)
                "add_executable(b p.c)\ntarget_link_libraries(b nibble::nibble_static)\n");
     ASSERT_EQ(0, sh("cmake -S " + dir->path() + " -B " + (*dir / "b") + " -DCMAKE_PREFIX_PATH=" + (*dir / "usr") +
                     " && cmake --build " + (*dir / "b")))
-        << read_text("/tmp/nibble-install.log");
+        << read_text(log_path());
     EXPECT_EQ(0, sh(*dir / "b/a"));
     EXPECT_EQ(0, sh(*dir / "b/b"));
 }
@@ -95,7 +107,7 @@ TEST_F(Install, the_command_runs_and_finds_its_recipes)
     EXPECT_EQ(0, sh("cd / && " + (*dir / "usr/bin/nibble") + " --version"));
     EXPECT_EQ(0, sh("cd / && NIBBLE_RECIPES=" + (*dir / "usr/share/nibble/recipes") + " " + (*dir / "usr/bin/nibble") +
                     " quantize " + repo_file("configs/demo/model") + " -o " + out + " --recipe w4a16-g128"))
-        << read_text("/tmp/nibble-install.log");
+        << read_text(log_path());
 }
 
 TEST(Symbols, the_library_exports_nb_names_only)

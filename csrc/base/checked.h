@@ -27,12 +27,6 @@ static inline bool nbi_round_up(size_t a, size_t to, size_t *out)
     return nbi_add(a, to - r, out);
 }
 
-/* Is [off, off + len) inside an object of `size` bytes? */
-static inline bool nbi_in_range(size_t off, size_t len, size_t size)
-{
-    return off <= size && len <= size - off;
-}
-
 static inline size_t nbi_ceil_div(size_t a, size_t b)
 {
     return a / b + (a % b != 0);

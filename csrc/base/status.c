@@ -19,11 +19,6 @@ void nb_free(void *p)
 {
     free(p);
 }
-void nbi_error_clear(void)
-{
-    last_error[0] = 0;
-}
-
 const char *nb_status_text(nb_status st)
 {
     switch (st) {

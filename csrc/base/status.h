@@ -14,8 +14,6 @@ nb_status nbi_fail_in(nb_status st, const char *fmt, ...) __attribute__((format(
 /* Out of memory, saying for what and how much. */
 nb_status nbi_fail_nomem(const char *what, size_t bytes);
 
-void nbi_error_clear(void);
-
 /* In a function with `nb_status st` and a label `done`. */
 #define NB_TRY(call)                                                                                                   \
     do {                                                                                                               \

@@ -252,9 +252,6 @@ static nb_status request_limit(const nb_engine *e, const nb_request *r, size_t *
 static nb_status check_request(const nb_engine *e, const nb_request *r, size_t *limit)
 {
     const uint32_t vocab = e->m->cfg.vocab;
-    if (r->struct_size < sizeof *r)
-        return nbi_fail(NB_EINVAL, "nb_request.struct_size is %zu, expected %zu: call nb_request_init() first",
-                        r->struct_size, sizeof *r);
     if (r->n_prompt == 0 || !r->prompt)
         return nbi_fail(NB_EINVAL, "the prompt is empty, expected at least one token");
     if (r->logprobs < -1 || r->logprobs > MAX_TOP)
@@ -299,12 +296,16 @@ done:
     return st;
 }
 
-nb_status nb_engine_submit(nb_engine *e, const nb_request *r, void *user, uint64_t *id)
+nb_status nb_engine_submit(nb_engine *e, const nb_request *given, void *user, uint64_t *id)
 {
     nbi_req *q = NULL;
-    if (!e || !r)
+    nb_request r;
+    if (!e || !given)
         return nbi_fail(NB_EINVAL, "nb_engine_submit: %s is NULL", e ? "the request" : "the engine");
-    nb_status st = req_create(&q, e, r, user);
+    nb_request_init(&r);
+    nb_status st = nbi_take_options(&r, sizeof r, given, "nb_request");
+    if (st == NB_OK)
+        st = req_create(&q, e, &r, user);
     if (st != NB_OK)
         return st;
     pthread_mutex_lock(&e->lock);

@@ -134,11 +134,6 @@ nb_status nbi_tokenizer_add_eos(nb_tokenizer *t, int32_t id)
     return t->ends.failed ? nbi_fail_nomem("the tokenizer", 0) : NB_OK;
 }
 
-bool nbi_tokenizer_is_special(const nb_tokenizer *t, int32_t id)
-{
-    return id >= 0 && (size_t)id < t->vocab.n_ids && t->special[id];
-}
-
 bool nbi_tokenizer_adds_bos(const nb_tokenizer *t)
 {
     return t->before.n && t->bos >= 0 && t->before.v[0] == t->bos;

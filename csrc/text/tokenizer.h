@@ -10,7 +10,6 @@
 bool nbi_tokenizer_is_eos(const nb_tokenizer *tok, int32_t id);
 /* Adds ids from generation_config.json's eos_token_id to the set; called while loading only. */
 nb_status nbi_tokenizer_add_eos(nb_tokenizer *tok, int32_t id);
-bool nbi_tokenizer_is_special(const nb_tokenizer *tok, int32_t id);
 /* Does encoding with NB_TOKENIZE_SPECIAL put BOS first? */
 bool nbi_tokenizer_adds_bos(const nb_tokenizer *tok);
 /* Chat template source, NULL when there is none; bos/eos as text for the template. */
