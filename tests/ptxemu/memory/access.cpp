@@ -46,13 +46,6 @@ std::string deed(const Access &a, Space space, uint64_t address)
     fault_at(kind, int(lane), space, address, "%s%s", deed(a, space, address).c_str(), why.c_str());
 }
 
-template <class F>
-inline void each(Lanes lanes, F f)
-{
-    for (; lanes; lanes &= lanes - 1)
-        f(unsigned(__builtin_ctz(lanes)));
-}
-
 bool checks(const Warp &w)
 {
     return w.block->grid->launch.options.check;
@@ -228,7 +221,7 @@ void in_heap(Warp &w, const Access &a, Space space, const uint64_t *address, Lan
         if (check && al->written)
             shadow_of_full_warp(w, a, *al, address, consecutive);
     } else {
-        each(lanes, [&](unsigned l) {
+        each_lane(lanes, [&](unsigned l) {
             if (!holds(al, address[l], a.bytes)) {
                 al = look_up(w, a, space, l, address[l]);
                 right_kind(a, space, l, address[l], *al);
@@ -306,16 +299,16 @@ void in_shared(Warp &w, const Access &a, Space space, const uint64_t *address, L
     const bool check = checks(w);
     Lanes mine = 0;
     uint32_t offset[WARP_SIZE];
-    each(lanes, [&](unsigned l) {
+    each_lane(lanes, [&](unsigned l) {
         p[l] = shared_lane(w, a, space, l, address[l]);
         offset[l] = uint32_t(p[l] - own.shared);
         bool is_mine = address[l] >> RANK_SHIFT == 0 || own.cluster->blocks[(address[l] >> RANK_SHIFT) - 1] == &own;
         mine |= Lanes(is_mine) << l;
     });
     if (own.race && a.race && check)
-        each(mine, [&](unsigned l) { race_check(w, a, l, offset[l]); });
+        each_lane(mine, [&](unsigned l) { race_check(w, a, l, offset[l]); });
     if (check)
-        each(lanes, [&](unsigned l) {
+        each_lane(lanes, [&](unsigned l) {
             std::vector<uint8_t> &written = mine >> l & 1
                                                 ? own.shared_written
                                                 : own.cluster->blocks[(address[l] >> RANK_SHIFT) - 1]->shared_written;
@@ -335,7 +328,7 @@ Lanes in_local(Warp &w, const Access &a, const uint64_t *address, Lanes lanes, u
     Block &b = *w.block;
     const bool check = checks(w) && !b.local_written.empty();
     Lanes unknown = 0;
-    each(lanes, [&](unsigned l) {
+    each_lane(lanes, [&](unsigned l) {
         if (address[l] > b.stack_bytes || address[l] + a.bytes > b.stack_bytes)
             blame(FaultKind::out_of_bounds, l, a, Space::local, address[l],
                   format(": the thread has %u bytes of local memory", b.stack_bytes));
@@ -352,7 +345,7 @@ Lanes in_local(Warp &w, const Access &a, const uint64_t *address, Lanes lanes, u
 void in_params(Warp &w, const Access &a, const uint64_t *address, Lanes lanes, uint8_t **p)
 {
     std::vector<uint8_t> &params = w.block->grid->params;
-    each(lanes, [&](unsigned l) {
+    each_lane(lanes, [&](unsigned l) {
         if (writes(a.use))
             blame(FaultKind::wrong_space, l, a, Space::param, address[l], ", but a kernel's parameters are read-only");
         if (address[l] > params.size() || address[l] + a.bytes > params.size())
@@ -396,7 +389,7 @@ Lanes in_generic(Warp &w, const Access &a, const uint64_t *address, Lanes lanes,
     }
     Lanes of[size_t(Space::param) + 1] = {}, unknown = 0;
     uint64_t within[WARP_SIZE];
-    each(lanes, [&](unsigned l) {
+    each_lane(lanes, [&](unsigned l) {
         Space s = classify(address[l], &within[l]);
         if (s == Space::global) {
             s = Space::generic;

@@ -10,6 +10,14 @@
 namespace ptxemu
 {
 
+/* f(lane) for every lane of a set, in the order of the lanes: where several lanes meet in one place, the last one wins. */
+template <class F>
+inline void each_lane(Lanes lanes, F f)
+{
+    for (; lanes; lanes &= lanes - 1)
+        f(unsigned(__builtin_ctz(lanes)));
+}
+
 enum class Use : uint8_t {
     read,
     write,
