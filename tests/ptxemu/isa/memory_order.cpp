@@ -1,6 +1,7 @@
 #include "isa/memory_order.h"
 
 #include "check/race.h"
+#include "memory/access.h"
 
 namespace ptxemu
 {
@@ -72,23 +73,18 @@ void addresses_of(const Warp &w, const Inst &i, const Opnd &base, uint64_t addre
 
 namespace
 {
-/* The race check's name for a flag: the offset in the block's shared memory, or the host address of any other memory. */
-uint64_t object_of(const Block &b, const uint8_t *p)
-{
-    uint64_t offset = uint64_t(p - b.shared);
-    return offset < b.shared_bytes ? offset : reinterpret_cast<uint64_t>(p);
-}
-
+/* Flags in the block's shared memory are known to the race check from the access itself; what is left are flags elsewhere, which
+ * order the warps of a block among themselves as well. */
 template <class F>
 void each_object(Warp &w, uint8_t *const p[WARP_SIZE], F f)
 {
+    const Block &b = *w.block;
     const uint8_t *last = nullptr;
-    for (Lanes left = w.active; left; left &= left - 1) {
-        const uint8_t *q = p[__builtin_ctz(left)];
-        if (q != last)
-            f(object_of(*w.block, q));
-        last = q;
-    }
+    each_lane(w.active, [&](unsigned l) {
+        if (p[l] != last && uint64_t(p[l] - b.shared) >= b.shared_bytes)
+            f(reinterpret_cast<uint64_t>(p[l]));
+        last = p[l];
+    });
 }
 } // namespace
 
