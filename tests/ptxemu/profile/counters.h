@@ -57,7 +57,7 @@ class Profile
     static Profile &get();
     void add(const std::string &kernel, const Module &m, Dim3 grid, Dim3 block, size_t shared, double seconds,
              const Counters &c);
-    void write(const std::string &path) const; /* whole or not at all */
+    bool write(const std::string &path) const; /* whole or not at all; false: errno says why */
     void clear();
 
   private:
