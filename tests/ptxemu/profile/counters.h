@@ -20,6 +20,7 @@ struct LineCounters { /* of one source line */
     uint64_t shared_requests = 0, shared_wavefronts = 0,
              shared_ideal_wavefronts = 0; /* conflicts: wavefronts beyond the minimum */
     uint64_t instructions = 0;
+    void add(const LineCounters &o);
 };
 
 struct Counters {
