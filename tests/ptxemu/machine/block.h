@@ -16,6 +16,7 @@ struct Grid;
 struct Cluster;
 class RaceShadow;
 class Heap;
+struct Allocation;
 
 /* One of the 16 hardware barriers of a block (bar / barrier). */
 struct Barrier {
@@ -25,6 +26,14 @@ struct Barrier {
     bool all = true;
     int reduction = 0;                               /* which bar.red, 0 for none: all must agree */
     std::vector<std::pair<uint32_t, Lanes>> waiting; /* warps and their lanes that wait here */
+};
+
+/* The allocations that instructions met last, by the instruction's place: memory/access.cpp asks the heap only when an instruction comes to
+ * another allocation, or when the heap has changed. */
+struct RecentAllocations {
+    static constexpr size_t N = 32;
+    uint64_t version = 0; /* of the heap */
+    const Allocation *found[N] = {};
 };
 
 struct Block {
@@ -46,6 +55,7 @@ struct Block {
     Barrier barriers[16];
     uint32_t live_threads = 0;
     Counters counters;
+    RecentAllocations recent;
     uint64_t last_progress = 0; /* Grid::progress when this block last ran */
 };
 
