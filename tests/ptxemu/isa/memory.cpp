@@ -237,8 +237,7 @@ void build_createpolicy(Decode &d, Inst &i)
     const int form = d.take_one_of({"fractional", "range", "cvt"});
     if (form == 2 && !d.take("L2"))
         d.fail(".L2 is missing");
-    if (form == 1 && !d.take("global"))
-        d.fail(".global is missing");
+    const Space space = form == 1 ? take_space(d) : Space::generic;
     for (const char *p : primary)
         d.take(p);
     if (form < 0 || d.type() != Type::b64)
@@ -247,8 +246,7 @@ void build_createpolicy(Decode &d, Inst &i)
     if (form == 0 && d.n() > 1)
         d.in(1, Type::f32);
     if (form == 1) {
-        i.space = Space::global;
-        take_address(d, i, 1, Space::global);
+        take_address(d, i, 1, space);
         d.in(2, Type::u32);
         d.in(3, Type::u32);
     }
