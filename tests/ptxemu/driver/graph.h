@@ -14,9 +14,9 @@ struct GraphNode {
     Graph *graph = nullptr;
     CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
     Work work;
-    std::vector<GraphNode *>
-        after; /* dependencies, which were created before: creation order is an order of execution */
+    std::vector<GraphNode *> after; /* dependencies */
     std::shared_ptr<Context> context;
+    std::vector<void *> param_pointers; /* what cuGraphKernelNodeGetParams gave out */
 };
 
 struct Graph {
