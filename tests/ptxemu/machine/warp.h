@@ -107,6 +107,7 @@ struct Warp {
     struct AsyncState;           /* cp.async groups: isa/async.cpp */
     std::shared_ptr<void> async; /* AsyncState, made on first use */
     std::shared_ptr<void> wgmma; /* pending wgmma groups: isa/wgmma.cpp */
+    Lanes carry = 0;             /* each lane's carry flag (CC.CF): isa/integer.cpp */
 
     /* ---- scheduling: machine/warp.cpp ---- */
     std::vector<Path> paths;
