@@ -87,10 +87,14 @@ class Decode
 };
 
 using Build = void (*)(Decode &d, Inst &i); /* sets exec, operands, flags, cls, together */
+/* Families share names like "add": the first type among an instruction's modifiers says whose it is.  An entry for that group of
+ * types wins over one for all. */
+enum class Takes : uint8_t { all, single, half }; /* single: f32, f32x2, f64; half: f16, f16x2, bf16, bf16x2 */
 struct Opcode {
     const char *
         name; /* "mad"; a dotted name ("cp.async.bulk", "mbarrier.init") wins over a shorter one and consumes its modifiers */
     Build build;
+    Takes takes = Takes::all;
 };
 struct Family {
     const Opcode *opcodes;
