@@ -23,7 +23,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "machine/block.h"
+#include "memory/access.h"
 
 namespace ptxemu
 {
@@ -207,7 +207,7 @@ struct RaceShadow::Impl {
     template <class F>
     void each(uint32_t offset, uint32_t n, F f)
     {
-        for (uint32_t at = offset, end = std::min(offset + n, bytes); at < end;) {
+        for (uint32_t at = offset, end = offset + n; at < end;) {
             Cell &c = cells[at / 4];
             if (at % 4 == 0 && end - at >= 4 && !c.parts) {
                 f(c);
@@ -219,27 +219,48 @@ struct RaceShadow::Impl {
                 f(quads.at(c.parts)[at % 4]);
         }
     }
-    void read(const Request &q)
+    void read(const Request &q, uint32_t from = 0) /* from: bytes that are done */
     {
-        each(q.offset, q.bytes, [&](Cell &c) {
-            if (c.reader.key == q.key) { /* the warp has read it in this epoch; a write since would have cleared that */
-                c.reader.lanes |= q.bit();
-                return;
-            }
+        each(q.offset + from, q.bytes - from, [&](Cell &c) {
             check_read(c, q);
             note_read(c, q);
         });
     }
-    void write(const Request &q)
+    void write(const Request &q, uint32_t from = 0)
     {
-        each(q.offset, q.bytes, [&](Cell &c) {
+        each(q.offset + from, q.bytes - from, [&](Cell &c) {
             check_write(c, q);
             note_write(c, q);
         });
-        for (uint32_t at = (q.offset + 3) / 4, end = std::min(q.offset + q.bytes, bytes) / 4; at < end; at++)
+        for (uint32_t at = (q.offset + 3) / 4, end = (q.offset + q.bytes) / 4; at < end; at++)
             if (cells[at].parts) /* all four were checked, and are alike now */
                 unite(cells[at]);
     }
+
+    /* The usual cases; false: look closer.  A cell in parts, and one with a table, has no reader in place. */
+    bool is_seen(const Record &r) const { return r.epoch() <= now.state->seen.at[r.who()]; }
+    bool read_fast(Cell &c, Lanes bit, uint64_t key)
+    {
+        Record &r = c.readers ? tables.at(c.readers)[now.warp] : c.reader;
+        if (r.key == key) { /* the warp has read it in this epoch, and a write since would have cleared that */
+            r.lanes |= bit;
+            return true;
+        }
+        if (c.parts || c.readers || !is_seen(c.write) || !is_seen(r))
+            return false;
+        r = {key, bit, now.inst};
+        return true;
+    }
+    bool write_fast(Cell &c, Lanes bit, uint64_t key)
+    {
+        if (c.parts || c.readers || !is_seen(c.write) || !is_seen(c.reader))
+            return false;
+        c.write = {key, bit, now.inst};
+        c.reader = Record();
+        return true;
+    }
+    template <bool WRITES>
+    void words(const Warp &w, Doing doing, bool sync, uint64_t key, Lanes lanes, const uint32_t *offset, uint32_t n);
 
     /* ---- what orders ---- */
     Seen published(uint32_t w) const
@@ -256,8 +277,7 @@ struct RaceShadow::Impl {
             epoch = warp[w].now;
     }
     Seen &flag(uint32_t offset);
-    void acquire_flag(uint32_t offset);
-    void release_flag(uint32_t offset);
+    void flags_of(Lanes lanes, const uint32_t *offset, bool acquires, bool releases);
     uint32_t engine(const Warp &w, uint32_t offset, uint32_t n, bool writes);
 };
 
@@ -435,45 +455,85 @@ void RaceShadow::Impl::report(const Request &q, const Record &other, bool other_
 RaceShadow::RaceShadow(uint32_t shared_bytes, uint32_t warps) : impl_(new Impl(shared_bytes, warps)) {}
 RaceShadow::~RaceShadow() = default;
 
-void RaceShadow::read(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes, bool sync)
+template <bool WRITES>
+void RaceShadow::Impl::words(const Warp &w, Doing doing, bool sync, uint64_t key, Lanes lanes, const uint32_t *offset,
+                             uint32_t n)
+{
+    const uint64_t write_key = key | (now.serial & SERIAL);
+    for (; lanes; lanes &= lanes - 1) {
+        const unsigned lane = unsigned(__builtin_ctz(lanes));
+        const uint32_t at = offset[lane];
+        const Lanes bit = lanes & -lanes;
+        uint32_t done = 0; /* bytes */
+        if (!((at | n) & 3))
+            for (Cell *c = &cells[at / 4]; done < n; done += 4, c++)
+                if (!(WRITES ? write_fast(*c, bit, write_key) : read_fast(*c, bit, key)))
+                    break;
+        if (done < n) {
+            const Request q{w, lane, at, n, doing, sync, key};
+            WRITES ? write(q, done) : read(q, done);
+        }
+    }
+}
+
+void RaceShadow::access(const Warp &w, Use use, Lanes lanes, const uint32_t offset[WARP_SIZE], uint32_t bytes)
 {
     Impl &m = *impl_;
     m.enter(w);
-    m.read({w, lane, offset, bytes, Doing::read, sync, m.now.key | (sync ? SYNC : 0)});
-    if (sync)
-        m.acquire_flag(offset);
+    const uint64_t key = m.now.key;
+    switch (use) {
+    case Use::read:
+    case Use::async_read:
+        return m.words<false>(w, Doing::read, false, key, lanes, offset, bytes);
+    case Use::write:
+        return m.words<true>(w, Doing::write, false, key, lanes, offset, bytes);
+    case Use::async_write:
+        return m.words<true>(w, Doing::issue_copy, false, make_key(1, PENDING, w.index), lanes, offset, bytes);
+    case Use::sync_read:
+        m.words<false>(w, Doing::read, true, key | SYNC, lanes, offset, bytes);
+        return m.flags_of(lanes, offset, true, false);
+    case Use::sync_write:
+        m.words<true>(w, Doing::write, true, key | SYNC, lanes, offset, bytes);
+        return m.flags_of(lanes, offset, false, true);
+    case Use::atomic:
+        m.words<true>(w, Doing::update, true, key | SYNC, lanes, offset, bytes);
+        return m.flags_of(lanes, offset, true, true);
+    }
+}
+
+namespace
+{
+struct OneLane {
+    uint32_t offset[WARP_SIZE];
+    OneLane(unsigned lane, uint32_t at) { offset[lane] = at; }
+};
+} // namespace
+
+void RaceShadow::read(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes, bool sync)
+{
+    access(w, sync ? Use::sync_read : Use::read, 1u << lane, OneLane(lane, offset).offset, bytes);
 }
 
 void RaceShadow::write(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes, bool sync)
 {
-    Impl &m = *impl_;
-    m.enter(w);
-    m.write({w, lane, offset, bytes, Doing::write, sync, m.now.key | (sync ? SYNC : 0)});
-    if (sync)
-        m.release_flag(offset);
+    access(w, sync ? Use::sync_write : Use::write, 1u << lane, OneLane(lane, offset).offset, bytes);
 }
 
 void RaceShadow::atomic(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes)
 {
-    Impl &m = *impl_;
-    m.enter(w);
-    m.write({w, lane, offset, bytes, Doing::update, true, m.now.key | SYNC});
-    m.acquire_flag(offset);
-    m.release_flag(offset);
+    access(w, Use::atomic, 1u << lane, OneLane(lane, offset).offset, bytes);
 }
 
 void RaceShadow::touch(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes)
 {
     Impl &m = *impl_;
     m.enter(w);
-    m.write({w, lane, offset, bytes, Doing::update, true, m.now.key | SYNC});
+    m.words<true>(w, Doing::update, true, m.now.key | SYNC, 1u << lane, OneLane(lane, offset).offset, bytes);
 }
 
 void RaceShadow::pending(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes)
 {
-    Impl &m = *impl_;
-    m.enter(w);
-    m.write({w, lane, offset, bytes, Doing::issue_copy, false, make_key(1, PENDING, w.index)});
+    access(w, Use::async_write, 1u << lane, OneLane(lane, offset).offset, bytes);
 }
 
 void RaceShadow::landed(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes)
@@ -591,15 +651,16 @@ Seen &RaceShadow::Impl::flag(uint32_t offset)
     return flags[k];
 }
 
-void RaceShadow::Impl::acquire_flag(uint32_t offset)
+void RaceShadow::Impl::flags_of(Lanes lanes, const uint32_t *offset, bool acquires, bool releases)
 {
-    now.state->seen.join(flag(offset));
-}
-
-void RaceShadow::Impl::release_flag(uint32_t offset)
-{
-    flag(offset).join(published(now.warp));
-    now.state->published = true;
+    for (; lanes; lanes &= lanes - 1) {
+        Seen &f = flag(offset[__builtin_ctz(lanes)]);
+        if (acquires)
+            now.state->seen.join(f);
+        if (releases)
+            f.join(published(now.warp));
+    }
+    now.state->published |= releases;
 }
 
 /* Synchronising accesses publish everything before them in any case, so that a fence adds nothing to order within a block. */

@@ -23,6 +23,7 @@ namespace ptxemu
 struct Block;
 struct Warp;
 struct Inst;
+enum class Use : uint8_t; /* memory/access.h */
 
 class RaceShadow
 {
@@ -30,7 +31,10 @@ class RaceShadow
     RaceShadow(uint32_t shared_bytes, uint32_t warps);
     ~RaceShadow();
 
-    /* ---- accesses: offset in shared memory; throw Fault ---- */
+    /* ---- accesses: offset in shared memory, whose bounds the caller has checked; throw Fault ---- */
+    /* Of some lanes of a warp in one instruction. */
+    void access(const Warp &w, Use use, Lanes lanes, const uint32_t offset[WARP_SIZE], uint32_t bytes);
+    /* Of one lane. */
     void read(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes, bool sync);
     void write(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes, bool sync);
     void atomic(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes);

@@ -78,8 +78,13 @@ class Decode
     Decode(State &s, const ptx::Instr &i);
     ~Decode();
     bool all_taken() const;
+    void build(Inst *i); /* the whole instruction: what decode() calls */
 
   private:
+    uint64_t immediate(const ptx::Operand &o, Type t) const;
+    uint64_t symbol_address(const ptx::Operand &o) const;
+    void symbol_base(const ptx::Operand &base, Space space, bool *frame);
+    Opnd register_operand(const ptx::Operand &o, Type t, bool wider) const;
     void keep(std::shared_ptr<void> p);
     State &s_;
     const ptx::Instr *instr_;

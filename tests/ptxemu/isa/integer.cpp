@@ -375,10 +375,15 @@ const Opcode opcodes[] = {
     {"min.s16x2", elementwise<halves<int16_t, min>, 90>},
     {"max.u16x2", elementwise<halves<uint16_t, max>, 90>},
     {"max.s16x2", elementwise<halves<int16_t, max>, 90>},
+    /* nvcc prints .relu behind the type, the manual before it: both are legal */
     {"min.relu.s16x2", elementwise<halves<int16_t, min_relu>, 90>},
+    {"min.s16x2.relu", elementwise<halves<int16_t, min_relu>, 90>},
     {"min.relu.s32", elementwise<min_relu<int32_t>, 90>},
+    {"min.s32.relu", elementwise<min_relu<int32_t>, 90>},
     {"max.relu.s16x2", elementwise<halves<int16_t, max_relu>, 90>},
+    {"max.s16x2.relu", elementwise<halves<int16_t, max_relu>, 90>},
     {"max.relu.s32", elementwise<max_relu<int32_t>, 90>},
+    {"max.s32.relu", elementwise<max_relu<int32_t>, 90>},
 
     {"dp4a.u32.u32", elementwise<dp4a<uint8_t, uint8_t>>},
     {"dp2a.lo.u32.u32", elementwise<dp2a<uint8_t, uint8_t, 0>>},

@@ -5,6 +5,8 @@
 #include <iterator>
 
 #include "isa/lanes.h"
+#include "isa/special.h"
+#include "machine/block.h"
 
 namespace ptxemu
 {
@@ -126,29 +128,80 @@ void build_vector(Decode &d, Inst &i, Type t, bool packs)
     d.fail("a .%s register does not hold %zu values", type_text(t), list.items.size());
 }
 
-/* ---- addresses of what lies in the frame, which differ from activation to activation ---- */
+/* ---- what a lane cannot see in its registers: addresses that only the launch or the activation knows, special registers ---- */
 
+template <class T>
+Step fill(Warp &w, const Inst &i, uint64_t value)
+{
+    T *d = w.out<T>(i.op[0]);
+    for_lanes(w.active, [=](unsigned l) { d[l] = T(value); });
+    return Step::next;
+}
 template <class T>
 Step frame_address(Warp &w, const Inst &i)
 {
-    const T address = T(w.frame_base() + i.imm);
-    T *d = w.out<T>(i.op[0]);
-    for_lanes(w.active, [=](unsigned l) { d[l] = address; });
-    return Step::next;
+    return fill<T>(w, i, w.frame_base() + i.imm);
+}
+template <class T>
+Step param_address(Warp &w, const Inst &i)
+{
+    return fill<T>(w, i, reinterpret_cast<uint64_t>(w.block->grid->params.data()) + i.imm);
 }
 
 void build_address(Decode &d, Inst &i, Type t, const ptx::Operand &symbol)
 {
-    if (type_bits(t) < 32)
+    const bool wide = type_bits(t) == 64;
+    if (type_bits(t) < 32 || type_bits(t) > 64)
         d.fail("an address does not fit into a .%s register", type_text(t));
     d.out(0, t);
-    if (const Slot *slot = d.frame_slot(symbol.name)) {
+    if (d.is_param_symbol(symbol, &i.imm)) {
+        if (!wide)
+            d.fail("the address of a kernel parameter needs 64 bits");
+        i.exec = param_address<uint64_t>;
+    } else if (const Slot *slot = d.frame_slot(symbol.name)) {
         i.imm = slot->offset + uint64_t(symbol.offset);
-        i.exec = type_bits(t) == 32 ? frame_address<uint32_t> : frame_address<uint64_t>;
-        return;
+        i.exec = wide ? frame_address<uint64_t> : frame_address<uint32_t>;
+    } else {
+        d.in(1, t, Opnd::copy);
+        i.exec = wide ? copy<uint64_t> : copy<uint32_t>;
     }
-    d.in(1, t, Opnd::copy);
-    i.exec = type_bits(t) == 32 ? copy<uint32_t> : copy<uint64_t>;
+}
+
+template <class T>
+Step special(Warp &w, const Inst &i)
+{
+    uint64_t value[WARP_SIZE];
+    read_special(w, Special(i.imm), value);
+    T *d = w.out<T>(i.op[0]);
+    for_lanes(w.active, [&](unsigned l) { d[l] = T(value[l]); });
+    return Step::next;
+}
+Step special_pred(Warp &w, const Inst &i)
+{
+    uint64_t value[WARP_SIZE];
+    read_special(w, Special(i.imm), value);
+    w.set_pred(i.op[0], lanes_where(w.active, [&](unsigned l) { return value[l] != 0; }));
+    return Step::next;
+}
+
+/* Narrower destinations (mov.u16 %rs1, %tid.x) keep the low bits; wider ones do not exist. */
+void build_special(Decode &d, Inst &i, Type t, const std::string &name)
+{
+    Special s;
+    if (!special_from_name(name, &s))
+        d.fail("there is no special register %%%s", name.c_str());
+    const Type own = special_type(s);
+    if ((own == Type::pred) != (t == Type::pred) || type_bits(t) > type_bits(own))
+        d.fail("%%%s is a .%s register", name.c_str(), type_text(own));
+    i.imm = uint64_t(s);
+    if (t == Type::pred)
+        d.pred_out(d.operand(0));
+    else
+        d.out(0, t);
+    i.exec = t == Type::pred      ? special_pred
+             : type_bits(t) == 16 ? special<uint16_t>
+             : type_bits(t) == 32 ? special<uint32_t>
+                                  : special<uint64_t>;
 }
 
 /* ---- builders ---- */
@@ -180,6 +233,8 @@ void build_mov(Decode &d, Inst &i)
     const Type t = d.type();
     const ptx::Operand &to = d.operand(0), &from = d.operand(1);
     i.cls = Class::move;
+    if (from.kind == Kind::special)
+        return build_special(d, i, t, from.name);
     if (t == Type::pred) {
         d.pred_out(to);
         d.pred_in(from);

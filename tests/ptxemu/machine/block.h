@@ -62,9 +62,9 @@ struct Block {
     Barrier barriers[16];
     uint32_t live_threads = 0;
     Counters counters;
-    std::string output;         /* of printf */
     RecentAllocations recent;
-    uint64_t last_progress = 0; /* Grid::progress when this block last ran */
+    std::string output;         /* of printf */
+    uint64_t progress = 0;      /* its part of Grid::progress, which the grid adds up from time to time */
 };
 
 /* Blocks that are guaranteed to run together and see each other's shared memory. */
