@@ -49,7 +49,8 @@ struct Opnd {
 enum class Together : uint8_t {
     no,
     warp, /* every lane of the warp that has not exited (mma, ldmatrix, wgmma, bar.sync: the .aligned forms) */
-    mask, /* the lanes named by operand `mask_op` (shfl.sync, vote.sync, match, redux, bar.warp.sync, elect) */
+    mask, /* the lanes named by operand `mask_op` (shfl.sync, vote.sync, match, redux, elect) */
+    meet, /* the same, but each lane may come from an instruction of its own (bar.warp.sync): then once for each of these */
 };
 
 /* What the profiler counts an instruction as. */

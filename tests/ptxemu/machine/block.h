@@ -16,15 +16,31 @@ struct Grid;
 struct Cluster;
 class RaceShadow;
 class Heap;
+struct Allocation;
 
 /* One of the 16 hardware barriers of a block (bar / barrier). */
 struct Barrier {
-    uint32_t expected = 0; /* threads of this phase; 0: no phase has begun */
-    uint32_t arrived = 0;
-    uint32_t any = 0, popc = 0; /* bar.red: accumulated */
-    bool all = true;
-    int reduction = 0;                               /* which bar.red, 0 for none: all must agree */
-    std::vector<std::pair<uint32_t, Lanes>> waiting; /* warps and their lanes that wait here */
+    uint32_t expected = 0;    /* threads of this phase; 0: no phase has begun */
+    bool whole_block = false; /* no count was given: every thread that has not exited */
+    uint32_t popc = 0;        /* bar.red: lanes whose predicate held, of `reduced` */
+    uint32_t reduced = 0;
+    int reduction = 0;       /* which bar.red, 0 for none: all must agree */
+    std::vector<Lanes> came; /* a warp each: lanes that have arrived in this phase */
+    struct Waiting {
+        uint32_t warp;
+        Lanes lanes;
+        const Inst *inst; /* bar.red: where its result goes */
+        Frame *frame;
+    };
+    std::vector<Waiting> waiting;
+};
+
+/* The allocations that instructions met last, by the instruction's place: memory/access.cpp asks the heap only when an instruction comes to
+ * another allocation, or when the heap has changed. */
+struct RecentAllocations {
+    static constexpr size_t N = 32;
+    uint64_t version = 0; /* of the heap */
+    const Allocation *found[N] = {};
 };
 
 struct Block {
@@ -46,7 +62,9 @@ struct Block {
     Barrier barriers[16];
     uint32_t live_threads = 0;
     Counters counters;
-    uint64_t last_progress = 0; /* Grid::progress when this block last ran */
+    RecentAllocations recent;
+    std::string output;         /* of printf */
+    uint64_t progress = 0;      /* its part of Grid::progress, which the grid adds up from time to time */
 };
 
 /* Blocks that are guaranteed to run together and see each other's shared memory. */
@@ -107,9 +125,12 @@ unsigned occupancy(const Function &fn, unsigned threads, size_t dynamic_shared, 
 /* ---- barriers: machine/barrier.cpp, used by isa/barrier.cpp ---- */
 enum class BarrierRed : int { none, popc, and_, or_ };
 /* The active lanes arrive at barrier `id`, of `threads` threads (0: all of the block).  sync: and wait: the result says whether the barrier
- * completed now (then the others have been woken) or the lanes are parked.  Results of reductions are delivered by `deliver` to
- * every waiting lane: (warp, lanes, value). */
+ * completed now (then the others have been woken) or the lanes are parked.  When a reduction is complete, its result is written to
+ * operand 0 of every waiting instruction (popc: a u32, and/or: a predicate). */
 Step barrier_arrive(Warp &w, uint32_t id, uint32_t threads, bool sync, BarrierRed red, Lanes predicate);
+void barriers_after_exit(Block &b); /* threads have ended: barriers that waited for them may be complete */
+/* Nobody in the block can go on, and nothing outside of it can help: throws the fault that says who waits where. */
+[[noreturn]] void blame_stuck_block(Block &b);
 Step cluster_arrive(Warp &w, bool wait_too);
 Step cluster_wait(Warp &w);
 
