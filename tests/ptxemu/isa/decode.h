@@ -46,8 +46,15 @@ class Decode
     void add(Opnd o);                     /* appends by hand; in/out/pred_* have done so already */
     /* [base + offset]: appends the base as a u64 (or u32: zero-extended at access) register or constant; the offset goes to
      * Inst::imm.  Sets Inst::space: `ld.param` of a device function and .param variables become local, relative to the frame: then flag
-     * *frame is set and the handler adds Warp::frame_base.  `space` is what the modifiers said (generic if they said nothing). */
+     * *frame is set and the handler adds Warp::frame_base.  `space` is what the modifiers said (generic if they said nothing).
+     *
+     * What the base means in Space::param (kernel parameters): a constant is an offset in the parameter block, a register holds an
+     * address as is_param_symbol's mov made it, the block's host address included. */
     void address(const ptx::Operand &o, Space space, bool *frame);
+    /* Whether the operand is a kernel parameter's name; *offset: in the parameter block, the operand's own offset included.  `mov`
+     * gives the parameter block's host address plus *offset.  A name for which frame_slot gives a slot is local memory: its
+     * address is Warp::frame_base plus Slot::offset plus the operand's offset.  All other names are constants that `in` makes. */
+    bool is_param_symbol(const ptx::Operand &o, uint64_t *offset);
     bool vector_width(size_t k, unsigned *n); /* whether operand k is {..}, and of how many */
 
     /* ---- names ---- */
@@ -71,8 +78,13 @@ class Decode
     Decode(State &s, const ptx::Instr &i);
     ~Decode();
     bool all_taken() const;
+    void build(Inst *i); /* the whole instruction: what decode() calls */
 
   private:
+    uint64_t immediate(const ptx::Operand &o, Type t) const;
+    uint64_t symbol_address(const ptx::Operand &o) const;
+    void symbol_base(const ptx::Operand &base, Space space, bool *frame);
+    Opnd register_operand(const ptx::Operand &o, Type t, bool wider) const;
     void keep(std::shared_ptr<void> p);
     State &s_;
     const ptx::Instr *instr_;

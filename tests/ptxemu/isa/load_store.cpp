@@ -299,13 +299,21 @@ Form take_form(Decode &d, Inst &i, Direction dir)
     const int vec = d.take_one_of({"v2", "v4", "v8"});
     i.vec = vec < 0 ? 1 : uint8_t(2u << vec);
     i.type = d.type();
-    if (type_kind(i.type) == TypeKind::pred || type_bits(i.type) < 8)
-        d.fail("no memory access has the type .%s", type_text(i.type));
+    const bool plain = type_kind(i.type) != TypeKind::float_ || i.type == Type::f32 || i.type == Type::f64;
+    if (!plain || type_kind(i.type) == TypeKind::pred || type_bits(i.type) < 8)
+        d.fail("loads and stores have no type .%s", type_text(i.type));
     if (i.vec * type_bytes(i.type) > 16)
         d.fail("accesses of more than 16 bytes need sm_100");
     if (i.type == Type::b128)
         d.need_sm(70);
     return f;
+}
+
+/* Only what several threads can see has an order. */
+void check_order(Decode &d, const Form &f, Order order)
+{
+    if (order != Order::weak && (f.space == Space::local || f.space == Space::constant || f.space == Space::param))
+        d.fail("%s memory has no memory order", space_text(f.space));
 }
 
 /* The registers of {a, b, ...}, or the only one. */
@@ -333,6 +341,7 @@ void build_ld(Decode &d, Inst &i)
 {
     const Order order = take_order(d, Direction::load);
     const Form f = take_form(d, i, Direction::load);
+    check_order(d, f, order);
     i.flags |= uint32_t(order);
     each_value(d, 0, i.vec, [&](const ptx::Operand &o) { d.out(o, i.type, true); });
     take_address(d, i, 1, f.space);
@@ -360,6 +369,7 @@ void build_st(Decode &d, Inst &i)
     const Form f = take_form(d, i, Direction::store);
     if (f.space == Space::constant)
         d.fail("constant memory cannot be stored to");
+    check_order(d, f, order);
     i.flags |= uint32_t(order);
     take_address(d, i, 0, f.space);
     each_value(d, 1, i.vec, [&](const ptx::Operand &o) { d.in(o, i.type, Opnd::copy, true); });

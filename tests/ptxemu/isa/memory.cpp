@@ -23,7 +23,7 @@ uint64_t parameters_at(const Warp &w)
 }
 
 /* What to add to an address of the space to make it generic. */
-uint64_t window_of(const Warp &w, Space s)
+uint64_t window_of(Space s)
 {
     switch (s) {
     case Space::shared:
@@ -31,11 +31,17 @@ uint64_t window_of(const Warp &w, Space s)
         return SHARED_WINDOW;
     case Space::local:
         return LOCAL_WINDOW;
-    case Space::param:
-        return parameters_at(w);
     default:
         return 0;
     }
+}
+
+/* The name of a kernel's parameter is an offset in the block of parameters. */
+Step cvta_param_name(Warp &w, const Inst &i)
+{
+    uint64_t *d = w.out<uint64_t>(i.op[0]);
+    each_lane(w.active, [&](unsigned l) { d[l] = parameters_at(w) + i.imm; });
+    return Step::next;
 }
 
 /* An address that is not in the space's window is converted all the same, as by hardware: the access that uses it is at fault. */
@@ -43,7 +49,7 @@ template <bool To>
 Step cvta(Warp &w, const Inst &i)
 {
     const uint64_t *a = w.in<uint64_t>(i.op[1]);
-    uint64_t *d = w.out<uint64_t>(i.op[0]), window = window_of(w, i.space);
+    uint64_t *d = w.out<uint64_t>(i.op[0]), window = window_of(i.space);
     each_lane(w.active, [&](unsigned l) { d[l] = To ? a[l] - window : a[l] + window; });
     return Step::next;
 }
@@ -56,10 +62,14 @@ void build_cvta(Decode &d, Inst &i)
         d.fail("a state space is missing");
     if (d.type() != Type::u64)
         d.fail("generic addresses have 64 bits");
+    i.cls = Class::integer;
     d.out(0, Type::u64);
+    if (d.is_param_symbol(d.operand(1), &i.imm)) {
+        i.exec = cvta_param_name;
+        return;
+    }
     d.in(1, Type::u64);
     i.exec = to ? cvta<true> : cvta<false>;
-    i.cls = Class::integer;
 }
 
 /* Parameters and constants are also part of the global window. */
@@ -227,8 +237,7 @@ void build_createpolicy(Decode &d, Inst &i)
     const int form = d.take_one_of({"fractional", "range", "cvt"});
     if (form == 2 && !d.take("L2"))
         d.fail(".L2 is missing");
-    if (form == 1 && !d.take("global"))
-        d.fail(".global is missing");
+    const Space space = form == 1 ? take_space(d) : Space::generic;
     for (const char *p : primary)
         d.take(p);
     if (form < 0 || d.type() != Type::b64)
@@ -237,8 +246,7 @@ void build_createpolicy(Decode &d, Inst &i)
     if (form == 0 && d.n() > 1)
         d.in(1, Type::f32);
     if (form == 1) {
-        i.space = Space::global;
-        take_address(d, i, 1, Space::global);
+        take_address(d, i, 1, space);
         d.in(2, Type::u32);
         d.in(3, Type::u32);
     }

@@ -60,6 +60,9 @@ void addresses_of(const Warp &w, const Inst &i, const Opnd &base, uint64_t addre
     uint64_t offset = i.imm;
     if (i.flags & FRAME_RELATIVE)
         offset += w.frame_base();
+    if (i.space == Space::param &&
+        base.kind == Opnd::constant) /* a parameter's name: an offset in the block of parameters */
+        offset += reinterpret_cast<uint64_t>(w.block->grid->params.data());
     if (base.bits == 32) {
         const uint32_t *b = w.in<uint32_t>(base);
         for (unsigned l = 0; l < WARP_SIZE; l++)

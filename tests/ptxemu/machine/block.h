@@ -64,7 +64,7 @@ struct Block {
     Counters counters;
     RecentAllocations recent;
     std::string output;         /* of printf */
-    uint64_t last_progress = 0; /* Grid::progress when this block last ran */
+    uint64_t progress = 0;      /* its part of Grid::progress, which the grid adds up from time to time */
 };
 
 /* Blocks that are guaranteed to run together and see each other's shared memory. */

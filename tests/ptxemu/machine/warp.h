@@ -107,6 +107,7 @@ struct Warp {
     struct AsyncState;           /* cp.async groups: isa/async.cpp */
     std::shared_ptr<void> async; /* AsyncState, made on first use */
     std::shared_ptr<void> wgmma; /* pending wgmma groups: isa/wgmma.cpp */
+    Lanes carry = 0;             /* each lane's carry flag (CC.CF): isa/integer.cpp */
 
     /* ---- scheduling: machine/warp.cpp ---- */
     std::vector<Path> paths;
@@ -120,11 +121,19 @@ struct Warp {
     Run run(uint64_t budget); /* until the budget is spent, all lanes wait, or all have ended.  Throws Fault. */
     void start(const Function *fn, Lanes lanes); /* the lanes begin at the entry; the others never existed */
     void blame_missing(); /* throws the fault of lanes that wait for warp mates that cannot come, if there are any */
-    bool changed = false; /* paths were split, woken or moved to another frame: the loop has to choose anew */
+    bool keep = false;    /* the budget ran out: the present path goes on in the next run */
+    bool spun = false;    /* the present path jumped back too often: another one has its turn */
+    void complete(Fault &f) const; /* adds kernel, place and thread, where the thrower did not know them */
+    bool changed = false;          /* paths were split, woken or moved to another frame: the loop has to choose anew */
 
     /* barrier.cluster: lanes that have arrived in the phase that is open, and lanes whose phase has completed before they waited */
     Lanes cluster_arrived = 0, cluster_released = 0;
+    Lanes cluster_waiting = 0; /* parked there */
 };
+
+/* For reports: "0-3, 7"; and "`bar.sync 0;` at file:line". */
+std::string lane_list(Lanes lanes);
+std::string place_text(const Warp &w, const Inst &i);
 
 } // namespace ptxemu
 

@@ -341,18 +341,20 @@ Lanes in_local(Warp &w, const Access &a, const uint64_t *address, Lanes lanes, u
     return unknown;
 }
 
-/* Addresses of the parameter space are offsets in the kernel's parameter block. */
 void in_params(Warp &w, const Access &a, const uint64_t *address, Lanes lanes, uint8_t **p)
 {
-    std::vector<uint8_t> &params = w.block->grid->params;
+    const std::vector<uint8_t> &params = w.block->grid->params;
+    const uint64_t begin = reinterpret_cast<uint64_t>(params.data());
     each_lane(lanes, [&](unsigned l) {
+        const uint64_t offset = address[l] - begin;
         if (writes(a.use))
             blame(FaultKind::wrong_space, l, a, Space::param, address[l], ", but a kernel's parameters are read-only");
-        if (address[l] > params.size() || address[l] + a.bytes > params.size())
+        if (offset > params.size() || offset + a.bytes > params.size())
             blame(FaultKind::out_of_bounds, l, a, Space::param, address[l],
-                  format(": the kernel has %zu bytes of parameters", params.size()));
-        aligned(a, Space::param, l, address[l]);
-        p[l] = &params[address[l]];
+                  format(", %lld bytes into the kernel's %zu bytes of parameters", static_cast<long long>(offset),
+                         params.size()));
+        aligned(a, Space::param, l, offset);
+        p[l] = reinterpret_cast<uint8_t *>(address[l]);
     });
 }
 
@@ -393,10 +395,8 @@ Lanes in_generic(Warp &w, const Access &a, const uint64_t *address, Lanes lanes,
         Space s = classify(address[l], &within[l]);
         if (s == Space::global) {
             s = Space::generic;
-            if (in_parameters(w, address[l])) {
+            if (in_parameters(w, address[l]))
                 s = Space::param;
-                within[l] = address[l] - reinterpret_cast<uint64_t>(w.block->grid->params.data());
-            }
         } else if (s == Space::shared) {
             s = Space::shared_cluster;
         }

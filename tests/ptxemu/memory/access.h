@@ -49,7 +49,7 @@ uint8_t *resolve_range(Warp &w, Space space, Use use, uint64_t address, size_t b
 /* Writes that may change what a spinning block waits for call this when the value changed. */
 inline void note_progress(Warp &w)
 {
-    w.block->grid->progress.fetch_add(1, std::memory_order_relaxed);
+    w.block->progress++; /* not the grid's: that would be a contended cache line for every store */
 }
 
 /* A generic address' space and the address within that space; global for anything outside the windows. */

@@ -28,7 +28,7 @@ namespace ptxemu
 namespace
 {
 constexpr uint64_t GUARD = 65536; /* costs address space only */
-constexpr uint64_t ALIGN = 256; /* what cuMemAlloc promises */
+constexpr uint64_t ALIGN = 256;   /* what cuMemAlloc promises */
 /* Of a new allocation this much is filled with 0xCB; what lies behind it in a larger one reads as zeros, so that huge allocations
  * stay free of cost.  The `written` bytes know the difference in any case. */
 constexpr size_t FILL_BYTES = size_t(16) << 20;
