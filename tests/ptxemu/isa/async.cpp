@@ -30,8 +30,8 @@ uint32_t source_bytes(const Warp &w, const Inst &i, const CopyInst &x, unsigned 
     if (i.flags & HAS_SIZE) {
         uint32_t n = w.in<uint32_t>(i.op[OP_EXTRA])[lane];
         if (n > x.bytes)
-            fault(FaultKind::illegal_instruction, int(lane), "cp.async copies %u bytes of %u: the source is larger than the copy",
-                  n, x.bytes);
+            fault(FaultKind::illegal_instruction, int(lane),
+                  "cp.async copies %u bytes of %u: the source is larger than the copy", n, x.bytes);
         return n;
     }
     return i.flags & HAS_IGNORE && w.pred(i.op[OP_EXTRA]) >> lane & 1 ? 0 : x.bytes;
@@ -46,8 +46,8 @@ void find_sources(Warp &w, const Inst &i, const CopyInst &x, uint32_t n[WARP_SIZ
         address[l] = x.from.of(w, i, l);
         if (address[l] & (x.bytes - 1))
             fault_at(FaultKind::misaligned, int(l), Space::global, address[l],
-                     "cp.async reads %u bytes at 0x%llx, which is no multiple of %u", x.bytes, (unsigned long long)address[l],
-                     x.bytes);
+                     "cp.async reads %u bytes at 0x%llx, which is no multiple of %u", x.bytes,
+                     (unsigned long long)address[l], x.bytes);
         from[l] = nullptr;
         n[l] = source_bytes(w, i, x, l);
         left |= Lanes(n[l] != 0) << l;

@@ -158,7 +158,7 @@ AddressOpnd decode_address(Decode &d, Inst &i, const ptx::Operand &o, Space spac
         d.fail("a local variable cannot be used here");
     AddressOpnd a;
     a.op = op;
-    a.space = space;
+    a.space = i.space;
     a.offset = i.imm;
     return a;
 }

@@ -95,13 +95,6 @@ void build_mbarrier_test_wait(Decode &d, Inst &i);
 void build_mbarrier_try_wait(Decode &d, Inst &i);
 void build_mbarrier_pending_count(Decode &d, Inst &i);
 
-template <class F>
-void each_lane(Lanes lanes, F f)
-{
-    for (; lanes; lanes &= lanes - 1)
-        f(unsigned(__builtin_ctz(lanes)));
-}
-
 } // namespace ptxemu
 
 #endif
