@@ -5,6 +5,26 @@ namespace ptxemu
 namespace
 {
 
+/* The lower 13 bits of a .tf32 operand are not looked at. */
+float tf32_value(uint32_t r)
+{
+    return bits_as<float>(r & 0xffffe000u);
+}
+
+/* No infinity; 0x7f and 0xff are NaN.  Moved to where f32 has exponent and mantissa the bits mean a number too small by 2^(127 - 7). */
+float e4m3_value(uint8_t x)
+{
+    uint32_t magnitude = uint32_t(x & 0x7f) << 20;
+    uint32_t scaled = bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p120f);
+    return bits_as<float>(((x & 0x7f) == 0x7f ? NAN_F32 : scaled) | uint32_t(x & 0x80) << 24);
+}
+
+/* The upper byte of an f16. */
+float e5m2_value(uint8_t x)
+{
+    return f16_to_f32(uint16_t(x << 8));
+}
+
 /* One row of 16 bytes (32 of f64) as numbers: COUNT of them. */
 template <Type>
 struct Element;
@@ -51,12 +71,12 @@ T element(const uint8_t *row, unsigned k)
 template <>
 struct Element<Type::f16> {
     static constexpr unsigned COUNT = 8;
-    static double get(const uint8_t *row, unsigned k) { return f16_value(element<uint16_t>(row, k)); }
+    static double get(const uint8_t *row, unsigned k) { return f16_to_f32(element<uint16_t>(row, k)); }
 };
 template <>
 struct Element<Type::bf16> {
     static constexpr unsigned COUNT = 8;
-    static double get(const uint8_t *row, unsigned k) { return bf16_value(element<uint16_t>(row, k)); }
+    static double get(const uint8_t *row, unsigned k) { return bf16_to_f32(element<uint16_t>(row, k)); }
 };
 template <>
 struct Element<Type::tf32> {
@@ -175,7 +195,7 @@ void load_f64(const Warp &w, const Opnd *regs, double *matrix, unsigned m, unsig
 }
 void store_f32(Warp &w, const Opnd *regs, const double *matrix, unsigned m, unsigned n)
 {
-    store_pairs<float>(w, regs, matrix, m, n, f32_from);
+    store_pairs<float>(w, regs, matrix, m, n, [](double x) { return canonical(float(x)); });
 }
 void store_s32(Warp &w, const Opnd *regs, const uint32_t *matrix, unsigned m, unsigned n)
 {
@@ -191,7 +211,7 @@ void load_f16(const Warp &w, const Opnd *regs, double *matrix, unsigned m, unsig
     each_tile(matrix, m, n, [&](double *tile) {
         const uint16_t *r = w.in<uint16_t>(*regs++);
         for (unsigned e = 0; e < TILE_ROWS * 8; e++)
-            tile[e / 8 * n + e % 8] = f16_value(r[e]);
+            tile[e / 8 * n + e % 8] = f16_to_f32(r[e]);
     });
 }
 void store_f16(Warp &w, const Opnd *regs, const double *matrix, unsigned m, unsigned n)
@@ -199,7 +219,7 @@ void store_f16(Warp &w, const Opnd *regs, const double *matrix, unsigned m, unsi
     each_tile(matrix, m, n, [&](const double *tile) {
         uint16_t *r = w.out<uint16_t>(*regs++);
         for (unsigned e = 0; e < TILE_ROWS * 8; e++)
-            r[e] = f16_from(tile[e / 8 * n + e % 8]);
+            r[e] = f32_to_f16(f32_to_odd(tile[e / 8 * n + e % 8]));
     });
 }
 

@@ -12,10 +12,10 @@
 #ifndef PTXEMU_ISA_FRAGMENTS_H
 #define PTXEMU_ISA_FRAGMENTS_H
 
-#include <algorithm>
+#include <cstring>
 
 #include "isa/decode.h"
-#include "isa/tensor_types.h"
+#include "isa/softfloat.h"
 #include "machine/block.h"
 
 namespace ptxemu

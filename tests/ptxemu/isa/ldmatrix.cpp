@@ -28,7 +28,12 @@ void resolve_rows(Warp &w, const Inst &i, const Opnd &base, Use use, Lanes undef
     lane_addresses(w, i, base, address);
     unsigned rows = i.vec * SIDE;
     Lanes lanes = rows == WARP_SIZE ? ALL_LANES : (1u << rows) - 1;
-    Access a{i.space, use, ROW_BYTES};
+    if (i.space == Space::generic)
+        for (unsigned r = 0; r < rows; r++)
+            if (uint64_t generic = address[r]; classify(generic, &address[r]) != Space::shared)
+                fault_at(FaultKind::wrong_space, int(r), Space::generic, generic,
+                         "the row of lane %u does not lie in shared memory", r);
+    Access a{Space::shared, use, ROW_BYTES};
     a.undefined = undefined;
     a.count = false;
     resolve(w, a, address, lanes, row);

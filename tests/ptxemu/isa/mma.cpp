@@ -8,9 +8,12 @@
  * D, to nearest even.  Tensor cores align the products and C to the largest of them, cut off what falls below some bits,
  * and may do so in steps of a few k; their last bits differ, and from one architecture to the next.  f64 is a chain of fused
  * multiply-adds. */
+#include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "isa/fragments.h"
+#include "profile/counters.h"
 
 namespace ptxemu
 {
