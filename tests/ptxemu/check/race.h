@@ -1,7 +1,7 @@
 /* Shared-memory races by happens-before.
  *
- * Every warp of a block has a vector clock with an entry for each warp of the block and one more for the asynchronous copy
- * engine (bulk copies).  A release (barrier arrival, mbarrier arrive, atomic or store with release semantics) publishes the warp's clock, an acquire
+ * Every warp of a block has a vector clock with an entry for each warp of the block; the copies of the asynchronous engine (bulk copies)
+ * are known one by one, as they complete in any order.  A release (barrier arrival, mbarrier arrive, atomic or store with release semantics) publishes the warp's clock, an acquire
  * (leaving a barrier, a successful mbarrier wait, an acquiring atomic or load) joins it.  Two accesses to a byte, at least one of
  * them a write, race when neither's clock covers the other's and they are not both atomic.  Lanes of one warp are ordered by
  * Warp::sync_epoch (bar.warp.sync and anything stronger), and by program order within a lane.
@@ -13,8 +13,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <unordered_map>
-#include <vector>
 
 #include "machine/fault.h"
 #include "types.h"
@@ -25,8 +23,7 @@ namespace ptxemu
 struct Block;
 struct Warp;
 struct Inst;
-
-using Clock = std::vector<uint32_t>; /* warps of the block + 1; the last is the copy engine */
+enum class Use : uint8_t; /* memory/access.h */
 
 class RaceShadow
 {
@@ -34,14 +31,19 @@ class RaceShadow
     RaceShadow(uint32_t shared_bytes, uint32_t warps);
     ~RaceShadow();
 
-    /* ---- accesses: offset in shared memory; throw Fault ---- */
+    /* ---- accesses: offset in shared memory, whose bounds the caller has checked; throw Fault ---- */
+    /* Of some lanes of a warp in one instruction. */
+    void access(const Warp &w, Use use, Lanes lanes, const uint32_t offset[WARP_SIZE], uint32_t bytes);
+    /* Of one lane. */
     void read(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes, bool sync);
     void write(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes, bool sync);
     void atomic(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes);
+    /* As atomic, but by an operation on an mbarrier, which orders by release and acquire alone. */
+    void touch(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes);
     void pending(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes); /* cp.async issued */
     void landed(const Warp &w, unsigned lane, uint32_t offset, uint32_t bytes);  /* that lane waited for it */
-    /* The copy engine writes or reads on behalf of an instruction of `w` (bulk copies).  Returns its clock value, to be published to the mbarrier
-     * (or given to acquire_engine when a bulk group was waited for). */
+    /* The copy engine writes or reads on behalf of an instruction of `w` (bulk copies).  Returns the copy's number, to be published to the
+     * mbarrier (or given to acquire_engine when a bulk group was waited for). */
     uint32_t engine_write(const Warp &w, uint32_t offset, uint32_t bytes);
     uint32_t engine_read(const Warp &w, uint32_t offset, uint32_t bytes);
 
@@ -51,9 +53,9 @@ class RaceShadow
                          uint32_t warp);          /* leave: join what was published in the phase that completed */
     void release(uint64_t object, uint32_t warp); /* publish into a sync object: an mbarrier's or a flag's offset */
     void acquire(uint64_t object, uint32_t warp);
-    void engine_release(uint64_t object, uint32_t engine_clock);
-    void acquire_engine(uint32_t warp, uint32_t engine_clock); /* cp.async.bulk.wait_group */
-    void fence(uint32_t warp);                                 /* membar/fence: later relaxed stores publish too */
+    void engine_release(uint64_t object, uint32_t copy);
+    void acquire_engine(uint32_t warp, uint32_t copy); /* cp.async.bulk.wait_group */
+    void fence(uint32_t warp);                         /* membar/fence: later relaxed stores publish too */
 
   private:
     struct Impl;

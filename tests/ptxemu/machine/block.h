@@ -16,6 +16,7 @@ struct Grid;
 struct Cluster;
 class RaceShadow;
 class Heap;
+struct Allocation;
 
 /* One of the 16 hardware barriers of a block (bar / barrier). */
 struct Barrier {
@@ -32,6 +33,14 @@ struct Barrier {
         Frame *frame;
     };
     std::vector<Waiting> waiting;
+};
+
+/* The allocations that instructions met last, by the instruction's place: memory/access.cpp asks the heap only when an instruction comes to
+ * another allocation, or when the heap has changed. */
+struct RecentAllocations {
+    static constexpr size_t N = 32;
+    uint64_t version = 0; /* of the heap */
+    const Allocation *found[N] = {};
 };
 
 struct Block {
@@ -53,6 +62,7 @@ struct Block {
     Barrier barriers[16];
     uint32_t live_threads = 0;
     Counters counters;
+    RecentAllocations recent;
     std::string output;         /* of printf */
     uint64_t progress = 0;      /* its part of Grid::progress, which the grid adds up from time to time */
 };

@@ -10,6 +10,14 @@
 namespace ptxemu
 {
 
+/* f(lane) for every lane of a set, in the order of the lanes: where several lanes meet in one place, the last one wins. */
+template <class F>
+inline void each_lane(Lanes lanes, F f)
+{
+    for (; lanes; lanes &= lanes - 1)
+        f(unsigned(__builtin_ctz(lanes)));
+}
+
 enum class Use : uint8_t {
     read,
     write,
@@ -27,6 +35,7 @@ struct Access {
     uint32_t align = 0;  /* 0: as bytes */
     Lanes undefined = 0; /* write: lanes whose value was never written: the bytes become never-written */
     bool count = true;   /* for the profiler: false where the caller counts by itself (ldmatrix, TMA) */
+    bool race = true;    /* false where the caller tells the race check itself (the copy engine) */
     uint32_t rows = 1;   /* reserved for ldmatrix: phases of eight addresses */
 };
 

@@ -20,6 +20,7 @@ struct LineCounters { /* of one source line */
     uint64_t shared_requests = 0, shared_wavefronts = 0,
              shared_ideal_wavefronts = 0; /* conflicts: wavefronts beyond the minimum */
     uint64_t instructions = 0;
+    void add(const LineCounters &o);
 };
 
 struct Counters {
@@ -57,7 +58,7 @@ class Profile
     static Profile &get();
     void add(const std::string &kernel, const Module &m, Dim3 grid, Dim3 block, size_t shared, double seconds,
              const Counters &c);
-    void write(const std::string &path) const; /* whole or not at all */
+    bool write(const std::string &path) const; /* whole or not at all; false: errno says why */
     void clear();
 
   private:
