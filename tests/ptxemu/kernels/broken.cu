@@ -8,7 +8,7 @@
 template <bool broken>
 static __device__ void global_past_end(int *out, const int *in, int n)
 {
-    const int i = threadIdx.x + (broken ? n : 0);
+    const int i = threadIdx.x + (broken ? 2 * n : 0);
     out[i] = in[threadIdx.x]; // blame: global_past_end
 }
 
@@ -86,6 +86,8 @@ template <bool broken>
 static __device__ void race_read_after_write(int *out, const int *in, int)
 {
     __shared__ int s[64];
+    s[threadIdx.x] = 0; /* or else the warp that runs first would meet never-written memory */
+    __syncthreads();
     s[threadIdx.x] = in[threadIdx.x & 31];
     if (!broken)
         __syncthreads();
@@ -171,9 +173,9 @@ static __device__ void shfl_lanes_missing(int *out, const int *in, int n)
 static __device__ int mma_s8(int a, int b)
 {
     int c0 = 0, c1 = 0;
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};" // blame: mma_lanes_missing
-                 : "+r"(c0), "+r"(c1)
-                 : "r"(a), "r"(b));
+    // clang-format off
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};" : "+r"(c0), "+r"(c1) : "r"(a), "r"(b)); // blame: mma_lanes_missing
+    // clang-format on
     return c0 + c1;
 }
 template <bool broken>
@@ -267,6 +269,9 @@ template <bool broken>
 static __device__ void async_wait_without_barrier(int *out, const int *in, int)
 {
     __shared__ __align__(16) int s[4 * 64];
+    for (int i = threadIdx.x; i < 4 * 64; i += 64)
+        s[i] = 0;
+    __syncthreads();
     copy16(&s[4 * threadIdx.x], &in[4 * (threadIdx.x & 7)]);
     asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
     if (!broken)
