@@ -42,6 +42,18 @@ const Inst &instruction_at(const Path &p)
     return p.frame->fn->code[p.pc];
 }
 
+/* A chain is as long as the calls are deep; text that was made up could close a ring. */
+std::vector<std::string> inlined_places(const Module &m, const Function &fn, const Loc &loc)
+{
+    std::vector<std::string> places;
+    const std::vector<Loc> &calls = fn.ast.inlined;
+    for (uint32_t k = loc.outer; k > 0 && k <= calls.size() && places.size() < 16; k = calls[k - 1].outer) {
+        auto file = m.files.find(calls[k - 1].file);
+        places.push_back(format("%s:%u", file == m.files.end() ? "?" : file->second.c_str(), calls[k - 1].line));
+    }
+    return places;
+}
+
 } // namespace
 
 std::string place_text(const Warp &w, const Inst &i)
@@ -64,6 +76,7 @@ void Warp::complete(Fault &f) const
         f.ptx_line = at->loc.ptx_line;
         if (at->source)
             f.instruction = at->source->text;
+        f.inlined = inlined_places(*launch.module, *frame->fn, at->loc);
     }
     if (f.has_place)
         return;
