@@ -338,7 +338,7 @@ SKIP:
     ret;
 )"));
     expect_fault(r, FaultKind::divergent_barrier, "lanes 0-15 of warp 0 wait here for lanes 16-31");
-    EXPECT_NE(std::string::npos, r.report().find("`bar.sync 1;`")) << r.report();
+    EXPECT_NE(std::string::npos, r.report().find("lanes 16-31 wait at `bar.sync 1`")) << r.report();
 }
 
 TEST_F(Machine, WarpsAtDifferentBarriersAreReported)
