@@ -184,14 +184,14 @@ Step special_pred(Warp &w, const Inst &i)
     return Step::next;
 }
 
-/* Narrower destinations (mov.u16 %rs1, %tid.x) keep the low bits; wider ones do not exist. */
+/* As wide as the register, or mov.u16 %rs1, %tid.x, which keeps the lower half. */
 void build_special(Decode &d, Inst &i, Type t, const std::string &name)
 {
     Special s;
     if (!special_from_name(name, &s))
         d.fail("there is no special register %%%s", name.c_str());
     const Type own = special_type(s);
-    if ((own == Type::pred) != (t == Type::pred) || type_bits(t) > type_bits(own))
+    if (type_bits(t) != type_bits(own) && !(type_bits(t) == 16 && type_bits(own) == 32))
         d.fail("%%%s is a .%s register", name.c_str(), type_text(own));
     i.imm = uint64_t(s);
     if (t == Type::pred)

@@ -155,9 +155,6 @@ class Parser
     bool names_unresolved_ = false; /* the instruction being parsed has a name that is not known yet */
 };
 
-/* Names of special registers without %; false: there is none of that name. */
-bool special_register(const std::string &name, Type *type);
-
 } // namespace ptxemu::ptx
 
 #endif

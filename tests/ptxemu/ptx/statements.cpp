@@ -1,7 +1,6 @@
 /* The bodies of functions: scopes, declarations, labels, instructions and their operands. */
 #include <algorithm>
 #include <cctype>
-#include <cstring>
 
 #include "ptx/parser.h"
 
@@ -11,40 +10,6 @@ namespace
 {
 constexpr uint32_t UNKNOWN = UINT32_MAX; /* index of an operand of kind label whose name is not known yet */
 constexpr size_t MOST_REGISTERS = 1u << 20;
-
-struct SpecialRow {
-    const char *name;
-    Type type;
-};
-const SpecialRow SPECIALS[] = {{"laneid", Type::u32},
-                               {"warpid", Type::u32},
-                               {"nwarpid", Type::u32},
-                               {"smid", Type::u32},
-                               {"nsmid", Type::u32},
-                               {"gridid", Type::u64},
-                               {"is_explicit_cluster", Type::pred},
-                               {"cluster_ctarank", Type::u32},
-                               {"cluster_nctarank", Type::u32},
-                               {"lanemask_eq", Type::u32},
-                               {"lanemask_le", Type::u32},
-                               {"lanemask_lt", Type::u32},
-                               {"lanemask_ge", Type::u32},
-                               {"lanemask_gt", Type::u32},
-                               {"clock", Type::u32},
-                               {"clock_hi", Type::u32},
-                               {"clock64", Type::u64},
-                               {"globaltimer", Type::u64},
-                               {"globaltimer_lo", Type::u32},
-                               {"globaltimer_hi", Type::u32},
-                               {"reserved_smem_offset_begin", Type::b32},
-                               {"reserved_smem_offset_end", Type::b32},
-                               {"reserved_smem_offset_cap", Type::b32},
-                               {"total_smem_size", Type::u32},
-                               {"aggr_smem_size", Type::u32},
-                               {"dynamic_smem_size", Type::u32},
-                               {"current_graph_exec", Type::u64}};
-const char *const SPECIAL_VECTORS[] = {"tid",       "ntid",       "ctaid",         "nctaid",
-                                       "clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid"};
 
 std::string one_line(const char *from, const char *to)
 {
@@ -59,19 +24,6 @@ std::string one_line(const char *from, const char *to)
     return s;
 }
 } // namespace
-
-bool special_register(const std::string &name, Type *type)
-{
-    for (const SpecialRow &s : SPECIALS)
-        if (name == s.name) {
-            *type = s.type;
-            return true;
-        }
-    *type = Type::u32;
-    return name.size() > 2 && name[name.size() - 2] == '.' && strchr("xyz", name.back()) &&
-           std::any_of(std::begin(SPECIAL_VECTORS), std::end(SPECIAL_VECTORS),
-                       [&](const char *v) { return name.compare(0, name.size() - 2, v) == 0; });
-}
 
 /* ---- names ---- */
 
@@ -526,7 +478,6 @@ Operand Parser::number_operand()
 Operand Parser::name_operand()
 {
     Operand o;
-    uint32_t where = line();
     o.name = word("a name");
     if (o.name == "_") {
         o.name.clear();
@@ -539,13 +490,10 @@ Operand Parser::name_operand()
     } else if (e && e->kind == Entity::variable) {
         o.kind = Operand::symbol;
         o.name = e->unique;
-    } else if (o.name[0] == '%') {
+    } else if (o.name[0] == '%') { /* the decoder knows which special registers there are */
         std::string special = o.name.substr(1);
         while (peek().kind == Token::dotted)
             special += "." + std::string(take().text);
-        Type t;
-        if (!special_register(special, &t))
-            error_at(where, "`%%%s` is not declared", special.c_str());
         o.kind = Operand::special;
         o.name = special;
         return o;

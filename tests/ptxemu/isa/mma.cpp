@@ -1,0 +1,303 @@
+/* mma.sync: D = A * B + C on the registers of one warp.
+ *
+ * The variants are a table: shape, operand types, the compute capability that brought them.  How fragments lie in registers follows from
+ * the shape and the element width alone (isa/fragments.h).
+ *
+ * Integer results are exact: modulo 2^32, or clamped with .satfinite.  Floating-point results are the sum of C and the k products
+ * in ascending order of k, formed in f64 (where products of f16, bf16, tf32 and fp8 elements are exact) and rounded once to the type of
+ * D, to nearest even.  Tensor cores align the products and C to the largest of them, cut off what falls below some bits,
+ * and may do so in steps of a few k; their last bits differ, and from one architecture to the next.  f64 is a chain of fused
+ * multiply-adds. */
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "isa/fragments.h"
+#include "profile/counters.h"
+
+namespace ptxemu
+{
+namespace
+{
+
+enum class Elements : uint8_t { f16, bf16, tf32, f64, bytes, nibbles, bits, fp8 };
+
+struct ElementSet {
+    std::array<Type, 2> types; /* what A and B may be, each on its own */
+    std::array<Type, 2> accumulators;
+};
+const ElementSet element_sets[] = {
+    {{Type::f16, Type::f16}, {Type::f16, Type::f32}},   {{Type::bf16, Type::bf16}, {Type::f32, Type::f32}},
+    {{Type::tf32, Type::tf32}, {Type::f32, Type::f32}}, {{Type::f64, Type::f64}, {Type::f64, Type::f64}},
+    {{Type::s8, Type::u8}, {Type::s32, Type::s32}},     {{Type::s4, Type::u4}, {Type::s32, Type::s32}},
+    {{Type::b1, Type::b1}, {Type::s32, Type::s32}},     {{Type::e4m3, Type::e5m2}, {Type::f16, Type::f32}},
+};
+
+struct Variant {
+    const char *shape;
+    uint16_t m, k; /* n is 8 */
+    Elements elements;
+    uint16_t sm;
+};
+const Variant variants[] = {
+    {"m16n8k8", 16, 8, Elements::f16, 75},       {"m16n8k16", 16, 16, Elements::f16, 80},
+    {"m16n8k8", 16, 8, Elements::bf16, 80},      {"m16n8k16", 16, 16, Elements::bf16, 80},
+    {"m16n8k4", 16, 4, Elements::tf32, 80},      {"m16n8k8", 16, 8, Elements::tf32, 80},
+    {"m8n8k4", 8, 4, Elements::f64, 80},         {"m16n8k4", 16, 4, Elements::f64, 90},
+    {"m16n8k8", 16, 8, Elements::f64, 90},       {"m16n8k16", 16, 16, Elements::f64, 90},
+    {"m8n8k16", 8, 16, Elements::bytes, 75},     {"m16n8k16", 16, 16, Elements::bytes, 80},
+    {"m16n8k32", 16, 32, Elements::bytes, 80},   {"m8n8k32", 8, 32, Elements::nibbles, 75},
+    {"m16n8k32", 16, 32, Elements::nibbles, 80}, {"m16n8k64", 16, 64, Elements::nibbles, 80},
+    {"m8n8k128", 8, 128, Elements::bits, 75},    {"m16n8k128", 16, 128, Elements::bits, 80},
+    {"m16n8k256", 16, 256, Elements::bits, 80},  {"m16n8k16", 16, 16, Elements::fp8, 89},
+    {"m16n8k32", 16, 32, Elements::fp8, 89},
+};
+
+constexpr unsigned N = 8, MAX_M = 16;
+constexpr unsigned MAX_K = 64; /* of what is unpacked: everything but bits */
+
+/* What a handler needs to know besides its operands: D, A, B, C in this order. */
+struct Mma {
+    unsigned m, k;
+    unsigned tile_k;        /* elements of k in a tile */
+    unsigned tile_pitch;    /* bytes of a row of a tile */
+    unsigned n_a, n_b, n_c; /* registers */
+    Unpack<uint32_t> int_a, int_b;
+    Unpack<double> float_a, float_b;
+    bool f16_accumulators, saturate, xor_bits;
+
+    const Opnd *d(const Inst &i) const { return i.op; }
+    const Opnd *a(const Inst &i) const { return i.op + n_c; }
+    const Opnd *b(const Inst &i) const { return i.op + n_c + n_a; }
+    const Opnd *c(const Inst &i) const { return i.op + n_c + n_a + n_b; }
+};
+
+const uint8_t *tile(const Warp &w, const Opnd &o)
+{
+    return w.in<uint8_t>(o);
+}
+
+/* a[m][k] and b[k][n] as numbers. */
+template <class T>
+struct Factors {
+    T a[MAX_M * MAX_K], b[MAX_K * N];
+
+    Factors(const Warp &w, const Inst &i, const Mma &v, Unpack<T> unpack_a, Unpack<T> unpack_b)
+    {
+        unsigned halves = v.m / TILE_ROWS;
+        for (unsigned r = 0; r < v.n_a; r++)
+            unpack_a(tile(w, v.a(i)[r]), v.tile_pitch, TILE_ROWS,
+                     a + r % halves * TILE_ROWS * v.k + r / halves * v.tile_k, v.k);
+        T columns[N * MAX_K];
+        for (unsigned r = 0; r < v.n_b; r++)
+            unpack_b(tile(w, v.b(i)[r]), v.tile_pitch, N, columns + r * v.tile_k, v.k);
+        transpose(columns, b, N, v.k);
+    }
+};
+
+const Mma &mma_of(const Inst &i)
+{
+    return *static_cast<const Mma *>(i.extra);
+}
+
+void finish_integer(Warp &w, const Inst &i, const Mma &v, uint32_t *sum)
+{
+    uint32_t c[MAX_M * N];
+    load_s32(w, v.c(i), c, v.m, N);
+    for (unsigned e = 0; e < v.m * N; e++)
+        if (v.saturate) { /* the products of one instruction stay below 2^31 */
+            int64_t exact = int64_t(int32_t(sum[e])) + int32_t(c[e]);
+            sum[e] = uint32_t(std::clamp<int64_t>(exact, INT32_MIN, INT32_MAX));
+        } else {
+            sum[e] += c[e];
+        }
+    store_s32(w, v.d(i), sum, v.m, N);
+    count_tensor(w, 2ull * v.m * N * v.k);
+}
+
+Step mma_integer(Warp &w, const Inst &i)
+{
+    const Mma &v = mma_of(i);
+    need_whole_warp(w);
+    Factors<uint32_t> f(w, i, v, v.int_a, v.int_b);
+    uint32_t sum[MAX_M * N] = {};
+    multiply(f.a, f.b, sum, v.m, N, v.k);
+    finish_integer(w, i, v, sum);
+    return Step::next;
+}
+
+/* The k "products" are the bits of a xor b, or a and b; their sum is a population count. */
+Step mma_bits(Warp &w, const Inst &i)
+{
+    const Mma &v = mma_of(i);
+    need_whole_warp(w);
+    constexpr unsigned WORDS = 2; /* of 64 bits in a tile's row */
+    uint32_t sum[MAX_M * N] = {};
+    unsigned halves = v.m / TILE_ROWS;
+    for (unsigned r = 0; r < v.n_a; r++) {
+        const uint64_t *a = w.in<uint64_t>(v.a(i)[r]), *b = w.in<uint64_t>(v.b(i)[r / halves]);
+        uint32_t *rows = sum + r % halves * TILE_ROWS * N;
+        for (unsigned e = 0; e < TILE_ROWS * N; e++)
+            for (unsigned x = 0; x < WORDS; x++) {
+                uint64_t p = a[e / N * WORDS + x], q = b[e % N * WORDS + x];
+                rows[e] += uint32_t(__builtin_popcountll(v.xor_bits ? p ^ q : p & q));
+            }
+    }
+    finish_integer(w, i, v, sum);
+    return Step::next;
+}
+
+Step mma_float(Warp &w, const Inst &i)
+{
+    const Mma &v = mma_of(i);
+    need_whole_warp(w);
+    Factors<double> f(w, i, v, v.float_a, v.float_b);
+    double sum[MAX_M * N];
+    (v.f16_accumulators ? load_f16 : load_f32)(w, v.c(i), sum, v.m, N);
+    multiply(f.a, f.b, sum, v.m, N, v.k);
+    (v.f16_accumulators ? store_f16 : store_f32)(w, v.d(i), sum, v.m, N);
+    count_tensor(w, 2ull * v.m * N * v.k);
+    return Step::next;
+}
+
+Step mma_f64(Warp &w, const Inst &i)
+{
+    const Mma &v = mma_of(i);
+    need_whole_warp(w);
+    Factors<double> f(w, i, v, v.float_a, v.float_b);
+    double sum[MAX_M * N];
+    load_f64(w, v.c(i), sum, v.m, N);
+    for (unsigned e = 0; e < v.m * N; e++)
+        for (unsigned k = 0; k < v.k; k++)
+            sum[e] = std::fma(f.a[e / N * v.k + k], f.b[k * N + e % N], sum[e]);
+    store_f64(w, v.d(i), sum, v.m, N);
+    count_tensor(w, 2ull * v.m * N * v.k);
+    return Step::next;
+}
+
+bool one_of(const std::array<Type, 2> &types, Type t)
+{
+    return t == types[0] || t == types[1];
+}
+
+struct Types {
+    Type d, a, b, c;
+};
+
+const Variant &find_variant(Decode &d, const Types &t, const char *shape)
+{
+    for (const Variant &v : variants) {
+        const ElementSet &set = element_sets[size_t(v.elements)];
+        if (strcmp(v.shape, shape) == 0 && one_of(set.types, t.a) && one_of(set.types, t.b) &&
+            one_of(set.accumulators, t.c) && t.c == t.d)
+            return v;
+    }
+    d.fail("mma.%s.%s.%s.%s.%s is none of the emulated variants", shape, type_text(t.d), type_text(t.a), type_text(t.b),
+           type_text(t.c));
+}
+
+const char *take_shape(Decode &d)
+{
+    for (const Variant &v : variants)
+        if (d.take(v.shape))
+            return v.shape;
+    d.fail("an mma of this shape is not emulated");
+}
+
+Mma plan(const Variant &v, const Types &t)
+{
+    Mma p = {};
+    bool wide = t.a == Type::f64;
+    p.m = v.m;
+    p.k = v.k;
+    p.tile_pitch = wide ? 32 : 16;
+    p.tile_k = p.tile_pitch * 8 / type_bits(t.a);
+    p.n_b = v.k / p.tile_k;
+    p.n_a = p.n_b * v.m / TILE_ROWS;
+    p.f16_accumulators = t.c == Type::f16;
+    p.n_c = v.m * N / WARP_SIZE / (p.f16_accumulators ? 2 : 1);
+    p.int_a = unpack_integer(t.a);
+    p.int_b = unpack_integer(t.b);
+    p.float_a = unpack_float(t.a);
+    p.float_b = unpack_float(t.b);
+    return p;
+}
+
+Exec handler(Elements e)
+{
+    switch (e) {
+    case Elements::bytes:
+    case Elements::nibbles:
+        return mma_integer;
+    case Elements::bits:
+        return mma_bits;
+    case Elements::f64:
+        return mma_f64;
+    default:
+        return mma_float;
+    }
+}
+
+void take_bit_operation(Decode &d, Mma *p)
+{
+    p->xor_bits = d.take("xor");
+    if (!p->xor_bits) {
+        if (!d.take("and"))
+            d.fail("mma of .b1 needs .xor.popc or .and.popc");
+        d.need_sm(80);
+    }
+    if (!d.take("popc"))
+        d.fail("mma of .b1 needs .popc");
+}
+
+void build_mma(Decode &d, Inst &i)
+{
+    if (d.take("sp") || d.take("sp::ordered_metadata"))
+        d.fail("sparse mma is not emulated");
+    if (!d.take("sync") || !d.take("aligned"))
+        d.fail("mma needs .sync.aligned");
+    const char *shape = take_shape(d);
+    if (!d.take("row") || !d.take("col"))
+        d.fail("mma of this shape is .row.col");
+    bool saturate = d.take("satfinite");
+    Types t;
+    t.d = d.type();
+    t.a = d.type();
+    t.b = d.type();
+    t.c = d.type();
+    const Variant &v = find_variant(d, t, shape);
+    d.need_sm(v.sm);
+
+    Mma *p = d.extra<Mma>();
+    *p = plan(v, t);
+    p->saturate = saturate;
+    if (saturate && v.elements != Elements::bytes && v.elements != Elements::nibbles)
+        d.fail(".satfinite is for integer mma");
+    if (v.elements == Elements::bits)
+        take_bit_operation(d, p);
+
+    Type factor = t.a == Type::f64 ? Type::f64 : Type::b32;
+    Type accumulator = t.c == Type::f16 ? Type::b32 : t.c;
+    fragment(d, 0, p->n_c, accumulator, Opnd::write);
+    fragment(d, 1, p->n_a, factor, Opnd::read);
+    fragment(d, 2, p->n_b, factor, Opnd::read);
+    fragment(d, 3, p->n_c, accumulator, Opnd::read);
+    i.extra = p;
+    i.exec = handler(v.elements);
+    i.cls = Class::tensor;
+    i.together = Together::warp;
+    i.type = t.d;
+    i.type2 = t.a;
+}
+
+const Opcode opcodes[] = {
+    {"mma", build_mma},
+    {"ldmatrix", build_ldmatrix},
+    {"stmatrix", build_stmatrix},
+    {"movmatrix", build_movmatrix},
+};
+} // namespace
+
+extern const Family matrix_family = {opcodes, sizeof opcodes / sizeof *opcodes};
+
+} // namespace ptxemu
