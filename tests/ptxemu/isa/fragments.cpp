@@ -243,8 +243,8 @@ void need_whole_warp(const Warp &w)
 {
     if (w.active == ALL_LANES || !w.block->grid->launch.options.check)
         return;
-    int lane = __builtin_ctz(~w.active);
-    fault(FaultKind::missing_lanes, lane, "this instruction needs all 32 lanes of the warp; lanes 0x%08x %s", ~w.active,
+    fault(FaultKind::missing_lanes, __builtin_ctz(w.active),
+          "this instruction needs all 32 lanes of the warp; lanes 0x%08x %s", ~w.active,
           ~w.active & ~w.exited ? "do not execute it" : "have exited or never existed");
 }
 
