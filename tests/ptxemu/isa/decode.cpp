@@ -364,6 +364,11 @@ Opnd Decode::pred_in(const ptx::Operand &o)
     return r;
 }
 
+bool Decode::is_predicate(const ptx::Operand &o) const
+{
+    return o.kind == ptx::Operand::reg && s_.registers[o.index].kind == Opnd::pred;
+}
+
 Opnd Decode::pred_out(const ptx::Operand &o)
 {
     Opnd r;

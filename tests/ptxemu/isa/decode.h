@@ -49,6 +49,7 @@ class Decode
     Opnd out(size_t k, Type t, bool wider = false) { return out(operand(k), t, wider); }
     Opnd pred_in(const ptx::Operand &o); /* predicate, or the immediate 0/1 (a constant row of u32 lanes' mask) */
     Opnd pred_out(const ptx::Operand &o);
+    bool is_predicate(const ptx::Operand &o) const; /* a predicate register: where an operand may be of several kinds */
     Opnd constant(uint64_t bits, Type t); /* a constant row (not appended by itself: see add) */
     Opnd temporary(Type t);               /* a fresh row */
     void add(Opnd o);                     /* appends by hand; in/out/pred_* have done so already */

@@ -305,6 +305,7 @@ void Parser::function(const Linkage &l, bool is_entry)
     scopes_.clear();
     used_names_.clear();
     loc_ = Loc{};
+    outer_of_.clear();
     fn_.is_entry = is_entry;
     fn_.line = line();
     if (!is_entry)

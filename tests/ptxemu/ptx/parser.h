@@ -6,6 +6,7 @@
 #define PTXEMU_PTX_PARSER_H
 
 #include <algorithm>
+#include <array>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -165,6 +166,8 @@ class Parser
     std::unordered_set<std::string> used_names_;   /* unique names taken in this function */
     std::vector<RegisterResult> register_results_; /* .reg results of the function itself */
     Loc loc_;
+    std::map<std::array<uint32_t, 3>, uint32_t>
+        outer_of_; /* of this function: file, line, column -> the `outer` that .loc gave it last */
     std::vector<std::vector<TableName>> table_names_; /* beside fn_.tables */
     bool names_unresolved_ = false; /* the instruction being parsed has a name that is not known yet */
 };

@@ -1,0 +1,190 @@
+/* The order of work, and its execution when somebody waits. */
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <unordered_set>
+
+#include "driver/call.h"
+#include "driver/graph.h"
+
+namespace ptxemu::driver
+{
+namespace
+{
+/* Ordering in the legacy default stream: it comes after everything in the context's blocking streams, and they after it. */
+void order_with_legacy(State &s, Stream &stream, Op &op)
+{
+    Context &context = *stream.context;
+    if (!stream.legacy) {
+        if (!(stream.flags & CU_STREAM_NON_BLOCKING) && context.legacy->last)
+            op.after.push_back(context.legacy->last);
+        return;
+    }
+    auto add = [&](const Stream &other) {
+        if (other.context == &context && !(other.flags & CU_STREAM_NON_BLOCKING) && other.last)
+            op.after.push_back(other.last);
+    };
+    s.streams.each(add);
+    for (auto &own : context.per_thread)
+        add(*own.second);
+    for (const Context::Orphan &orphan : context.orphans)
+        if (orphan.blocking)
+            op.after.push_back(orphan.last);
+}
+
+/* The operations that must run, oldest first: `serial` is an order in which every one comes after what it waits for. */
+std::vector<std::shared_ptr<Op>> unfinished(const std::shared_ptr<Op> &last)
+{
+    std::vector<std::shared_ptr<Op>> all{last};
+    std::unordered_set<const Op *> seen{last.get()};
+    for (size_t i = 0; i < all.size(); i++)
+        for (size_t k = 0; k < all[i]->after.size(); k++) {
+            const std::shared_ptr<Op> earlier = all[i]->after[k];
+            if (earlier->state != Op::done && seen.insert(earlier.get()).second)
+                all.push_back(earlier);
+        }
+    std::sort(all.begin(), all.end(), [](auto &a, auto &b) { return a->serial < b->serial; });
+    return all;
+}
+
+void report(State &s, Context &context, const Fault &f)
+{
+    context.sticky = CUresult(fault_result(f.kind));
+    s.report = report_text(f);
+    fprintf(stderr, "%s\n", s.report.c_str());
+    if (s.settings.report.empty())
+        return;
+    FILE *file = fopen(s.settings.report.c_str(), "a");
+    if (!file || fprintf(file, "%s\n", s.report.c_str()) < 0)
+        fprintf(stderr, "ptxemu: cannot write NB_EMU_REPORT=%s: %s\n", s.settings.report.c_str(), strerror(errno));
+    if (file)
+        fclose(file);
+}
+
+/* Runs one operation whose predecessors are done.  After a fault the rest of the context's work is dropped, but for callbacks, which
+ * learn of the error. */
+void run(Call &c, Op &op)
+{
+    op.state = Op::running;
+    CUresult sticky = op.context->sticky;
+    c.lock.unlock();
+    std::unique_ptr<Fault> fault;
+    if (CallbackWork *callback = std::get_if<CallbackWork>(&op.work))
+        callback->fn(callback->stream, sticky, callback->data);
+    else if (sticky == CUDA_SUCCESS)
+        try {
+            execute(*op.context, op.work);
+        } catch (const Fault &f) {
+            fault = std::make_unique<Fault>(f);
+        }
+    c.lock.lock();
+    if (fault)
+        report(c.s, *op.context, *fault);
+    op.state = Op::done;
+    op.finished = wall_seconds();
+    op.after.clear();
+    op.work = EmptyWork{};
+    c.s.finished.notify_all();
+}
+} // namespace
+
+double wall_seconds()
+{
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::shared_ptr<Op> Call::enqueue(Stream &stream, Work work)
+{
+    auto op = std::make_shared<Op>();
+    op->serial = s.next_serial++;
+    op->context = s.contexts.find(stream.context->handle);
+    op->work = std::move(work);
+    op->after = std::move(stream.waits);
+    stream.waits.clear();
+    if (stream.last)
+        op->after.push_back(stream.last);
+    order_with_legacy(s, stream, *op);
+    stream.last = op;
+    return op;
+}
+
+CUresult Call::submit(const std::shared_ptr<Stream> &stream, Work work)
+{
+    if (stream->capture)
+        return record(*this, *stream, std::move(work));
+    if (CUresult r = implicit_in_capture(s, *stream); r != CUDA_SUCCESS)
+        return r;
+    enqueue(*stream, std::move(work));
+    return CUDA_SUCCESS;
+}
+
+CUresult Call::wait(const std::shared_ptr<Op> &op)
+{
+    if (!op)
+        return context ? context->sticky : CUDA_SUCCESS;
+    for (const std::shared_ptr<Op> &next : unfinished(op)) {
+        if (next->state == Op::pending)
+            run(*this, *next);
+        while (next->state != Op::done) /* another thread is at it */
+            s.finished.wait(lock);
+    }
+    return op->context->sticky;
+}
+
+CUresult Call::wait_stream(Stream &stream)
+{
+    for (const std::shared_ptr<Op> &op : std::vector<std::shared_ptr<Op>>(stream.waits))
+        wait(op);
+    wait(stream.last);
+    return stream.context->sticky;
+}
+
+CUresult Call::wait_context(Context &which)
+{
+    std::vector<std::shared_ptr<Op>> last;
+    auto add = [&](const Stream &stream) {
+        if (stream.context != &which)
+            return;
+        last.insert(last.end(), stream.waits.begin(), stream.waits.end());
+        if (stream.last)
+            last.push_back(stream.last);
+    };
+    s.streams.each(add);
+    add(*which.legacy);
+    for (auto &own : which.per_thread)
+        add(*own.second);
+    for (const Context::Orphan &orphan : which.orphans)
+        last.push_back(orphan.last);
+    std::sort(last.begin(), last.end(), [](auto &a, auto &b) { return a->serial < b->serial; });
+    for (const std::shared_ptr<Op> &op : last)
+        wait(op);
+    auto done = [](const Context::Orphan &o) { return o.last->state == Op::done; };
+    which.orphans.erase(std::remove_if(which.orphans.begin(), which.orphans.end(), done), which.orphans.end());
+    return which.sticky;
+}
+
+CUresult Call::wait_device(Device &device)
+{
+    std::vector<std::shared_ptr<Context>> all;
+    s.contexts.each([&](const Context &other) {
+        if (other.device == &device && (other.active || !other.primary))
+            all.push_back(s.contexts.find(other.handle));
+    });
+    for (const std::shared_ptr<Context> &other : all)
+        wait_context(*other);
+    return context ? context->sticky : CUDA_SUCCESS;
+}
+
+bool Call::poll(const std::vector<std::shared_ptr<Op>> &ops)
+{
+    bool done = true;
+    for (const std::shared_ptr<Op> &op : ops)
+        if (op && op->state != Op::done) {
+            done = false;
+            wait(op);
+        }
+    return done;
+}
+
+} // namespace ptxemu::driver
