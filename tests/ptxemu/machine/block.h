@@ -65,6 +65,7 @@ struct Block {
     RecentAllocations recent;
     std::string output;    /* of printf */
     uint64_t progress = 0; /* its part of Grid::progress, which the grid adds up from time to time */
+    uint64_t polls = 0;    /* atomics, strong loads, waits: what a block that waits for others cannot do without */
 };
 
 /* Blocks that are guaranteed to run together and see each other's shared memory. */
