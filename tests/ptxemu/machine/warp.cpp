@@ -42,6 +42,18 @@ const Inst &instruction_at(const Path &p)
     return p.frame->fn->code[p.pc];
 }
 
+/* A chain is as long as the calls are deep; text that was made up could close a ring. */
+std::vector<std::string> inlined_places(const Module &m, const Function &fn, const Loc &loc)
+{
+    std::vector<std::string> places;
+    const std::vector<Loc> &calls = fn.ast.inlined;
+    for (uint32_t k = loc.outer; k > 0 && k <= calls.size() && places.size() < 16; k = calls[k - 1].outer) {
+        auto file = m.files.find(calls[k - 1].file);
+        places.push_back(format("%s:%u", file == m.files.end() ? "?" : file->second.c_str(), calls[k - 1].line));
+    }
+    return places;
+}
+
 } // namespace
 
 std::string place_text(const Warp &w, const Inst &i)
@@ -52,6 +64,15 @@ std::string place_text(const Warp &w, const Inst &i)
     return i.loc.line && it != files.end() ? s + format(" at %s:%u", it->second.c_str(), i.loc.line) : s;
 }
 
+/* For reports: the warp stands where this path waits. */
+void Warp::show(const Path &p)
+{
+    frame = p.frame.get();
+    at = &instruction_at(p);
+    active = p.lanes;
+}
+
+/* What the thrower does not know: kernel, place and thread. */
 void Warp::complete(Fault &f) const
 {
     const Launch &launch = block->grid->launch;
@@ -64,6 +85,7 @@ void Warp::complete(Fault &f) const
         f.ptx_line = at->loc.ptx_line;
         if (at->source)
             f.instruction = at->source->text;
+        f.inlined = inlined_places(*launch.module, *frame->fn, at->loc);
     }
     if (f.has_place)
         return;
@@ -228,8 +250,7 @@ void Warp::blame_missing()
                 where += "; lanes " + lane_list(q.lanes & missing) + " wait at " +
                          place_text(*this, instruction_at(q)) +
                          (&instruction_at(q) == &i ? " in another call or with another mask" : "");
-        at = &i;
-        active = p.lanes;
+        show(p);
         const bool barrier = i.cls == Class::barrier && i.together == Together::warp;
         fault(barrier ? FaultKind::divergent_barrier : FaultKind::missing_lanes, __builtin_ctz(p.lanes),
               "lanes %s of warp %u wait here for lanes %s, which do not come%s", lane_list(p.lanes).c_str(), index,
@@ -325,8 +346,10 @@ Warp::Run stuck(Warp &w)
     if (w.paths.empty())
         return Warp::Run::ended;
     for (const Path &p : w.paths)
-        if (!p.gathering)
+        if (!p.gathering) {
+            w.show(p);
             return Warp::Run::waiting;
+        }
     w.blame_missing();
     return Warp::Run::waiting;
 }

@@ -109,6 +109,7 @@ struct Function {
         locals; /* .local, .shared, .param and .const/.global variables declared inside, names made unique */
     std::vector<Instr> body;
     std::vector<Label> labels;
+    std::vector<Loc> inlined; /* the places at which functions were inlined, each in turn with its `outer` */
     std::vector<BranchTable> tables;
     std::vector<Prototype> prototypes;
     std::map<std::string, std::vector<uint32_t>>

@@ -285,30 +285,49 @@ TEST(Fns, FindsTheNthSetBitUpwardsOrDownwards)
 
 /* ---- bit fields ---- */
 
+/* Positions and lengths from registers count modulo 256; as immediates they must be less. */
 TYPED_TEST(Field, ExtractsAndExtendsAFieldThatMayRunOverTheTop)
 {
     using T = TypeParam;
     using S = std::make_signed_t<T>;
     emu::Device device("8.0");
-    expect(op<T>("bfe", "u"), [](T a, uint32_t position, uint32_t length) -> T {
+    auto field = [](T a, uint32_t position, uint32_t length) -> T {
         const unsigned at = position & 0xff, n = length & 0xff;
         return bits<T>([=](unsigned k) { return k < n && at + k < width<T> && bit(a, at + k); });
-    });
-    expect(op<T>("bfe", "s"), [](S a, uint32_t position, uint32_t length) -> S {
+    };
+    auto signed_field = [](S a, uint32_t position, uint32_t length) -> S {
         const unsigned at = position & 0xff, n = length & 0xff;
         const bool sign = n != 0 && bit(a, std::min(at + n - 1, width<T> - 1));
         return bits<S>([=](unsigned k) { return k < n && at + k < width<T> ? bit(a, at + k) : sign; });
-    });
+    };
+    alu::expect_registers(op<T>("bfe", "u"), field);
+    alu::expect_registers(op<T>("bfe", "s"), signed_field);
+    const auto a = alu::inputs<T>();
+    const auto signed_a = alu::inputs<S>();
+    for (auto [at, n] : {std::pair(0u, 1u), {4, 8}, {31, 1}, {31, 2}, {0, 64}, {63, 255}, {255, 255}, {5, 0}}) {
+        const std::string places = " %d, %a, " + std::to_string(at) + ", " + std::to_string(n) + ";";
+        alu::expect_statement(op<T>("bfe", "u") + places,
+                              std::function([=, p = at, q = n](T v) -> T { return field(v, p, q); }), a, "sm_80");
+        alu::expect_statement(op<T>("bfe", "s") + places,
+                              std::function([=, p = at, q = n](S v) -> S { return signed_field(v, p, q); }), signed_a,
+                              "sm_80");
+    }
 }
 
 TYPED_TEST(Field, InsertsAFieldThatMayRunOverTheTop)
 {
     using T = TypeParam;
     emu::Device device("8.0");
-    expect(op<T>("bfi"), [](T a, T b, uint32_t position, uint32_t length) -> T {
+    auto insert = [](T a, T b, uint32_t position, uint32_t length) -> T {
         const unsigned at = position & 0xff, n = length & 0xff;
         return bits<T>([=](unsigned k) { return k >= at && k < at + n ? bit(a, k - at) : bit(b, k); });
-    });
+    };
+    alu::expect_registers(op<T>("bfi"), insert);
+    const auto in = alu::inputs<T, T>();
+    for (auto [at, n] : {std::pair(0u, 1u), {4, 8}, {31, 1}, {31, 2}, {0, 64}, {63, 255}, {255, 255}, {5, 0}})
+        alu::expect_statement(op<T>("bfi") + " %d, %a, %b, " + std::to_string(at) + ", " + std::to_string(n) + ";",
+                              std::function([=, p = at, q = n](T x, T y) -> T { return insert(x, y, p, q); }), in,
+                              "sm_80");
 }
 
 TEST(Masks, BmskAndSzextWrapOrClampTheirCounts)
