@@ -12,6 +12,7 @@
 
 #include "check/race.h"
 #include "machine/block.h"
+#include "memory/heap.h"
 
 namespace ptxemu
 {
@@ -300,6 +301,34 @@ void Runner::finish()
         throw fault_;
 }
 
+/* A cooperative grid's workspace: {u32 size; u32 barrier}, which the driver provides and cooperative groups use. */
+class Workspace
+{
+  public:
+    explicit Workspace(const Launch &l) : launch_(l)
+    {
+        if (!l.cooperative)
+            return;
+        constexpr uint32_t BYTES = 256;
+        address =
+            l.heap->allocate(l.device, BYTES, 256, AllocKind::device, "the workspace of a cooperative launch", true);
+        if (!address)
+            fault(FaultKind::out_of_bounds, -1, "no device memory is left for the workspace of a cooperative launch");
+        memcpy(reinterpret_cast<void *>(address), &BYTES, sizeof BYTES);
+        l.heap->mark_written(address, BYTES);
+    }
+    ~Workspace()
+    {
+        if (address)
+            launch_.heap->release(address);
+    }
+    Workspace(const Workspace &) = delete;
+    uint64_t address = 0;
+
+  private:
+    const Launch &launch_;
+};
+
 uint64_t next_grid_id()
 {
     static std::atomic<uint64_t> n{0};
@@ -314,6 +343,8 @@ void run_grid(const Launch &launch, Counters *counters)
     g.id = next_grid_id();
     g.params = launch.params;
     g.params.resize(std::max<size_t>(g.params.size(), 16));
+    const Workspace workspace(launch);
+    g.workspace = workspace.address;
     const Dim3 &c = launch.cluster;
     g.cluster_grid = {launch.grid.x / c.x, launch.grid.y / c.y, launch.grid.z / c.z};
     const uint64_t units = g.cluster_grid.count();
