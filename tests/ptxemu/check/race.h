@@ -53,6 +53,7 @@ class RaceShadow
                          uint32_t warp);          /* leave: join what was published in the phase that completed */
     void release(uint64_t object, uint32_t warp); /* publish into a sync object: an mbarrier's or a flag's offset */
     void acquire(uint64_t object, uint32_t warp);
+    void release_foreign(uint64_t object); /* by another block of the cluster: it may know of everything done here */
     void engine_release(uint64_t object, uint32_t copy);
     void acquire_engine(uint32_t warp, uint32_t copy); /* cp.async.bulk.wait_group */
     void fence(uint32_t warp);                         /* membar/fence: later relaxed stores publish too */

@@ -25,81 +25,88 @@ float e5m2_value(uint8_t x)
     return f16_to_f32(uint16_t(x << 8));
 }
 
-/* One row of 16 bytes (32 of f64) as numbers: COUNT of them. */
+/* Element k of a tile, counted along its rows; COUNT are a row. */
 template <Type>
 struct Element;
 
 template <>
 struct Element<Type::s8> {
     static constexpr unsigned COUNT = 16;
-    static uint32_t get(const uint8_t *row, unsigned k) { return uint32_t(int32_t(int8_t(row[k]))); }
+    static float get(const uint8_t *tile, unsigned k) { return int8_t(tile[k]); }
 };
 template <>
 struct Element<Type::u8> {
     static constexpr unsigned COUNT = 16;
-    static uint32_t get(const uint8_t *row, unsigned k) { return row[k]; }
-};
-/* Element 0 of a pair lies in the low nibble. */
-template <>
-struct Element<Type::u4> {
-    static constexpr unsigned COUNT = 32;
-    static uint32_t get(const uint8_t *row, unsigned k) { return row[k / 2] >> 4 * (k & 1) & 15; }
-};
-template <>
-struct Element<Type::s4> {
-    static constexpr unsigned COUNT = 32;
-    static uint32_t get(const uint8_t *row, unsigned k) { return (Element<Type::u4>::get(row, k) ^ 8) - 8; }
+    static float get(const uint8_t *tile, unsigned k) { return tile[k]; }
 };
 template <>
 struct Element<Type::e4m3> {
     static constexpr unsigned COUNT = 16;
-    static double get(const uint8_t *row, unsigned k) { return e4m3_value(row[k]); }
+    static float get(const uint8_t *tile, unsigned k) { return e4m3_value(tile[k]); }
 };
 template <>
 struct Element<Type::e5m2> {
     static constexpr unsigned COUNT = 16;
-    static double get(const uint8_t *row, unsigned k) { return e5m2_value(row[k]); }
+    static float get(const uint8_t *tile, unsigned k) { return e5m2_value(tile[k]); }
 };
 
 template <class T>
-T element(const uint8_t *row, unsigned k)
+T element(const uint8_t *tile, unsigned k)
 {
     T x;
-    memcpy(&x, row + k * sizeof x, sizeof x);
+    memcpy(&x, tile + k * sizeof x, sizeof x);
     return x;
 }
 template <>
 struct Element<Type::f16> {
     static constexpr unsigned COUNT = 8;
-    static double get(const uint8_t *row, unsigned k) { return f16_to_f32(element<uint16_t>(row, k)); }
+    static float get(const uint8_t *tile, unsigned k) { return f16_to_f32(element<uint16_t>(tile, k)); }
 };
 template <>
 struct Element<Type::bf16> {
     static constexpr unsigned COUNT = 8;
-    static double get(const uint8_t *row, unsigned k) { return bf16_to_f32(element<uint16_t>(row, k)); }
+    static float get(const uint8_t *tile, unsigned k) { return bf16_to_f32(element<uint16_t>(tile, k)); }
 };
 template <>
 struct Element<Type::tf32> {
     static constexpr unsigned COUNT = 4;
-    static double get(const uint8_t *row, unsigned k) { return tf32_value(element<uint32_t>(row, k)); }
+    static float get(const uint8_t *tile, unsigned k) { return tf32_value(element<uint32_t>(tile, k)); }
 };
 template <>
 struct Element<Type::f64> {
     static constexpr unsigned COUNT = 4;
-    static double get(const uint8_t *row, unsigned k) { return element<double>(row, k); }
+    static double get(const uint8_t *tile, unsigned k) { return element<double>(tile, k); }
 };
 
+/* In one long loop, which the host compiler vectorises, and then to where it belongs. */
 template <Type E, class T>
-void unpack(const uint8_t *bytes, unsigned pitch, unsigned rows, T *out, unsigned stride)
+void unpack(const uint8_t *tile, T *out, unsigned stride)
 {
-    for (unsigned r = 0; r < rows; r++)
-        for (unsigned k = 0; k < Element<E>::COUNT; k++)
-            out[r * stride + k] = Element<E>::get(bytes + r * pitch, k);
+    constexpr unsigned COUNT = Element<E>::COUNT;
+    T flat[TILE_ROWS * COUNT];
+    for (unsigned e = 0; e < TILE_ROWS * COUNT; e++)
+        flat[e] = Element<E>::get(tile, e);
+    for (unsigned r = 0; r < TILE_ROWS; r++)
+        memcpy(out + r * stride, flat + r * COUNT, COUNT * sizeof(T));
+}
+
+/* u4, s4: element 0 of a pair lies in the low nibble.  SIGN is the weight of the sign bit, 0 of u4. */
+template <int SIGN>
+void unpack_nibbles(const uint8_t *tile, float *out, unsigned stride)
+{
+    constexpr unsigned BYTES = 16;
+    float flat[TILE_ROWS * BYTES * 2];
+    for (unsigned b = 0; b < TILE_ROWS * BYTES; b++) {
+        flat[2 * b] = float(((tile[b] & 15) ^ SIGN) - SIGN);
+        flat[2 * b + 1] = float((tile[b] >> 4 ^ SIGN) - SIGN);
+    }
+    for (unsigned r = 0; r < TILE_ROWS; r++)
+        memcpy(out + r * stride, flat + r * BYTES * 2, BYTES * 2 * sizeof *out);
 }
 
 } // namespace
 
-Unpack<uint32_t> unpack_integer(Type t)
+Unpack<float> unpack_integer(Type t)
 {
     switch (t) {
     case Type::s8:
@@ -107,9 +114,9 @@ Unpack<uint32_t> unpack_integer(Type t)
     case Type::u8:
         return unpack<Type::u8>;
     case Type::s4:
-        return unpack<Type::s4>;
+        return unpack_nibbles<8>;
     case Type::u4:
-        return unpack<Type::u4>;
+        return unpack_nibbles<0>;
     default:
         return nullptr;
     }
@@ -243,8 +250,8 @@ void need_whole_warp(const Warp &w)
 {
     if (w.active == ALL_LANES || !w.block->grid->launch.options.check)
         return;
-    int lane = __builtin_ctz(~w.active);
-    fault(FaultKind::missing_lanes, lane, "this instruction needs all 32 lanes of the warp; lanes 0x%08x %s", ~w.active,
+    fault(FaultKind::missing_lanes, __builtin_ctz(w.active),
+          "this instruction needs all 32 lanes of the warp; lanes 0x%08x %s", ~w.active,
           ~w.active & ~w.exited ? "do not execute it" : "have exited or never existed");
 }
 

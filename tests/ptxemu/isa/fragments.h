@@ -25,13 +25,14 @@ constexpr unsigned TILE_ROWS = 8;
 
 /* ---- A and B: numbers out of tiles ---- */
 
-/* Widens `rows` rows of 16 bytes (32 of f64), `pitch` bytes apart, into out[row * stride + element]. */
+/* Widens a tile into out[row * stride + element]. */
 template <class T>
-using Unpack = void (*)(const uint8_t *bytes, unsigned pitch, unsigned rows, T *out, unsigned stride);
+using Unpack = void (*)(const uint8_t *tile, T *out, unsigned stride);
 
-/* The functions for an element type; nullptr for types that are none.  Integers become 32-bit numbers modulo 2^32, floats become f64, in
- * which the product of two elements is exact. */
-Unpack<uint32_t> unpack_integer(Type t);
+/* The functions for an element type; nullptr for types that are none.  Floats become f64, in which the product of two elements is exact.
+ * Integers become f32, in which all sums of an instruction's products are exact: 32 products of bytes stay below 2^24, and f32
+ * is what the host multiplies fastest. */
+Unpack<float> unpack_integer(Type t);
 Unpack<double> unpack_float(Type t);
 
 /* acc[i][j] += sum of a[i][k] * b[k][j] over ascending k.  n is a multiple of 8; all matrices are row-major without gaps. */

@@ -60,9 +60,8 @@ constexpr unsigned MAX_K = 64; /* of what is unpacked: everything but bits */
 struct Mma {
     unsigned m, k;
     unsigned tile_k;        /* elements of k in a tile */
-    unsigned tile_pitch;    /* bytes of a row of a tile */
     unsigned n_a, n_b, n_c; /* registers */
-    Unpack<uint32_t> int_a, int_b;
+    Unpack<float> int_a, int_b;
     Unpack<double> float_a, float_b;
     bool f16_accumulators, saturate, xor_bits;
 
@@ -86,11 +85,10 @@ struct Factors {
     {
         unsigned halves = v.m / TILE_ROWS;
         for (unsigned r = 0; r < v.n_a; r++)
-            unpack_a(tile(w, v.a(i)[r]), v.tile_pitch, TILE_ROWS,
-                     a + r % halves * TILE_ROWS * v.k + r / halves * v.tile_k, v.k);
+            unpack_a(tile(w, v.a(i)[r]), a + r % halves * TILE_ROWS * v.k + r / halves * v.tile_k, v.k);
         T columns[N * MAX_K];
         for (unsigned r = 0; r < v.n_b; r++)
-            unpack_b(tile(w, v.b(i)[r]), v.tile_pitch, N, columns + r * v.tile_k, v.k);
+            unpack_b(tile(w, v.b(i)[r]), columns + r * v.tile_k, v.k);
         transpose(columns, b, N, v.k);
     }
 };
@@ -119,9 +117,12 @@ Step mma_integer(Warp &w, const Inst &i)
 {
     const Mma &v = mma_of(i);
     need_whole_warp(w);
-    Factors<uint32_t> f(w, i, v, v.int_a, v.int_b);
-    uint32_t sum[MAX_M * N] = {};
-    multiply(f.a, f.b, sum, v.m, N, v.k);
+    Factors<float> f(w, i, v, v.int_a, v.int_b);
+    float exact[MAX_M * N] = {};
+    multiply(f.a, f.b, exact, v.m, N, v.k);
+    uint32_t sum[MAX_M * N];
+    for (unsigned e = 0; e < v.m * N; e++)
+        sum[e] = uint32_t(int32_t(exact[e]));
     finish_integer(w, i, v, sum);
     return Step::next;
 }
@@ -207,11 +208,9 @@ const char *take_shape(Decode &d)
 Mma plan(const Variant &v, const Types &t)
 {
     Mma p = {};
-    bool wide = t.a == Type::f64;
     p.m = v.m;
     p.k = v.k;
-    p.tile_pitch = wide ? 32 : 16;
-    p.tile_k = p.tile_pitch * 8 / type_bits(t.a);
+    p.tile_k = 4 * std::max(32 / type_bits(t.a), 1u); /* four registers' worth */
     p.n_b = v.k / p.tile_k;
     p.n_a = p.n_b * v.m / TILE_ROWS;
     p.f16_accumulators = t.c == Type::f16;

@@ -1,49 +1,32 @@
 /* Instructions by which the lanes of a warp exchange values: shfl, vote, match, redux, activemask, elect.
  *
- * Lanes of one path may name different masks: the halves of a warp that work as two tiles of 16 threads name 0xffff and
- * 0xffff0000.  Each mask is an instruction of its own then, executed by the lanes that name it; groups() does that split. */
+ * The machine has brought the lanes together: a handler is called once for each mask, with the lanes that the mask names and that
+ * have not exited.  The tiles of a warp, which name 0xffff and 0xffff0000, say, execute one after the other. */
 #include <algorithm>
 
 #include "isa/decode.h"
 #include "machine/block.h"
+#include "memory/access.h"
 
 namespace ptxemu
 {
 namespace
 {
 
-bool checks(const Warp &w)
+void write_active(Warp &w, const Opnd &d, uint32_t value)
 {
-    return w.block->grid->launch.options.check;
+    uint32_t *row = w.out<uint32_t>(d);
+    each_lane(w.active, [&](unsigned l) { row[l] = value; });
 }
 
-/* Calls f(lanes, mask) for every mask that the active lanes name.  A lane that names a mask without itself is a fault: on
- * hardware its result is undefined, and mostly the sign of a mask computed for other lanes. */
-template <class F>
-void groups(const Warp &w, const Opnd &mask_operand, F f)
+/* Lanes whose value equals `value`. */
+template <class T>
+Lanes equal_lanes(const T *a, T value)
 {
-    const uint32_t *mask = w.in<uint32_t>(mask_operand);
-    for (Lanes left = w.active; left;) {
-        uint32_t m = mask[__builtin_ctz(left)];
-        Lanes same = 0;
-        for (unsigned l = 0; l < WARP_SIZE; l++)
-            same |= Lanes(mask[l] == m) << l;
-        same &= left;
-        if (same & ~m) {
-            int lane = __builtin_ctz(same & ~m);
-            fault(FaultKind::missing_lanes, lane, "lane %d executes this with the mask 0x%08x, which does not name it",
-                  lane, m);
-        }
-        f(same, m);
-        left &= ~same;
-    }
-}
-
-void write_masked(uint32_t *d, Lanes lanes, uint32_t value)
-{
+    Lanes same = 0;
     for (unsigned l = 0; l < WARP_SIZE; l++)
-        if (lanes >> l & 1)
-            d[l] = value;
+        same |= Lanes(a[l] == value) << l;
+    return same;
 }
 
 /* The 32-bit membership mask, which becomes operand `at` of the instruction; the machine gathers the lanes it names. */
@@ -61,75 +44,50 @@ bool is_pair(const ptx::Operand &o)
 }
 
 /* ---- shfl ---- */
-enum class Shuffle : uint32_t { up, down, bfly, idx };
+enum class Shuffle { up, down, bfly, idx };
 
-struct Source {
-    unsigned lane;
-    bool in_range; /* the predicate result: false where the lane keeps its own value */
-};
-
-/* The formulas of the PTX ISA.  c holds the clamp in bits 0-4 and, in bits 8-12, the bits of the lane number that tell segments. */
-Source shuffle_source(Shuffle mode, unsigned lane, uint32_t b, uint32_t c)
+/* The formulas of the PTX ISA.  c holds the clamp in bits 0-4 and, in bits 8-12, the bits of the lane number that tell segments.
+ * *in_range becomes false where the lane keeps its own value. */
+template <Shuffle MODE>
+int shuffle_source(int lane, uint32_t b, uint32_t c, bool *in_range)
 {
-    unsigned bval = b & 31, cval = c & 31, segment = c >> 8 & 31;
-    unsigned max = (lane & segment) | (cval & ~segment), min = lane & segment;
-    int j = 0;
-    bool in_range = false;
-    switch (mode) {
-    case Shuffle::up:
-        j = int(lane) - int(bval);
-        in_range = j >= int(max);
-        break;
-    case Shuffle::down:
-        j = int(lane + bval);
-        in_range = j <= int(max);
-        break;
-    case Shuffle::bfly:
-        j = int(lane ^ bval);
-        in_range = j <= int(max);
-        break;
-    case Shuffle::idx:
-        j = int(min | (bval & ~segment));
-        in_range = j <= int(max);
-        break;
-    }
-    return {in_range ? unsigned(j) : lane, in_range};
+    int bval = b & 31, segment = c >> 8 & 31, min = lane & segment, max = min | (int(c & 31) & ~segment);
+    int j = MODE == Shuffle::up     ? lane - bval
+            : MODE == Shuffle::down ? lane + bval
+            : MODE == Shuffle::bfly ? lane ^ bval
+                                    : min | (bval & ~segment);
+    *in_range = MODE == Shuffle::up ? j >= max : j <= max;
+    return *in_range ? j : lane;
 }
 
-/* op: d, a, b, c, mask, and the predicate if flag HAS_PRED is set. */
-constexpr uint32_t SHFL_MODE = 3, HAS_PRED = 4;
+constexpr uint32_t HAS_PRED = 1;
 
+/* op: d, a, b, c, mask, and the predicate if flag HAS_PRED is set.  What a lane reads from one that does not take part is undefined on
+ * hardware; without checks it is what that lane's register holds. */
+template <Shuffle MODE>
 Step shfl(Warp &w, const Inst &i)
 {
     uint32_t a[WARP_SIZE];
     std::copy_n(w.in<uint32_t>(i.op[1]), WARP_SIZE, a);
     const uint32_t *b = w.in<uint32_t>(i.op[2]), *c = w.in<uint32_t>(i.op[3]);
-    Source from[WARP_SIZE];
-    Lanes in_range = 0;
-    for (unsigned l = 0; l < WARP_SIZE; l++) {
-        from[l] = shuffle_source(Shuffle(i.flags & SHFL_MODE), l, b[l], c[l]);
-        in_range |= Lanes(from[l].in_range) << l;
-    }
-    Lanes never_written = w.undefined(i.op[1]), undefined = 0;
-    bool check = checks(w);
+    const Lanes never_written = w.undefined(i.op[1]);
+    const bool check = w.block->grid->launch.options.check;
     uint32_t *d = w.out<uint32_t>(i.op[0]);
-    groups(w, i.op[4], [&](Lanes lanes, uint32_t mask) {
-        for (unsigned l = 0; l < WARP_SIZE; l++) {
-            if (!(lanes >> l & 1))
-                continue;
-            unsigned s = from[l].lane;
-            /* hardware gives an undefined value; without checks it is what the source lane's register holds */
-            if (check && !(lanes >> s & 1))
-                fault(FaultKind::missing_lanes, int(l), "lane %u reads the value of lane %u, which %s", l, s,
-                      mask >> s & 1 ? "does not execute this instruction" : "the mask does not name");
-            d[l] = a[s];
-            undefined |= Lanes(never_written >> s & 1) << l;
-        }
+    Lanes all_in_range = 0, undefined = 0;
+    each_lane(w.active, [&](unsigned l) {
+        bool in_range;
+        unsigned from = unsigned(shuffle_source<MODE>(int(l), b[l], c[l], &in_range));
+        if (check && !(w.active >> from & 1))
+            fault(FaultKind::missing_lanes, int(l), "lane %u reads the value of lane %u, which does not take part", l,
+                  from);
+        d[l] = a[from];
+        undefined |= Lanes(never_written >> from & 1) << l;
+        all_in_range |= Lanes(in_range) << l;
     });
     if (undefined)
         w.mark_undefined(i.op[0], undefined);
     if (i.flags & HAS_PRED)
-        w.set_pred(i.op[5], in_range);
+        w.set_pred(i.op[5], all_in_range);
     return Step::next;
 }
 
@@ -145,48 +103,39 @@ void build_shfl(Decode &d, Inst &i)
     d.in(1, Type::b32, Opnd::copy);
     d.in(2, Type::b32);
     d.in(3, Type::b32);
-    i.flags = uint32_t(mode);
     member_mask(d, i, 4, 4);
     if (is_pair(dst)) {
         d.pred_out(dst.items[1]);
-        i.flags |= HAS_PRED;
+        i.flags = HAS_PRED;
     }
-    i.exec = shfl;
+    static const Exec execs[] = {shfl<Shuffle::up>, shfl<Shuffle::down>, shfl<Shuffle::bfly>, shfl<Shuffle::idx>};
+    i.exec = execs[mode];
 }
 
 /* ---- vote ---- */
 /* op: p, a, mask */
-template <class F>
-Step vote_pred(Warp &w, const Inst &i, F holds)
-{
-    Lanes a = w.pred(i.op[1]), result = 0;
-    groups(w, i.op[2], [&](Lanes lanes, uint32_t) {
-        if (holds(a & lanes, lanes))
-            result |= lanes;
-    });
-    w.set_pred(i.op[0], result);
-    return Step::next;
-}
-
 Step vote_all(Warp &w, const Inst &i)
 {
-    return vote_pred(w, i, [](Lanes a, Lanes lanes) { return a == lanes; });
+    w.set_pred(i.op[0], (w.pred(i.op[1]) & w.active) == w.active ? w.active : 0);
+    return Step::next;
 }
 
 Step vote_any(Warp &w, const Inst &i)
 {
-    return vote_pred(w, i, [](Lanes a, Lanes) { return a != 0; });
+    w.set_pred(i.op[0], w.pred(i.op[1]) & w.active ? w.active : 0);
+    return Step::next;
 }
 
 Step vote_uni(Warp &w, const Inst &i)
 {
-    return vote_pred(w, i, [](Lanes a, Lanes lanes) { return a == 0 || a == lanes; });
+    Lanes a = w.pred(i.op[1]) & w.active;
+    w.set_pred(i.op[0], a == 0 || a == w.active ? w.active : 0);
+    return Step::next;
 }
 
 Step vote_ballot(Warp &w, const Inst &i)
 {
-    Lanes a = w.pred(i.op[1]);
-    groups(w, i.op[2], [&](Lanes lanes, uint32_t) { write_masked(w.out<uint32_t>(i.op[0]), lanes, a & lanes); });
+    write_active(w, i.op[0], w.pred(i.op[1]) & w.active);
     return Step::next;
 }
 
@@ -216,39 +165,23 @@ Step match_any(Warp &w, const Inst &i)
     T a[WARP_SIZE];
     std::copy_n(w.in<T>(i.op[1]), WARP_SIZE, a);
     uint32_t *d = w.out<uint32_t>(i.op[0]);
-    groups(w, i.op[2], [&](Lanes lanes, uint32_t) {
-        for (Lanes left = lanes; left;) {
-            T value = a[__builtin_ctz(left)];
-            Lanes same = 0;
-            for (unsigned l = 0; l < WARP_SIZE; l++)
-                same |= Lanes(a[l] == value) << l;
-            same &= lanes;
-            write_masked(d, same, same);
-            left &= ~same;
-        }
-    });
+    for (Lanes left = w.active; left;) {
+        Lanes same = equal_lanes(a, a[__builtin_ctz(left)]) & w.active;
+        each_lane(same, [&](unsigned l) { d[l] = same; });
+        left &= ~same;
+    }
     return Step::next;
 }
 
-/* op: d, a, mask, and the predicate if flag HAS_PRED is set.  d is the executing lanes where all values are equal, else 0. */
+/* op: d, a, mask, and the predicate if flag HAS_PRED is set.  d is the lanes that take part if all values are equal, else 0. */
 template <class T>
 Step match_all(Warp &w, const Inst &i)
 {
-    T a[WARP_SIZE];
-    std::copy_n(w.in<T>(i.op[1]), WARP_SIZE, a);
-    uint32_t *d = w.out<uint32_t>(i.op[0]);
-    Lanes all_equal = 0;
-    groups(w, i.op[2], [&](Lanes lanes, uint32_t) {
-        T first = a[__builtin_ctz(lanes)];
-        Lanes same = 0;
-        for (unsigned l = 0; l < WARP_SIZE; l++)
-            same |= Lanes(a[l] == first) << l;
-        bool equal = (same & lanes) == lanes;
-        write_masked(d, lanes, equal ? lanes : 0);
-        all_equal |= equal ? lanes : 0;
-    });
+    const T *a = w.in<T>(i.op[1]);
+    bool equal = !(w.active & ~equal_lanes(a, a[__builtin_ctz(w.active)]));
+    write_active(w, i.op[0], equal ? w.active : 0);
     if (i.flags & HAS_PRED)
-        w.set_pred(i.op[3], all_equal);
+        w.set_pred(i.op[3], equal ? w.active : 0);
     return Step::next;
 }
 
@@ -327,14 +260,10 @@ struct Xor {
 template <class Op, class T>
 Step redux(Warp &w, const Inst &i)
 {
-    T a[WARP_SIZE];
-    std::copy_n(w.in<T>(i.op[1]), WARP_SIZE, a);
-    groups(w, i.op[2], [&](Lanes lanes, uint32_t) {
-        T r = a[__builtin_ctz(lanes)];
-        for (Lanes left = lanes & (lanes - 1); left; left &= left - 1)
-            r = Op::of(r, a[__builtin_ctz(left)]);
-        write_masked(w.out<uint32_t>(i.op[0]), lanes, uint32_t(r));
-    });
+    const T *a = w.in<T>(i.op[1]);
+    T r = a[__builtin_ctz(w.active)];
+    each_lane(w.active & (w.active - 1), [&](unsigned l) { r = Op::of(r, a[l]); });
+    write_active(w, i.op[0], uint32_t(r));
     return Step::next;
 }
 
@@ -365,7 +294,7 @@ void build_redux(Decode &d, Inst &i)
 /* ---- activemask, elect ---- */
 Step activemask(Warp &w, const Inst &i)
 {
-    write_masked(w.out<uint32_t>(i.op[0]), w.active, w.active);
+    write_active(w, i.op[0], w.active);
     return Step::next;
 }
 
@@ -378,16 +307,12 @@ void build_activemask(Decode &d, Inst &i)
     i.exec = activemask;
 }
 
-/* op: d, p, mask.  The PTX ISA lets any lane of the mask be elected, as long as it is always the same; GPUs take the lowest. */
+/* op: d, p, mask.  The PTX ISA lets any lane of the mask be elected, as long as it is always the same one. */
 Step elect(Warp &w, const Inst &i)
 {
-    Lanes elected = 0;
-    groups(w, i.op[2], [&](Lanes lanes, uint32_t) {
-        unsigned leader = unsigned(__builtin_ctz(lanes));
-        write_masked(w.out<uint32_t>(i.op[0]), lanes, leader);
-        elected |= 1u << leader;
-    });
-    w.set_pred(i.op[1], elected);
+    unsigned leader = unsigned(__builtin_ctz(w.active));
+    write_active(w, i.op[0], leader);
+    w.set_pred(i.op[1], 1u << leader);
     return Step::next;
 }
 

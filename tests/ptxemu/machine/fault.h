@@ -4,6 +4,7 @@
 #define PTXEMU_MACHINE_FAULT_H
 
 #include <string>
+#include <vector>
 
 #include "types.h"
 
@@ -29,6 +30,7 @@ namespace ptxemu
     X(invalid_pc, "call or branch to nowhere", 718)                                                                    \
     X(illegal_instruction, "illegal instruction", 715)                                                                 \
     X(stack_overflow, "local memory exhausted", 719)                                                                   \
+    X(missing_fence, "asynchronous operation without the fence before it", 719)                                        \
     X(barrier_misuse, "misuse of an mbarrier", 719)                                                                    \
     X(invalid_descriptor, "invalid matrix descriptor or tensor map", 719)
 
@@ -49,6 +51,7 @@ struct Fault {
     uint64_t address = 0;
     int lane = -1; /* the first lane to blame */
     std::string kernel, file, instruction;
+    std::vector<std::string> inlined; /* "file:line" of the calls that brought the line there, innermost first */
     uint32_t line = 0, ptx_line = 0;
     Dim3 block_id{0, 0, 0}, thread_id{0, 0, 0};
     bool has_place = false; /* block_id and thread_id are set */

@@ -42,6 +42,18 @@ const Inst &instruction_at(const Path &p)
     return p.frame->fn->code[p.pc];
 }
 
+/* A chain is as long as the calls are deep; text that was made up could close a ring. */
+std::vector<std::string> inlined_places(const Module &m, const Function &fn, const Loc &loc)
+{
+    std::vector<std::string> places;
+    const std::vector<Loc> &calls = fn.ast.inlined;
+    for (uint32_t k = loc.outer; k > 0 && k <= calls.size() && places.size() < 16; k = calls[k - 1].outer) {
+        auto file = m.files.find(calls[k - 1].file);
+        places.push_back(format("%s:%u", file == m.files.end() ? "?" : file->second.c_str(), calls[k - 1].line));
+    }
+    return places;
+}
+
 } // namespace
 
 std::string place_text(const Warp &w, const Inst &i)
@@ -52,6 +64,15 @@ std::string place_text(const Warp &w, const Inst &i)
     return i.loc.line && it != files.end() ? s + format(" at %s:%u", it->second.c_str(), i.loc.line) : s;
 }
 
+/* For reports: the warp stands where this path waits. */
+void Warp::show(const Path &p)
+{
+    frame = p.frame.get();
+    at = &instruction_at(p);
+    active = p.lanes;
+}
+
+/* What the thrower does not know: kernel, place and thread. */
 void Warp::complete(Fault &f) const
 {
     const Launch &launch = block->grid->launch;
@@ -64,6 +85,7 @@ void Warp::complete(Fault &f) const
         f.ptx_line = at->loc.ptx_line;
         if (at->source)
             f.instruction = at->source->text;
+        f.inlined = inlined_places(*launch.module, *frame->fn, at->loc);
     }
     if (f.has_place)
         return;
@@ -228,8 +250,7 @@ void Warp::blame_missing()
                 where += "; lanes " + lane_list(q.lanes & missing) + " wait at " +
                          place_text(*this, instruction_at(q)) +
                          (&instruction_at(q) == &i ? " in another call or with another mask" : "");
-        at = &i;
-        active = p.lanes;
+        show(p);
         const bool barrier = i.cls == Class::barrier && i.together == Together::warp;
         fault(barrier ? FaultKind::divergent_barrier : FaultKind::missing_lanes, __builtin_ctz(p.lanes),
               "lanes %s of warp %u wait here for lanes %s, which do not come%s", lane_list(p.lanes).c_str(), index,
@@ -325,8 +346,10 @@ Warp::Run stuck(Warp &w)
     if (w.paths.empty())
         return Warp::Run::ended;
     for (const Path &p : w.paths)
-        if (!p.gathering)
+        if (!p.gathering) {
+            w.show(p);
             return Warp::Run::waiting;
+        }
     w.blame_missing();
     return Warp::Run::waiting;
 }
@@ -335,12 +358,24 @@ Warp::Run stuck(Warp &w)
 /* ---- the loop ---- */
 namespace
 {
-[[noreturn]] void undefined_use(const Inst &i, const Opnd &o, Lanes lanes)
+/* The decoder numbers rows and predicates in the order of the declarations. */
+std::string register_name(const Function &fn, bool pred, uint32_t slot)
 {
-    const unsigned n = unsigned(&o - i.op);
-    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes),
-          "operand %u of the instruction, %s, was never written in lanes %s", n + 1,
-          o.kind == Opnd::pred ? "a predicate" : "a register", lane_list(lanes).c_str());
+    uint32_t next = 0;
+    for (const ptx::Register &r : fn.ast.regs) {
+        if ((r.type == Type::pred) != pred)
+            continue;
+        if (next == slot)
+            return r.name;
+        next += type_bits(r.type) == 128 ? 2 : 1;
+    }
+    return "a temporary register";
+}
+
+[[noreturn]] void undefined_use(const Warp &w, const char *role, bool pred, uint32_t slot, Lanes lanes)
+{
+    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
+          role, register_name(*w.frame->fn, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
 }
 
 /* Reads are checked before the results are marked: the destination may be a source as well. */
@@ -352,7 +387,7 @@ void check_operands(Warp &w, const Inst &i)
             continue;
         const Lanes bad = w.undefined(o);
         if (__builtin_expect(bad != 0, 0))
-            undefined_use(i, o, bad);
+            undefined_use(w, "", o.kind == Opnd::pred, o.slot, bad);
     }
     for (unsigned k = 0; k < i.n_op; k++) {
         const Opnd &o = i.op[k];
@@ -368,11 +403,9 @@ void check_operands(Warp &w, const Inst &i)
 template <bool check>
 Lanes guarded(Warp &w, const Inst &i, Lanes lanes)
 {
-    if (check && __builtin_expect((lanes & ~w.pred_defined[i.guard]) != 0, 0)) {
-        w.active = lanes & ~w.pred_defined[i.guard];
-        fault(FaultKind::uninitialized_register, -1, "the guard predicate was never written in lanes %s",
-              lane_list(w.active).c_str());
-    }
+    const Lanes bad = check ? lanes & ~w.pred_defined[i.guard] : 0;
+    if (__builtin_expect(bad != 0, 0))
+        undefined_use(w, "the guard ", true, i.guard, bad);
     return lanes & (i.guard_negate ? ~w.preds[i.guard] : w.preds[i.guard]);
 }
 
@@ -450,6 +483,7 @@ bool run_path(Warp &w, uint64_t end)
             p = &w.paths[w.current]; /* as in `next`, the paths may have moved */
             p->pc = pc + 1;
             w.spun = w.paths.size() > 1;
+            w.block->polls++;
             return true;
         case Step::parked: {
             Path &q = split(w, w.active);

@@ -169,6 +169,7 @@ void Parser::body()
 {
     scopes_.emplace_back();
     table_names_.clear();
+    register_results_.clear();
     for (std::vector<Variable> *list : {&fn_.ret, &fn_.params})
         for (Variable &v : *list) {
             Entity e;
@@ -185,7 +186,15 @@ void Parser::body()
         }
     expect("{", "or `;` behind the head of a function");
     scopes_.emplace_back();
+    load_register_formals();
     scope();
+    if (!register_results_.empty()) { /* the end of the text is a ret as well */
+        Instr ret;
+        ret.opcode = ret.text = "ret";
+        ret.loc = loc_;
+        store_register_results(ret);
+        fn_.body.push_back(std::move(ret));
+    }
     close_scope();
     close_scope();
 }
@@ -260,12 +269,17 @@ void Parser::pragma()
 }
 
 /* .loc file line column [, function_name label [+ offset] , inlined_at file line column]: the first triple is the innermost
- * function's line, which is what a person looks for. */
+ * function's line; the place where that was inlined has had a .loc of its own before, which says where it was inlined in turn. */
 void Parser::loc()
 {
-    loc_.file = uint32_t(unsigned_number("the file of .loc"));
-    loc_.line = uint32_t(unsigned_number("the line of .loc"));
-    unsigned_number("the column of .loc");
+    auto place = [this](const char *file, const char *line, const char *column) {
+        const uint32_t f = uint32_t(unsigned_number(file)), l = uint32_t(unsigned_number(line));
+        return std::array<uint32_t, 3>{f, l, uint32_t(unsigned_number(column))};
+    };
+    const auto at = place("the file of .loc", "the line of .loc", "the column of .loc");
+    loc_.file = at[0];
+    loc_.line = at[1];
+    loc_.outer = 0;
     while (peek().is(",")) {
         take();
         if (peek().is_word("function_name")) {
@@ -275,12 +289,20 @@ void Parser::loc()
                 unsigned_number("an offset");
         } else if (peek().is_word("inlined_at")) {
             take();
-            for (int k = 0; k < 3; k++)
-                unsigned_number("a place behind inlined_at");
+            const char *what = "a place behind inlined_at";
+            const auto call = place(what, what, what);
+            auto outer = outer_of_.find(call);
+            Loc site;
+            site.file = call[0];
+            site.line = call[1];
+            site.outer = outer == outer_of_.end() ? 0 : outer->second;
+            fn_.inlined.push_back(site);
+            loc_.outer = uint32_t(fn_.inlined.size());
         } else {
             fail_here("function_name or inlined_at");
         }
     }
+    outer_of_[at] = loc_.outer;
 }
 
 void Parser::registers()
@@ -423,9 +445,16 @@ void Parser::instruction()
     }
     i.text = one_line(from, take().text.data());
     i.loc = loc_;
+    std::vector<RegisterResult> results;
+    if (i.opcode == "call")
+        results = pass_registers(&i);
+    else if (i.opcode == "ret")
+        store_register_results(i);
     if (names_unresolved_)
         scopes_.back().unresolved.push_back(uint32_t(fn_.body.size()));
+    Instr call = results.empty() ? Instr{} : i;
     fn_.body.push_back(std::move(i));
+    load_results(results, call);
 }
 
 /* ---- operands ---- */

@@ -321,26 +321,27 @@ TEST_F(WarpFault, AMaskWithoutTheExecutingLane)
         expect_missing(statement, "", right);
 }
 
-TEST_F(WarpFault, LanesOfTheMaskThatNeverCome)
+TEST_F(WarpFault, LanesOfTheMaskThatWaitElsewhere)
 {
     Values a = lanes([](unsigned l) { return uint32_t(l < 16); });
-    expect_missing("{ .reg .pred p; mov.b32 %d, 0; setp.ne.u32 p, %a, 0;\n"
-                   "@p shfl.sync.idx.b32 %d, %a, 0, 31, 0xffffffff; }",
-                   "", a);
+    const std::string half = "{ .reg .pred p; mov.b32 %d, 0; setp.ne.u32 p, %a, 0;\n";
+    auto shuffles = [&](const std::string &lower, const std::string &upper) {
+        return half + "@p shfl.sync.idx.b32 %d, %a, 0, 31, " + lower + ";\n@!p shfl.sync.idx.b32 %d, %a, 16, 31, " +
+               upper + "; }";
+    };
+    expect_missing(shuffles("-1", "-1"), "which do not come", a);
     emu::Device device;
-    EXPECT_EQ(CUDA_SUCCESS, result_of("{ .reg .pred p; mov.b32 %d, 0; setp.ne.u32 p, %a, 0;\n"
-                                      "@p shfl.sync.idx.b32 %d, %a, 0, 31, 0xffff; }",
-                                      "sm_80", a));
+    EXPECT_EQ(CUDA_SUCCESS, result_of(shuffles("0xffff", "0xffff0000"), "sm_80", a));
 }
 
 TEST_F(WarpFault, ANeverWrittenValueIsOnlyAFaultWhereItIsUsed)
 {
     emu::Device device;
     Values a(WARP, 1);
-    const std::string shuffle = "{ .reg .b32 x; .reg .pred p; setp.lt.u32 p, %tx, 16; @p mov.b32 x, %a;\n"
-                                "shfl.sync.idx.b32 x, x, ";
-    EXPECT_EQ(CUDA_SUCCESS, result_of(shuffle + "3, 31, -1; add.u32 %d, x, 1; }", "sm_80", a));
-    EXPECT_EQ(CUDA_ERROR_LAUNCH_FAILED, result_of(shuffle + "20, 31, -1; add.u32 %d, x, 1; }", "sm_80", a));
+    const std::string shuffle = "{ .reg .b32 x, y; .reg .pred p; setp.lt.u32 p, %tx, 16; @p mov.b32 x, %a;\n"
+                                "shfl.sync.idx.b32 y, x, ";
+    EXPECT_EQ(CUDA_SUCCESS, result_of(shuffle + "3, 31, -1; add.u32 %d, y, 1; }", "sm_80", a));
+    EXPECT_EQ(CUDA_ERROR_LAUNCH_FAILED, result_of(shuffle + "20, 31, -1; add.u32 %d, y, 1; }", "sm_80", a));
     EXPECT_NE(std::string::npos, emu::report().find("never-written register")) << emu::report();
 }
 
