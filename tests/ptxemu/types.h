@@ -91,6 +91,7 @@ struct Loc {           /* a line of the source, from -lineinfo; line 0: unknown,
     uint32_t file = 0; /* index into Module::files */
     uint32_t line = 0;
     uint32_t ptx_line = 0;
+    uint32_t outer = 0; /* where that line was inlined: 1 + index into ptx::Function::inlined; 0: nowhere */
 };
 
 struct Dim3 {

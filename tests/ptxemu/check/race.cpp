@@ -58,6 +58,8 @@ struct Record {
     bool sync() const { return key & 0x8000; }
 };
 constexpr uint64_t SYNC = 0x8000, SERIAL = 0x7fff;
+constexpr uint64_t OWN =
+    1; /* in place of a serial: a read that is in order because the lane itself wrote; others have to be looked at */
 constexpr uint64_t make_key(uint32_t epoch, uint32_t who, uint32_t warp)
 {
     return uint64_t(epoch) << 32 | uint64_t(who) << 24 | uint64_t(warp) << 16;
@@ -369,12 +371,14 @@ void RaceShadow::Impl::note_read(Cell &c, const Request &q)
     if (!c.readers && c.reader.who() != who && !seen(c.reader))
         make_table(c);
     Record &r = c.readers ? tables.at(c.readers)[column(who)] : c.reader;
-    if ((r.key & ~SYNC) == (q.key & ~SYNC)) { /* in the same epoch a plain read says more than one that synchronises */
+    const uint64_t own = seen(c.write) ? 0 : OWN;
+    if ((r.key & ~(SYNC | OWN)) ==
+        (q.key & ~SYNC)) { /* in the same epoch a plain read says more than one that synchronises */
         r.lanes |= q.bit();
-        r.key &= q.key;
+        r.key = (r.key & ~OWN & q.key) | own;
         return;
     }
-    r.key = q.key;
+    r.key = q.key | own;
     r.lanes = q.bit();
     r.inst = now.inst;
 }

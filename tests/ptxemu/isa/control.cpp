@@ -3,6 +3,7 @@
 
 #include "isa/calls.h"
 #include "isa/decode.h"
+#include "memory/access.h"
 
 namespace ptxemu
 {
@@ -67,13 +68,6 @@ uint8_t *local_at(Warp &w, unsigned lane, uint64_t offset)
 uint8_t *written_at(Warp &w, unsigned lane, uint64_t offset)
 {
     return w.block->local_written.data() + uint64_t(w.thread(lane)) * w.block->stack_bytes + offset;
-}
-
-template <class F>
-void each_lane(Lanes lanes, F f)
-{
-    for (; lanes; lanes &= lanes - 1)
-        f(unsigned(__builtin_ctz(lanes)));
 }
 
 void clear_frame(Warp &w, uint64_t base, const Function &callee)
@@ -181,34 +175,51 @@ Step run_ret(Warp &w, const Inst &)
 
 /* ---- building calls ---- */
 
-/* What the callee says of its parameters, from its text. */
 const std::vector<ptx::Variable> no_variables;
 
-void build_args(Decode &d, const ptx::Operand *list, const std::vector<ptx::Variable> &formals, bool results, Inst &i,
-                std::vector<Arg> *args)
+/* Fills in a call: its operands are counted here, because the instruction knows their number only at its end. */
+struct CallBuilder {
+    Decode &d;
+    CallSite *site;
+    unsigned n_op = 0;
+
+    explicit CallBuilder(Decode &decode) : d(decode), site(decode.extra<CallSite>()) {}
+    Arg one(const ptx::Operand &o, Type t, bool result);
+    void all(const ptx::Operand *list, const std::vector<ptx::Variable> &formals, bool results, std::vector<Arg> *args);
+    void signature(const ptx::Operand *rets, const std::vector<ptx::Variable> &formal_rets, const ptx::Operand *args,
+                   const std::vector<ptx::Variable> &formals)
+    {
+        all(rets, formal_rets, true, &site->rets);
+        all(args, formals, false, &site->args);
+    }
+};
+
+Arg CallBuilder::one(const ptx::Operand &o, Type t, bool result)
+{
+    Arg a;
+    if (const Slot *slot = o.kind == ptx::Operand::symbol ? d.frame_slot(o.name) : nullptr) {
+        a.offset = slot->offset;
+        a.bytes = slot->bytes;
+        return a;
+    }
+    a.in_register = true;
+    a.op = n_op++;
+    a.bytes = type_bytes(t);
+    if (result)
+        d.out(o, t);
+    else
+        d.in(o, t, Opnd::copy);
+    return a;
+}
+
+void CallBuilder::all(const ptx::Operand *list, const std::vector<ptx::Variable> &formals, bool results,
+                      std::vector<Arg> *args)
 {
     const size_t n = list ? list->items.size() : 0;
     if (n != formals.size())
         d.fail("the call has %zu %s, the function %zu", n, results ? "results" : "arguments", formals.size());
-    for (size_t k = 0; k < n; k++) {
-        const ptx::Operand &o = list->items[k];
-        Arg a;
-        const Slot *slot = o.kind == ptx::Operand::symbol ? d.frame_slot(o.name) : nullptr;
-        if (slot) {
-            a.offset = slot->offset;
-            a.bytes = slot->bytes;
-        } else {
-            const Type t = formals[k].type;
-            a.in_register = true;
-            a.op = i.n_op;
-            a.bytes = type_bytes(t);
-            if (results)
-                d.out(o, t);
-            else
-                d.in(o, t, Opnd::copy);
-        }
-        args->push_back(a);
-    }
+    for (size_t k = 0; k < n; k++)
+        args->push_back(one(list->items[k], formals[k].type, results));
 }
 
 std::vector<ptx::Variable> sized(const std::vector<uint32_t> &bytes)
@@ -221,19 +232,13 @@ std::vector<ptx::Variable> sized(const std::vector<uint32_t> &bytes)
     return v;
 }
 
-void build_system_call(Decode &d, Inst &i, const SystemFunction &f, const ptx::Operand *rets, const ptx::Operand *args)
-{
-    CallSite *site = d.extra<CallSite>();
-    build_args(d, rets, f.ret ? sized({f.ret}) : no_variables, true, i, &site->rets);
-    build_args(d, args, sized(f.params), false, i, &site->args);
-    i.extra = site;
-    i.exec = f.exec;
-}
-
+/* call (results), target, (arguments), prototype; the lists may be missing. */
 void build_call(Decode &d, Inst &i)
 {
     d.take("uni");
     i.cls = Class::control;
+    CallBuilder call(d);
+    i.extra = call.site;
     size_t k = 0;
     auto list = [&]() -> const ptx::Operand * {
         return k < d.n() && d.operand(k).kind == ptx::Operand::list ? &d.operand(k++) : nullptr;
@@ -241,29 +246,25 @@ void build_call(Decode &d, Inst &i)
     const ptx::Operand *rets = list();
     const ptx::Operand &target = d.operand(k++);
     const ptx::Operand *args = list();
-    if (target.kind == ptx::Operand::symbol || target.kind == ptx::Operand::label) {
-        if (const SystemFunction *f = system_function(target.name))
-            return build_system_call(d, i, *f, rets, args);
-        const Function *f = d.function(target.name);
-        if (!f)
-            d.fail("call of `%s`, which the module does not define", target.name.c_str());
-        CallSite *site = d.extra<CallSite>();
-        site->callee = f;
-        build_args(d, rets, f->ast.ret, true, i, &site->rets);
-        build_args(d, args, f->ast.params, false, i, &site->args);
-        i.extra = site;
+    if (target.kind == ptx::Operand::reg) {
+        const ptx::Prototype *p = d.prototype(d.operand(k).name);
+        if (!p)
+            d.fail("a call through a register needs a prototype");
+        call.signature(rets, p->ret, args, p->params);
+        d.in(target, Type::u64);
+        i.exec = run_call_indirect;
+    } else if (const Function *f = d.function(target.name)) {
+        call.site->callee = f;
+        call.signature(rets, f->ast.ret, args, f->ast.params);
         i.exec = run_call;
-        return;
+    } else if (const SystemFunction *s = system_function(target.name)) {
+        call.signature(rets, s->ret ? sized({s->ret}) : no_variables, args, sized(s->params));
+        i.exec = s->exec;
+    } else if (target.name == "malloc" || target.name == "free") {
+        d.fail("the emulator has no device heap for %s", target.name.c_str());
+    } else {
+        d.fail("call of `%s`, which the module does not define", target.name.c_str());
     }
-    const ptx::Prototype *p = d.prototype(d.operand(k).name);
-    if (!p)
-        d.fail("a call through a register needs a prototype");
-    CallSite *site = d.extra<CallSite>();
-    build_args(d, rets, p->ret, true, i, &site->rets);
-    build_args(d, args, p->params, false, i, &site->args);
-    d.in(target, Type::u64);
-    i.extra = site;
-    i.exec = run_call_indirect;
 }
 
 /* ---- ends ---- */

@@ -17,6 +17,7 @@ namespace ptxemu
 
 /* A destination row may be a source row (add %r1, %r1, %r2), but never a part of one: lane l depends on lane l alone. */
 #if defined(__clang__)
+#pragma clang diagnostic ignored "-Wpass-failed" /* a loop that calls the C library stays scalar, and that is all right */
 #define PTXEMU_INDEPENDENT_LANES _Pragma("clang loop vectorize(assume_safety)")
 #else
 #define PTXEMU_INDEPENDENT_LANES _Pragma("GCC ivdep")

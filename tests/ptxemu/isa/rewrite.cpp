@@ -1,13 +1,31 @@
 #include "isa/rewrite.h"
 
 #include <algorithm>
+#include <iterator>
 
-#include "ptx/parser.h"
+#include "isa/special.h"
 
 namespace ptxemu
 {
 namespace
 {
+
+Type type_of_special(const ptx::Operand &o, const ptx::Instr &user)
+{
+    Special s;
+    if (!special_from_name(o.name, &s))
+        throw ptx::Error(format("line %u: `%%%s` is not declared", user.loc.ptx_line, o.name.c_str()));
+    return special_type(s);
+}
+
+void check_names(const std::vector<ptx::Operand> &ops, const ptx::Instr &user)
+{
+    for (const ptx::Operand &o : ops) {
+        if (o.kind == ptx::Operand::special)
+            type_of_special(o, user);
+        check_names(o.items, user);
+    }
+}
 
 void replace(ptx::Operand *o, ptx::Function *f, const ptx::Instr &user, std::vector<ptx::Instr> *movs)
 {
@@ -15,19 +33,16 @@ void replace(ptx::Operand *o, ptx::Function *f, const ptx::Instr &user, std::vec
         replace(&item, f, user, movs);
     if (o->kind != ptx::Operand::special)
         return;
-    Type t = Type::u32;
-    ptx::special_register(o->name, &t);
+    Type t = type_of_special(*o, user);
     ptx::Operand r;
     r.kind = ptx::Operand::reg;
     r.name = "%" + o->name;
     r.index = uint32_t(f->regs.size());
-    r.negate = o->negate;
     f->regs.push_back({r.name, t});
     ptx::Instr mov;
     mov.opcode = "mov";
     mov.mods = {type_text(t)};
     mov.ops = {r, *o};
-    mov.ops[0].negate = mov.ops[1].negate = false;
     mov.loc = user.loc;
     mov.text = user.text;
     movs->push_back(std::move(mov));
@@ -44,6 +59,8 @@ bool has_special(const std::vector<ptx::Operand> &ops)
 
 void name_special_registers(ptx::Function *f)
 {
+    for (const ptx::Instr &i : f->body)
+        check_names(i.ops, i);
     auto needs = [](const ptx::Instr &i) { return i.opcode != "mov" && has_special(i.ops); };
     if (std::none_of(f->body.begin(), f->body.end(), needs))
         return;

@@ -56,6 +56,9 @@ inline To bits_as(From from)
 
 constexpr uint32_t NAN_F32 = 0x7fffffff;
 constexpr uint16_t NAN_16 = 0x7fff; /* f16 and bf16 */
+/* What a tensor map with the fill mode "NaN, request zero" gives for elements out of bounds, and fma.oob looks for.  The PTX ISA
+ * does not say which NaN that is; this one was seen on hardware, in 16 bits and repeated in wider elements. */
+constexpr uint16_t OOB_NAN_16 = 0x7ff7;
 
 inline float canonical(float x)
 {

@@ -63,8 +63,8 @@ struct Block {
     uint32_t live_threads = 0;
     Counters counters;
     RecentAllocations recent;
-    std::string output;         /* of printf */
-    uint64_t progress = 0;      /* its part of Grid::progress, which the grid adds up from time to time */
+    std::string output;    /* of printf */
+    uint64_t progress = 0; /* its part of Grid::progress, which the grid adds up from time to time */
 };
 
 /* Blocks that are guaranteed to run together and see each other's shared memory. */

@@ -71,6 +71,8 @@ std::string report_text(const Fault &f)
     std::string s = format("ptxemu: %s in kernel %s\n", fault_title(f.kind), f.kernel.c_str());
     if (f.line)
         s += format("    source:      %s:%u\n", f.file.empty() ? "?" : f.file.c_str(), f.line);
+    for (const std::string &place : f.inlined)
+        s += "    inlined at:  " + place + "\n";
     if (!f.instruction.empty())
         s += "    instruction: " + f.instruction + (f.ptx_line ? format("   (PTX line %u)\n", f.ptx_line) : "\n");
     if (f.has_place) {

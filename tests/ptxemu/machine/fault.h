@@ -4,6 +4,7 @@
 #define PTXEMU_MACHINE_FAULT_H
 
 #include <string>
+#include <vector>
 
 #include "types.h"
 
@@ -50,6 +51,7 @@ struct Fault {
     uint64_t address = 0;
     int lane = -1; /* the first lane to blame */
     std::string kernel, file, instruction;
+    std::vector<std::string> inlined; /* "file:line" of the calls that brought the line there, innermost first */
     uint32_t line = 0, ptx_line = 0;
     Dim3 block_id{0, 0, 0}, thread_id{0, 0, 0};
     bool has_place = false; /* block_id and thread_id are set */

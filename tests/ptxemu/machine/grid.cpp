@@ -19,6 +19,8 @@ namespace
 {
 constexpr uint64_t TURN = 2048;   /* warp instructions until the next warp of the block has its turn */
 constexpr uint64_t SLICE = 16384; /* warp instructions of a unit until its progress is looked at */
+constexpr uint64_t GLANCE =
+    512; /* the same for a unit that only waited before: to see whether what it waits for has come */
 constexpr unsigned LONG =
     64; /* slices with progress until the others have a turn all the same: it may be a loop that counts */
 constexpr uint8_t PATTERN =
@@ -38,6 +40,7 @@ struct Unit {
     uint64_t index = 0;
     Cluster cluster;
     std::vector<std::unique_ptr<Block>> blocks;
+    uint64_t slice = SLICE;
     uint64_t progress() const
     {
         uint64_t n = 0;
@@ -109,13 +112,14 @@ enum class Outcome { ended, working, idle };
 Outcome run_slice(Unit &u, uint64_t *spent)
 {
     const uint64_t before = u.progress();
+    const uint64_t turn = std::min<uint64_t>(TURN, u.slice / u.blocks[0]->warps.size() + 1);
     *spent = 0;
-    while (*spent < SLICE) {
+    while (*spent < u.slice) {
         bool ready = false, waiting = false;
         for (auto &b : u.blocks)
             for (Warp &w : b->warps) {
                 const uint64_t start = w.instructions;
-                const Warp::Run r = w.run(TURN);
+                const Warp::Run r = w.run(turn);
                 *spent += w.instructions - start;
                 ready |= r == Warp::Run::ready || w.instructions != start;
                 waiting |= r == Warp::Run::waiting;
@@ -128,7 +132,9 @@ Outcome run_slice(Unit &u, uint64_t *spent)
             if (b->live_threads)
                 blame_stuck_block(*b);
     }
-    return u.progress() != before ? Outcome::working : Outcome::idle;
+    const bool working = u.progress() != before;
+    u.slice = working ? SLICE : GLANCE;
+    return working ? Outcome::working : Outcome::idle;
 }
 
 class Runner
@@ -253,7 +259,8 @@ void Runner::work()
             }
             idle += spent;
             dropped |= failed() && o == Outcome::idle; /* it may wait for the block that has failed */
-            if (!dropped && o == Outcome::idle && idle > grid_.launch.options.patience && !may_begin())
+            const uint64_t patience = std::max<uint64_t>(grid_.launch.options.patience, 4 * SLICE * mine.size());
+            if (!dropped && o == Outcome::idle && idle > patience && !may_begin())
                 blame_deadlock(*mine[0]);
         } catch (const Fault &f) {
             fail(u, f);

@@ -42,6 +42,18 @@ const Inst &instruction_at(const Path &p)
     return p.frame->fn->code[p.pc];
 }
 
+/* A chain is as long as the calls are deep; text that was made up could close a ring. */
+std::vector<std::string> inlined_places(const Module &m, const Function &fn, const Loc &loc)
+{
+    std::vector<std::string> places;
+    const std::vector<Loc> &calls = fn.ast.inlined;
+    for (uint32_t k = loc.outer; k > 0 && k <= calls.size() && places.size() < 16; k = calls[k - 1].outer) {
+        auto file = m.files.find(calls[k - 1].file);
+        places.push_back(format("%s:%u", file == m.files.end() ? "?" : file->second.c_str(), calls[k - 1].line));
+    }
+    return places;
+}
+
 } // namespace
 
 std::string place_text(const Warp &w, const Inst &i)
@@ -64,6 +76,7 @@ void Warp::complete(Fault &f) const
         f.ptx_line = at->loc.ptx_line;
         if (at->source)
             f.instruction = at->source->text;
+        f.inlined = inlined_places(*launch.module, *frame->fn, at->loc);
     }
     if (f.has_place)
         return;
@@ -335,12 +348,24 @@ Warp::Run stuck(Warp &w)
 /* ---- the loop ---- */
 namespace
 {
-[[noreturn]] void undefined_use(const Inst &i, const Opnd &o, Lanes lanes)
+/* The decoder numbers rows and predicates in the order of the declarations. */
+std::string register_name(const Function &fn, bool pred, uint32_t slot)
 {
-    const unsigned n = unsigned(&o - i.op);
-    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes),
-          "operand %u of the instruction, %s, was never written in lanes %s", n + 1,
-          o.kind == Opnd::pred ? "a predicate" : "a register", lane_list(lanes).c_str());
+    uint32_t next = 0;
+    for (const ptx::Register &r : fn.ast.regs) {
+        if ((r.type == Type::pred) != pred)
+            continue;
+        if (next == slot)
+            return r.name;
+        next += type_bits(r.type) == 128 ? 2 : 1;
+    }
+    return "a temporary register";
+}
+
+[[noreturn]] void undefined_use(const Warp &w, const char *role, bool pred, uint32_t slot, Lanes lanes)
+{
+    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
+          role, register_name(*w.frame->fn, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
 }
 
 /* Reads are checked before the results are marked: the destination may be a source as well. */
@@ -352,7 +377,7 @@ void check_operands(Warp &w, const Inst &i)
             continue;
         const Lanes bad = w.undefined(o);
         if (__builtin_expect(bad != 0, 0))
-            undefined_use(i, o, bad);
+            undefined_use(w, "", o.kind == Opnd::pred, o.slot, bad);
     }
     for (unsigned k = 0; k < i.n_op; k++) {
         const Opnd &o = i.op[k];
@@ -368,11 +393,9 @@ void check_operands(Warp &w, const Inst &i)
 template <bool check>
 Lanes guarded(Warp &w, const Inst &i, Lanes lanes)
 {
-    if (check && __builtin_expect((lanes & ~w.pred_defined[i.guard]) != 0, 0)) {
-        w.active = lanes & ~w.pred_defined[i.guard];
-        fault(FaultKind::uninitialized_register, -1, "the guard predicate was never written in lanes %s",
-              lane_list(w.active).c_str());
-    }
+    const Lanes bad = check ? lanes & ~w.pred_defined[i.guard] : 0;
+    if (__builtin_expect(bad != 0, 0))
+        undefined_use(w, "the guard ", true, i.guard, bad);
     return lanes & (i.guard_negate ? ~w.preds[i.guard] : w.preds[i.guard]);
 }
 

@@ -262,24 +262,6 @@ Block *owner_of(Warp &w, const Access &a, Space space, unsigned lane, uint64_t a
     return b;
 }
 
-void race_check(Warp &w, const Access &a, unsigned lane, uint32_t offset)
-{
-    RaceShadow &race = *w.block->race;
-    switch (a.use) {
-    case Use::read:
-    case Use::async_read:
-    case Use::sync_read:
-        return race.read(w, lane, offset, a.bytes, a.use == Use::sync_read);
-    case Use::write:
-    case Use::sync_write:
-        return race.write(w, lane, offset, a.bytes, a.use == Use::sync_write);
-    case Use::atomic:
-        return race.atomic(w, lane, offset, a.bytes);
-    case Use::async_write:
-        return race.pending(w, lane, offset, a.bytes);
-    }
-}
-
 uint8_t *shared_lane(Warp &w, const Access &a, Space space, unsigned lane, uint64_t address)
 {
     Block *b = owner_of(w, a, space, lane, address);
@@ -306,7 +288,7 @@ void in_shared(Warp &w, const Access &a, Space space, const uint64_t *address, L
         mine |= Lanes(is_mine) << l;
     });
     if (own.race && a.race && check)
-        each_lane(mine, [&](unsigned l) { race_check(w, a, l, offset[l]); });
+        own.race->access(w, a.use, mine, offset, a.bytes);
     if (check)
         each_lane(lanes, [&](unsigned l) {
             std::vector<uint8_t> &written = mine >> l & 1

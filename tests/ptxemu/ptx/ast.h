@@ -64,10 +64,12 @@ struct Register {
 /* An initialiser: bytes, and addresses of symbols to be written over them. */
 struct Reloc {
     size_t at;      /* byte offset in the variable */
-    unsigned bytes; /* 4 or 8 */
+    unsigned bytes; /* of the element: 4 or 8, less with a mask */
     std::string symbol;
     int64_t addend;
-    bool generic; /* written generic(name): the generic address, else the address in the symbol's own space */
+    bool generic;          /* written generic(name): the generic address, else the address in the symbol's own space */
+    uint64_t mask = ~0ull; /* written 0xFF00(name): the bits of the address that are wanted, shifted down to bit 0 */
+    uint32_t line = 0;
 };
 
 struct Variable {
@@ -77,6 +79,7 @@ struct Variable {
     size_t align = 0; /* as written or natural */
     size_t bytes = 0; /* 0 for an array of unknown size (extern dynamic shared memory) */
     bool is_extern = false;
+    uint32_t line = 0;         /* of the text, for messages */
     std::vector<uint8_t> init; /* empty: zeros */
     std::vector<Reloc> relocs;
 };
@@ -98,13 +101,15 @@ struct Function {
     std::string name;
     bool is_entry = false;
     bool is_declaration = false; /* no body */
+    uint32_t line = 0;           /* of the text, for messages */
     std::vector<Variable> ret,
-        params; /* space param; or space generic for .reg parameters, which are rare: then `index` of the register is params_reg */
+        params; /* all of space param: the parser turns .reg parameters into .param ones, and loads and stores them */
     std::vector<Register> regs;
     std::vector<Variable>
         locals; /* .local, .shared, .param and .const/.global variables declared inside, names made unique */
     std::vector<Instr> body;
     std::vector<Label> labels;
+    std::vector<Loc> inlined; /* the places at which functions were inlined, each in turn with its `outer` */
     std::vector<BranchTable> tables;
     std::vector<Prototype> prototypes;
     std::map<std::string, std::vector<uint32_t>>

@@ -23,13 +23,13 @@ void error_at(uint32_t line, const char *fmt, ...)
 namespace
 {
 
-bool word_start(char c)
-{
-    return isalpha(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%';
-}
 bool word_part(char c)
 {
     return isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$';
+}
+bool word_start(char c)
+{
+    return word_part(c) && !isdigit(static_cast<unsigned char>(c));
 }
 
 class Lexer
@@ -90,7 +90,7 @@ class Lexer
             t.text = "the end of the text";
             return t;
         }
-        if (word_start(*p_)) {
+        if (word_start(*p_) || (*p_ == '%' && word_start(peek(1)))) { /* else % is an operator */
             t.kind = Token::word;
             for (p_++; p_ != end_ && word_part(*p_);)
                 p_++;

@@ -1,7 +1,6 @@
 /* The bodies of functions: scopes, declarations, labels, instructions and their operands. */
 #include <algorithm>
 #include <cctype>
-#include <cstring>
 
 #include "ptx/parser.h"
 
@@ -11,40 +10,6 @@ namespace
 {
 constexpr uint32_t UNKNOWN = UINT32_MAX; /* index of an operand of kind label whose name is not known yet */
 constexpr size_t MOST_REGISTERS = 1u << 20;
-
-struct SpecialRow {
-    const char *name;
-    Type type;
-};
-const SpecialRow SPECIALS[] = {{"laneid", Type::u32},
-                               {"warpid", Type::u32},
-                               {"nwarpid", Type::u32},
-                               {"smid", Type::u32},
-                               {"nsmid", Type::u32},
-                               {"gridid", Type::u64},
-                               {"is_explicit_cluster", Type::pred},
-                               {"cluster_ctarank", Type::u32},
-                               {"cluster_nctarank", Type::u32},
-                               {"lanemask_eq", Type::u32},
-                               {"lanemask_le", Type::u32},
-                               {"lanemask_lt", Type::u32},
-                               {"lanemask_ge", Type::u32},
-                               {"lanemask_gt", Type::u32},
-                               {"clock", Type::u32},
-                               {"clock_hi", Type::u32},
-                               {"clock64", Type::u64},
-                               {"globaltimer", Type::u64},
-                               {"globaltimer_lo", Type::u32},
-                               {"globaltimer_hi", Type::u32},
-                               {"reserved_smem_offset_begin", Type::b32},
-                               {"reserved_smem_offset_end", Type::b32},
-                               {"reserved_smem_offset_cap", Type::b32},
-                               {"total_smem_size", Type::u32},
-                               {"aggr_smem_size", Type::u32},
-                               {"dynamic_smem_size", Type::u32},
-                               {"current_graph_exec", Type::u64}};
-const char *const SPECIAL_VECTORS[] = {"tid",       "ntid",       "ctaid",         "nctaid",
-                                       "clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid"};
 
 std::string one_line(const char *from, const char *to)
 {
@@ -59,19 +24,6 @@ std::string one_line(const char *from, const char *to)
     return s;
 }
 } // namespace
-
-bool special_register(const std::string &name, Type *type)
-{
-    for (const SpecialRow &s : SPECIALS)
-        if (name == s.name) {
-            *type = s.type;
-            return true;
-        }
-    *type = Type::u32;
-    return name.size() > 2 && name[name.size() - 2] == '.' && strchr("xyz", name.back()) &&
-           std::any_of(std::begin(SPECIAL_VECTORS), std::end(SPECIAL_VECTORS),
-                       [&](const char *v) { return name.compare(0, name.size() - 2, v) == 0; });
-}
 
 /* ---- names ---- */
 
@@ -217,6 +169,7 @@ void Parser::body()
 {
     scopes_.emplace_back();
     table_names_.clear();
+    register_results_.clear();
     for (std::vector<Variable> *list : {&fn_.ret, &fn_.params})
         for (Variable &v : *list) {
             Entity e;
@@ -233,7 +186,15 @@ void Parser::body()
         }
     expect("{", "or `;` behind the head of a function");
     scopes_.emplace_back();
+    load_register_formals();
     scope();
+    if (!register_results_.empty()) { /* the end of the text is a ret as well */
+        Instr ret;
+        ret.opcode = ret.text = "ret";
+        ret.loc = loc_;
+        store_register_results(ret);
+        fn_.body.push_back(std::move(ret));
+    }
     close_scope();
     close_scope();
 }
@@ -308,12 +269,17 @@ void Parser::pragma()
 }
 
 /* .loc file line column [, function_name label [+ offset] , inlined_at file line column]: the first triple is the innermost
- * function's line, which is what a person looks for. */
+ * function's line; the place where that was inlined has had a .loc of its own before, which says where it was inlined in turn. */
 void Parser::loc()
 {
-    loc_.file = uint32_t(unsigned_number("the file of .loc"));
-    loc_.line = uint32_t(unsigned_number("the line of .loc"));
-    unsigned_number("the column of .loc");
+    auto place = [this](const char *file, const char *line, const char *column) {
+        const uint32_t f = uint32_t(unsigned_number(file)), l = uint32_t(unsigned_number(line));
+        return std::array<uint32_t, 3>{f, l, uint32_t(unsigned_number(column))};
+    };
+    const auto at = place("the file of .loc", "the line of .loc", "the column of .loc");
+    loc_.file = at[0];
+    loc_.line = at[1];
+    loc_.outer = 0;
     while (peek().is(",")) {
         take();
         if (peek().is_word("function_name")) {
@@ -323,12 +289,20 @@ void Parser::loc()
                 unsigned_number("an offset");
         } else if (peek().is_word("inlined_at")) {
             take();
-            for (int k = 0; k < 3; k++)
-                unsigned_number("a place behind inlined_at");
+            const char *what = "a place behind inlined_at";
+            const auto call = place(what, what, what);
+            auto outer = outer_of_.find(call);
+            Loc site;
+            site.file = call[0];
+            site.line = call[1];
+            site.outer = outer == outer_of_.end() ? 0 : outer->second;
+            fn_.inlined.push_back(site);
+            loc_.outer = uint32_t(fn_.inlined.size());
         } else {
             fail_here("function_name or inlined_at");
         }
     }
+    outer_of_[at] = loc_.outer;
 }
 
 void Parser::registers()
@@ -471,9 +445,16 @@ void Parser::instruction()
     }
     i.text = one_line(from, take().text.data());
     i.loc = loc_;
+    std::vector<RegisterResult> results;
+    if (i.opcode == "call")
+        results = pass_registers(&i);
+    else if (i.opcode == "ret")
+        store_register_results(i);
     if (names_unresolved_)
         scopes_.back().unresolved.push_back(uint32_t(fn_.body.size()));
+    Instr call = results.empty() ? Instr{} : i;
     fn_.body.push_back(std::move(i));
+    load_results(results, call);
 }
 
 /* ---- operands ---- */
@@ -526,7 +507,6 @@ Operand Parser::number_operand()
 Operand Parser::name_operand()
 {
     Operand o;
-    uint32_t where = line();
     o.name = word("a name");
     if (o.name == "_") {
         o.name.clear();
@@ -539,13 +519,10 @@ Operand Parser::name_operand()
     } else if (e && e->kind == Entity::variable) {
         o.kind = Operand::symbol;
         o.name = e->unique;
-    } else if (o.name[0] == '%') {
+    } else if (o.name[0] == '%') { /* the decoder knows which special registers there are */
         std::string special = o.name.substr(1);
         while (peek().kind == Token::dotted)
             special += "." + std::string(take().text);
-        Type t;
-        if (!special_register(special, &t))
-            error_at(where, "`%%%s` is not declared", special.c_str());
         o.kind = Operand::special;
         o.name = special;
         return o;

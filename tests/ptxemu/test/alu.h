@@ -194,6 +194,20 @@ void expect(const std::string &op, F f, const std::string &target = "sm_80")
     expect_function(op, std::function(f), target);
 }
 
+/* Instructions that take no immediates. */
+template <class D, class... A>
+void expect_registers_function(const std::string &op, const std::function<D(A...)> &f, const std::string &target)
+{
+    const auto in = inputs<A...>();
+    expect_immediates(op, f, in, 0, 0, target, std::index_sequence_for<A...>());
+    expect_guarded(op, f, in, target, std::index_sequence_for<A...>());
+}
+template <class F>
+void expect_registers(const std::string &op, F f, const std::string &target = "sm_80")
+{
+    expect_registers_function(op, std::function(f), target);
+}
+
 } // namespace alu
 
 #endif

@@ -222,7 +222,7 @@ inline std::string op_module(const std::string &statement, const std::string &d_
     static const char *const names[] = {"%a", "%b", "%c", "%e"};
     auto bytes = [](const std::string &t) { return t.substr(1) == "8" ? 1 : std::stoi(t.substr(1)) / 8; };
     auto reg = [](const std::string &t) { return t == "b8" ? std::string("b16") : t; };
-    std::string s = ".version 8.0\n.target " + target + "\n.address_size 64\n.visible .entry k(.param .u64 p_d";
+    std::string s = ".version 8.3\n.target " + target + "\n.address_size 64\n.visible .entry k(.param .u64 p_d";
     for (size_t i = 0; i < types.size(); i++)
         s += ", .param .u64 p_" + std::to_string(i);
     s += ", .param .u32 p_n)\n{\n.reg .pred %live;\n.reg .b32 %i, %n, %cta, %cn, %tx;\n.reg .b64 %p, %o;\n.reg ." +

@@ -2,6 +2,7 @@
 #include "test/alu.h"
 
 using alu::expect;
+using alu::expect_registers;
 using I128 = __int128;
 using U128 = unsigned __int128;
 
@@ -237,12 +238,12 @@ TEST(Halves, AddMinMaxWorkOnEachHalf)
     auto sum = [](auto a, auto b) { return a + b; };
     auto smaller = [](auto a, auto b) { return int(a) < int(b) ? a : b; };
     auto larger = [](auto a, auto b) { return int(a) > int(b) ? a : b; };
-    expect("add.u16x2", in_halves<uint16_t>(sum), "sm_90");
-    expect("add.s16x2", in_halves<int16_t>(sum), "sm_90");
-    expect("min.u16x2", in_halves<uint16_t>(smaller), "sm_90");
-    expect("min.s16x2", in_halves<int16_t>(smaller), "sm_90");
-    expect("max.u16x2", in_halves<uint16_t>(larger), "sm_90");
-    expect("max.s16x2", in_halves<int16_t>(larger), "sm_90");
+    expect_registers("add.u16x2", in_halves<uint16_t>(sum), "sm_90");
+    expect_registers("add.s16x2", in_halves<int16_t>(sum), "sm_90");
+    expect_registers("min.u16x2", in_halves<uint16_t>(smaller), "sm_90");
+    expect_registers("min.s16x2", in_halves<int16_t>(smaller), "sm_90");
+    expect_registers("max.u16x2", in_halves<uint16_t>(larger), "sm_90");
+    expect_registers("max.s16x2", in_halves<int16_t>(larger), "sm_90");
 }
 
 TEST(Halves, ReluReplacesNegativeResultsByZero)
@@ -251,9 +252,9 @@ TEST(Halves, ReluReplacesNegativeResultsByZero)
     auto smaller = [](int a, int b) { return std::max(std::min(a, b), 0); };
     auto larger = [](int a, int b) { return std::max(std::max(a, b), 0); };
     for (const char *spelling : {"min.relu.s16x2", "min.s16x2.relu"})
-        expect(spelling, in_halves<int16_t>(smaller), "sm_90");
+        expect_registers(spelling, in_halves<int16_t>(smaller), "sm_90");
     for (const char *spelling : {"max.relu.s16x2", "max.s16x2.relu"})
-        expect(spelling, in_halves<int16_t>(larger), "sm_90");
+        expect_registers(spelling, in_halves<int16_t>(larger), "sm_90");
     for (const char *spelling : {"min.relu.s32", "min.s32.relu"})
         expect(
             spelling, [=](int32_t a, int32_t b) -> int32_t { return smaller(a, b); }, "sm_90");
@@ -427,8 +428,10 @@ TEST(Operands, TheDestinationMayBeASource)
 TEST(Operands, AnUnknownTypeIsRefusedByName)
 {
     emu::Device device("8.0");
-    for (const char *name : {"add.u8", "neg.u32", "mul.u32", "mul.wide.u64", "mad.sat.s32", "sub.u16x2", "addc.u16"}) {
-        emu::Module m(emu::op_module(std::string(name) + " %d, %a, %b;", "b32", {"b32", "b32"}), false);
+    for (std::string name : {"add.u8", "neg.u32", "mul.u32", "mul.wide.u64", "mad.sat.s32", "sub.u16x2", "addc.u16"}) {
+        const bool unary = name == "neg.u32";
+        const std::string statement = name + (unary ? " %d, %a;" : " %d, %a, %b;");
+        emu::Module m(emu::op_module(statement, "b32", {"b32", "b32"}), false);
         EXPECT_EQ(CUDA_ERROR_INVALID_PTX, m.result) << name;
         if (emu::Driver::get().emulated()) {
             EXPECT_NE(std::string::npos, m.log.find(name)) << m.log;
