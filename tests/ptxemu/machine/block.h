@@ -3,6 +3,7 @@
 #define PTXEMU_MACHINE_BLOCK_H
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -60,6 +61,7 @@ struct Block {
     std::vector<uint8_t> shared_written;
     std::unique_ptr<RaceShadow> race; /* checks on */
     Barrier barriers[16];
+    std::map<uint64_t, uint64_t> bulk_bytes; /* that bulk copies brought and nobody has waited for, by phase of an mbarrier */
     uint32_t live_threads = 0;
     Counters counters;
     RecentAllocations recent;
