@@ -156,12 +156,18 @@ double wall_seconds()
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::shared_ptr<Op> Call::enqueue(Stream &stream, Work work)
+std::shared_ptr<Op> Call::make_op(std::shared_ptr<Context> owner, Work work)
 {
     auto op = std::make_shared<Op>();
     op->serial = s.next_serial++;
-    op->context = s.contexts.find(stream.context->handle);
+    op->context = std::move(owner);
     op->work = std::move(work);
+    return op;
+}
+
+std::shared_ptr<Op> Call::enqueue(Stream &stream, Work work)
+{
+    std::shared_ptr<Op> op = make_op(s.contexts.find(stream.context->handle), std::move(work));
     op->after = std::move(stream.waits);
     stream.waits.clear();
     if (stream.last)

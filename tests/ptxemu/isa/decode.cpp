@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "isa/link.h"
+#include "isa/liveness.h"
 #include "isa/rewrite.h"
 
 namespace ptxemu
@@ -21,6 +22,9 @@ std::string mnemonic(const ptx::Instr &i)
         s += "." + m;
     return s;
 }
+
+constexpr uint32_t REGISTERS_OF_SM = 65536;
+constexpr uint32_t MOST_REGISTERS = 255; /* of a thread, on every device */
 
 unsigned rows_of(unsigned bits)
 {
@@ -45,18 +49,21 @@ struct Decode::State {
     std::vector<Opnd> ops;
     Inst *inst = nullptr;
 
-    void number_registers()
+    /* Rows as shared, or one for every register; see decode_function. */
+    void number_registers(const std::vector<uint32_t> *rows, uint32_t n_rows)
     {
-        for (const ptx::Register &r : fn.ast.regs) {
+        fn.n_rows = n_rows;
+        fn.n_preds = 0;
+        for (size_t r = 0; r < fn.ast.regs.size(); r++) {
             Opnd o;
-            if (r.type == Type::pred) {
+            if (fn.ast.regs[r].type == Type::pred) {
                 o.kind = Opnd::pred;
                 o.slot = fn.n_preds++;
             } else {
                 o.kind = Opnd::reg;
-                o.bits = uint8_t(kept_bits(r.type));
-                o.slot = fn.n_rows;
-                fn.n_rows += rows_of(o.bits);
+                o.bits = uint8_t(kept_bits(fn.ast.regs[r].type));
+                o.slot = rows ? (*rows)[r] : fn.n_rows;
+                fn.n_rows += rows ? 0 : rows_of(o.bits);
             }
             registers.push_back(o);
         }
@@ -166,6 +173,7 @@ const ptx::Operand &Decode::operand(size_t k)
 {
     if (k >= instr_->ops.size())
         fail("operand %zu is missing", k + 1);
+    asked_ = std::max(asked_, k + 1);
     return instr_->ops[k];
 }
 
@@ -516,16 +524,65 @@ void Decode::build(Inst *i)
     for (size_t k = 0; k < instr_->mods.size(); k++)
         if (!(taken_ >> k & 1))
             fail("the emulator does not know .%s here", instr_->mods[k].c_str());
+    if (!counts_itself_ && asked_ < instr_->ops.size())
+        fail("has %zu operands, but takes %zu", instr_->ops.size(), asked_);
     s_.end();
 }
 
-static void decode_function(const Linker &linker, Function &f)
+static void build_all(const Linker &linker, Function &f, const std::vector<uint32_t> *rows, uint32_t n_rows)
 {
     Decode::State s(linker, f);
-    s.number_registers();
-    f.code.resize(f.ast.body.size());
+    s.number_registers(rows, n_rows);
+    f.code.assign(f.ast.body.size(), Inst{});
+    f.constants.clear();
+    f.opnds.clear();
     for (size_t k = 0; k < f.code.size(); k++)
         Decode(s, f.ast.body[k]).build(&f.code[k]);
+}
+
+/* What the builders said that instructions read and write, when every register has a row of its own. */
+static std::vector<RegisterUse> register_uses(const Function &f)
+{
+    std::vector<uint32_t> register_of(f.n_rows, UINT32_MAX);
+    uint32_t row = 0;
+    for (uint32_t r = 0; r < f.ast.regs.size(); r++)
+        if (f.ast.regs[r].type != Type::pred) {
+            register_of[row] = r;
+            row += rows_of(kept_bits(f.ast.regs[r].type));
+        }
+    std::vector<RegisterUse> uses(f.code.size());
+    for (size_t k = 0; k < f.code.size(); k++)
+        for (unsigned n = 0; n < f.code[k].n_op; n++) {
+            const Opnd &o = f.code[k].op[n];
+            uint32_t r = o.kind == Opnd::reg ? register_of[o.slot] : UINT32_MAX;
+            if (r == UINT32_MAX)
+                continue;
+            /* An accumulator of wgmma is read and written, and the write may come as late as the wait. */
+            bool reads = o.use != Opnd::write || f.ast.body[k].opcode == "wgmma";
+            (reads ? uses[k].reads : uses[k].writes).push_back(r);
+        }
+    return uses;
+}
+
+/* Twice: only the builders know which operands an instruction writes, and only then it is known which registers can share a row. */
+static void decode_function(const Linker &linker, Function &f)
+{
+    constexpr uint32_t RESERVED = 8; /* what ptxas needs besides values: addresses, the stack, the call's return */
+    size_t extras = f.extras.size();
+    build_all(linker, f, nullptr, 0);
+    Liveness l = find_liveness(f.ast, register_uses(f));
+    uint32_t most = MOST_REGISTERS, n_rows = 0;
+    auto limit = f.ast.directives.find("maxnreg");
+    if (limit != f.ast.directives.end())
+        most = std::min(most, limit->second[0]);
+    auto blocks = f.ast.directives.find("minnctapersm");
+    uint64_t threads = uint64_t(f.max_threads) * (blocks == f.ast.directives.end() ? 1 : blocks->second[0]);
+    if (threads) /* ptxas keeps the promise of the launch bounds */
+        most = std::min<uint32_t>(most, uint32_t(std::max<uint64_t>(REGISTERS_OF_SM / threads, RESERVED)));
+    f.regs_for_occupancy = std::min(most, l.most_units + RESERVED);
+    f.extras.resize(extras);
+    std::vector<uint32_t> rows = share_rows(f.ast, l, &n_rows);
+    build_all(linker, f, &rows, n_rows);
 }
 
 std::unique_ptr<Module> decode(ptx::Module &&m, unsigned sm, GlobalAllocator &globals)

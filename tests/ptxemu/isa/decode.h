@@ -17,13 +17,21 @@ class Decode
 {
   public:
     /* ---- the instruction's text ---- */
-    const ptx::Instr &src() const { return *instr_; }
+    const ptx::Instr &src() const
+    {
+        counts_itself_ = true;
+        return *instr_;
+    }
     bool take(const char *mod);                                /* consumes a modifier, if it is there */
     int take_one_of(std::initializer_list<const char *> mods); /* index of the one found, or -1 */
     bool take_type(Type *t);                                   /* consumes the first modifier left that is a type */
     Type type();                                               /* the same; an error if there is none */
     bool has(const char *mod) const;
-    size_t n() const { return instr_->ops.size(); }
+    size_t n() const
+    {
+        counts_itself_ = true;
+        return instr_->ops.size();
+    }
     const ptx::Operand &operand(size_t k); /* an error if there are fewer */
     [[noreturn]] void fail(const char *fmt, ...) const
         __attribute__((format(printf, 2, 3)));         /* "line 12: `add.x`: ..." */
@@ -90,6 +98,9 @@ class Decode
     State &s_;
     const ptx::Instr *instr_;
     uint64_t taken_ = 0; /* modifiers by position */
+    /* More operands than a builder has asked for are an error, unless it has looked at their number itself. */
+    size_t asked_ = 0;
+    mutable bool counts_itself_ = false;
 };
 
 using Build = void (*)(Decode &d, Inst &i); /* sets exec, operands, flags, cls, together */

@@ -40,9 +40,10 @@ uint64_t put(const ptx::Variable &v, uint64_t end, Slot *s)
     return end + v.bytes;
 }
 
-[[noreturn]] void error(const char *sentence_format, const std::string &name)
+/* A sentence with one name in it. */
+[[noreturn]] void error(uint32_t line, const char *sentence, const std::string &name)
 {
-    throw ptx::Error(format(sentence_format, name.c_str()));
+    throw ptx::Error(format("line %u: ", line) + format(sentence, name.c_str()));
 }
 
 } // namespace
@@ -113,10 +114,7 @@ void Linker::make_functions()
         names_[f->name] = p;
     }
     for (auto &a : m_.aliases) {
-        auto it = out_.by_name.find(a.second);
-        if (it == out_.by_name.end())
-            error("the .alias of `%s` names a function that is not defined", a.second);
-        out_.by_name[a.first] = it->second;
+        out_.by_name[a.first] = out_.by_name.at(a.second);
         names_[a.first] = names_[a.second];
     }
 }
@@ -140,7 +138,7 @@ void Linker::place_globals(const std::vector<ptx::Variable> &variables, const st
             p.kind = Place::memory;
             p.address = globals_.allocate(name, v.space, v.bytes, v.align);
             if (!p.address)
-                error("there is no device memory for the variable `%s`", name);
+                error(v.line, "there is no device memory for the variable `%s`", name);
             out_.globals[name] = Global{name, v.space, p.address, v.bytes};
         }
         (owner.empty() ? names_ : local_[out_.by_name[owner]]->names)[v.name] = p;
@@ -155,24 +153,28 @@ void Linker::initialize(const ptx::Variable &v, const std::string &owner)
     uint8_t *to = reinterpret_cast<uint8_t *>((fn ? local_[fn]->names : names_)[v.name].address);
     memset(to, 0, v.bytes);
     memcpy(to, v.init.data(), std::min(v.init.size(), v.bytes));
-    for (const ptx::Reloc &r : v.relocs) {
-        auto it = names_.find(r.symbol);
-        if (fn && local_[fn]->names.count(r.symbol))
-            it = local_[fn]->names.find(r.symbol);
-        if (it == names_.end() || it->second.kind == Place::missing)
-            throw ptx::Error(
-                format("the initialiser of `%s` names `%s`, which is not defined", v.name.c_str(), r.symbol.c_str()));
-        const Place &p = it->second;
-        uint64_t address = p.kind == Place::function ? reinterpret_cast<uint64_t>(p.fn) : p.address;
-        if (p.kind == Place::dynamic)
-            error("the initialiser of `%s` holds an address of dynamic shared memory", v.name);
-        if (r.generic && p.space == Space::shared)
-            address += SHARED_WINDOW;
-        address += uint64_t(r.addend);
-        if (r.bytes == 4 && address >> 32)
-            error("the initialiser of `%s` holds an address that does not fit into 32 bits", v.name);
-        memcpy(to + r.at, &address, r.bytes);
-    }
+    for (const ptx::Reloc &r : v.relocs)
+        relocate(v, r, fn, to + r.at);
+}
+
+void Linker::relocate(const ptx::Variable &v, const ptx::Reloc &r, const Function *fn, uint8_t *to) const
+{
+    Place p = fn ? find(*fn, r.symbol) : Place{};
+    auto it = names_.find(r.symbol);
+    if (!fn && it != names_.end())
+        p = it->second;
+    if (p.kind == Place::dynamic)
+        error(r.line, "the initialiser of `%s` holds an address of dynamic shared memory", v.name);
+    if (p.kind != Place::memory && p.kind != Place::function)
+        error(r.line, "the initialiser of a variable names `%s`, which is not defined", r.symbol);
+    uint64_t address = p.kind == Place::function ? reinterpret_cast<uint64_t>(p.fn) : p.address;
+    if (r.generic && p.space == Space::shared)
+        address += SHARED_WINDOW;
+    address += uint64_t(r.addend);
+    address = (address & r.mask) >> __builtin_ctzll(r.mask);
+    if (r.bytes < 8 && address >> (8 * r.bytes))
+        error(r.line, "the initialiser of `%s` holds an address that does not fit into its element", v.name);
+    memcpy(to, &address, r.bytes);
 }
 
 /* ---- functions ---- */
@@ -193,7 +195,7 @@ void Linker::lay_out_params(Function &f)
             names[v.name] = p;
         }
         if (end > MOST_PARAMS)
-            error("the parameters of `%s` are more than 32764 bytes", f.name);
+            error(f.ast.line, "the parameters of `%s` are more than 32764 bytes", f.name);
     };
     lay_out(f.ast.ret, &f.ret);
     lay_out(f.ast.params, &f.params);
@@ -212,12 +214,12 @@ void Linker::lay_out_frame(Function &f)
         p.space = Space::local;
         l.slots.emplace_back();
         if (v.bytes > MOST_FRAME)
-            error("the local variables of `%s` are larger than a thread's local memory", f.name);
+            error(f.ast.line, "the local variables of `%s` are larger than a thread's local memory", f.name);
         end = put(v, end, &l.slots.back());
         p.slot = &l.slots.back();
         l.names[v.name] = p;
         if (end > MOST_FRAME)
-            error("the local variables of `%s` are larger than a thread's local memory", f.name);
+            error(f.ast.line, "the local variables of `%s` are larger than a thread's local memory", f.name);
     }
     f.frame_bytes = uint32_t(align_up(end, 16));
 }
@@ -350,7 +352,7 @@ void Linker::place_shared(SharedVariable *s, const std::vector<SharedVariable> &
             }
     }
     if (s->at + s->v->bytes > MOST_SHARED)
-        error("shared variable `%s` lies beyond what a shared address can reach", s->v->name);
+        error(s->v->line, "shared variable `%s` lies beyond what a shared address can reach", s->v->name);
 }
 
 void Linker::lay_out_shared()

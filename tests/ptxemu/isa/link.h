@@ -55,6 +55,7 @@ class Linker
     void make_functions();
     void place_globals(const std::vector<ptx::Variable> &variables, const std::string &owner);
     void initialize(const ptx::Variable &v, const std::string &owner);
+    void relocate(const ptx::Variable &v, const ptx::Reloc &r, const Function *fn, uint8_t *to) const;
     void lay_out_params(Function &f);
     void lay_out_frame(Function &f);
     void read_directives(Function &f);

@@ -157,9 +157,15 @@ void Parser::section()
 
 void Parser::alias()
 {
+    uint32_t where = line();
     std::string name = word("the name of an alias");
     expect(",", "between an alias and what it stands for");
-    module_.aliases[name] = word("the name of a function");
+    std::string target = word("the name of a function");
+    auto known = function_index_.find(target);
+    if (known == function_index_.end() || module_.functions[known->second].is_declaration)
+        error_at(where, "the alias `%s` stands for `%s`, which is not a function defined above", name.c_str(),
+                 target.c_str());
+    module_.aliases[name] = target;
     expect(";", "behind .alias");
 }
 
@@ -210,7 +216,8 @@ Variable Parser::formal(bool named)
 {
     if (accept_dotted("reg")) {
         Variable v;
-        v.space = Space::generic;
+        v.space = Space::generic; /* until calls.cpp makes it a .param */
+        v.line = line();
         v.type = type_token();
         if (v.type == Type::pred)
             error_at(line(), "a predicate cannot be a parameter");
@@ -300,6 +307,7 @@ void Parser::function(const Linkage &l, bool is_entry)
     loc_ = Loc{};
     outer_of_.clear();
     fn_.is_entry = is_entry;
+    fn_.line = line();
     if (!is_entry)
         fn_.ret = formals(true);
     fn_.name = word("the name of a function");

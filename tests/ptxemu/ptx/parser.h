@@ -109,6 +109,19 @@ class Parser
     void symbol_scalar(Variable *v, uint64_t at);
     void variables(Space space, std::vector<Variable> *into, const Linkage &l);
 
+    /* ---- calls.cpp ---- */
+    struct RegisterResult { /* a result that lies in `name` for the call and in `reg` for the text */
+        std::string name;
+        Operand reg;
+    };
+    void emit(const char *opcode, Type t, Operand first, Operand second, const Instr &neighbour);
+    void load_register_formals();
+    void store_register_results(const Instr &ret);
+    const std::vector<Variable> *formals_of(const Operand &callee, bool results) const;
+    std::string variable_for(const Operand &o, const std::vector<Variable> *formals, size_t k, uint32_t line);
+    std::vector<RegisterResult> pass_registers(Instr *call);
+    void load_results(const std::vector<RegisterResult> &results, const Instr &call);
+
     /* ---- statements.cpp ---- */
     void body();
     void scope();
@@ -150,7 +163,8 @@ class Parser
     /* of the function being parsed */
     Function fn_;
     std::vector<Scope> scopes_;
-    std::unordered_set<std::string> used_names_; /* unique names taken in this function */
+    std::unordered_set<std::string> used_names_;   /* unique names taken in this function */
+    std::vector<RegisterResult> register_results_; /* .reg results of the function itself */
     Loc loc_;
     std::map<std::array<uint32_t, 3>, uint32_t>
         outer_of_; /* of this function: file, line, column -> the `outer` that .loc gave it last */

@@ -169,6 +169,7 @@ void Parser::body()
 {
     scopes_.emplace_back();
     table_names_.clear();
+    register_results_.clear();
     for (std::vector<Variable> *list : {&fn_.ret, &fn_.params})
         for (Variable &v : *list) {
             Entity e;
@@ -185,7 +186,15 @@ void Parser::body()
         }
     expect("{", "or `;` behind the head of a function");
     scopes_.emplace_back();
+    load_register_formals();
     scope();
+    if (!register_results_.empty()) { /* the end of the text is a ret as well */
+        Instr ret;
+        ret.opcode = ret.text = "ret";
+        ret.loc = loc_;
+        store_register_results(ret);
+        fn_.body.push_back(std::move(ret));
+    }
     close_scope();
     close_scope();
 }
@@ -436,9 +445,16 @@ void Parser::instruction()
     }
     i.text = one_line(from, take().text.data());
     i.loc = loc_;
+    std::vector<RegisterResult> results;
+    if (i.opcode == "call")
+        results = pass_registers(&i);
+    else if (i.opcode == "ret")
+        store_register_results(i);
     if (names_unresolved_)
         scopes_.back().unresolved.push_back(uint32_t(fn_.body.size()));
+    Instr call = results.empty() ? Instr{} : i;
     fn_.body.push_back(std::move(i));
+    load_results(results, call);
 }
 
 /* ---- operands ---- */

@@ -233,6 +233,7 @@ Variable Parser::declaration(Space space)
 {
     Variable v;
     v.space = space;
+    v.line = line();
     unsigned elements = 1;
     for (;;) {
         if (accept_dotted("align")) {
@@ -318,11 +319,10 @@ void Parser::scalar(Variable *v, uint64_t at)
     if (v->init.size() < at + bytes)
         v->init.resize(at + bytes);
     uint32_t where = line();
-    if (peek().kind == Token::word && !peek().is_word("WARP_SZ"))
+    bool masked = peek().kind == Token::integer && peek(1).is("(");
+    if (masked || (peek().kind == Token::word && !peek().is_word("WARP_SZ")))
         return symbol_scalar(v, at);
     Number n = expression();
-    if (peek().is("("))
-        error_at(where, "the emulator does not know initialisers with a part of an address, like 0xFF(name)");
     if (!is_float(v->type) && n.is_real && type_kind(v->type) != TypeKind::bits)
         error_at(where, "a real number initialises the integer `%s`", v->name.c_str());
     uint64_t bits = n.bits;
@@ -342,23 +342,39 @@ void Parser::scalar(Variable *v, uint64_t at)
     memcpy(&v->init[at], &bits, std::min<size_t>(bytes, 8));
 }
 
+/* name, name+4, generic(name), and of any of these a part: 0xFF00(name) */
 void Parser::symbol_scalar(Variable *v, uint64_t at)
 {
     Reloc r{};
     r.at = at;
     r.bytes = type_bytes(v->type);
-    if (r.bytes != 4 && r.bytes != 8)
-        error_at(line(), "an address does not fit into an element of `%s`", v->name.c_str());
+    r.line = line();
+    bool masked = peek().kind == Token::integer;
+    if (masked) {
+        r.mask = take().bits;
+        expect("(", "behind the mask of an address");
+        if (!r.mask)
+            error_at(r.line, "the mask of an address in the initialiser of `%s` is zero", v->name.c_str());
+    }
+    if (r.bytes != 4 && r.bytes != 8 && !masked)
+        error_at(r.line, "an address does not fit into an element of `%s`", v->name.c_str());
     r.generic = peek().is_word("generic") && peek(1).is("(");
     if (r.generic) {
         take();
         take();
     }
     r.symbol = word("the name of a variable or function");
-    if (r.generic)
+    auto addend = [&] {
+        if (peek().is("+") || peek().is("-"))
+            r.addend = int64_t(uint64_t(r.addend) + uint64_t(offset()));
+    };
+    addend();
+    if (r.generic) {
         expect(")", "behind the name in generic(...)");
-    if (peek().is("+") || peek().is("-"))
-        r.addend = offset();
+        addend();
+    }
+    if (masked)
+        expect(")", "behind the part of an address");
     v->relocs.push_back(r);
 }
 
