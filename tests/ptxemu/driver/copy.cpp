@@ -1,5 +1,5 @@
 /* Copies and fills. */
-#include <cstring>
+#include "driver/copy.h"
 
 #include "driver/graph.h"
 #include "driver/memory.h"
@@ -64,6 +64,12 @@ CUresult allowed_now(Call &c)
     return r != CUDA_SUCCESS ? r : unsafe_in_capture(c.s);
 }
 
+bool on_device(const State &s, uint64_t address)
+{
+    const Allocation *a = s.heap.find(address);
+    return a && (a->kind == AllocKind::device || a->kind == AllocKind::module_global);
+}
+
 /* A synchronous copy is one in the legacy default stream, waited for; but copies within the device are not waited for. */
 CUresult copy(Call &c, End to, End from, const CopyWork &w)
 {
@@ -71,11 +77,7 @@ CUresult copy(Call &c, End to, End from, const CopyWork &w)
     if (r != CUDA_SUCCESS)
         return r;
     r = copy_async(c, CU_STREAM_LEGACY, to, from, w);
-    auto on_device = [&](uint64_t address) {
-        const Allocation *a = c.s.heap.find(address);
-        return a && (a->kind == AllocKind::device || a->kind == AllocKind::module_global);
-    };
-    if (r != CUDA_SUCCESS || (on_device(w.dst) && on_device(w.src)))
+    if (r != CUDA_SUCCESS || (on_device(c.s, w.dst) && on_device(c.s, w.src)))
         return r;
     return c.wait(c.context->legacy->last);
 }
@@ -174,21 +176,37 @@ CUresult fill_call(const char *function, const CUstream *h, uint64_t dst, size_t
         std::shared_ptr<Stream> stream = c.stream(h ? *h : CU_STREAM_LEGACY);
         if (!stream)
             return CUDA_ERROR_INVALID_HANDLE;
-        size_t bytes = span(width * element, height, pitch);
-        if (!bytes)
-            return CUDA_SUCCESS;
-        const Allocation *a = allocation_of(c.s, dst, bytes);
-        if (!a || dst % element || (height > 1 && (pitch % element || pitch < width * element)))
-            return CUDA_ERROR_INVALID_VALUE;
+        FillWork w{dst, value, element, width, height, pitch};
         CUresult r = h ? CUDA_SUCCESS : allowed_now(c);
         if (r == CUDA_SUCCESS)
-            r = c.submit(stream, FillWork{dst, value, element, width, height, pitch});
-        if (r != CUDA_SUCCESS || h || a->kind == AllocKind::device || a->kind == AllocKind::module_global)
-            return r;
-        return c.wait(stream->last);
+            r = check_fill(c.s, w);
+        if (r == CUDA_SUCCESS && width && height)
+            r = c.submit(stream, w);
+        return r != CUDA_SUCCESS || h || on_device(c.s, dst) ? r : c.wait(stream->last);
     });
 }
 } // namespace
+
+CUresult make_copy(const State &s, const CUDA_MEMCPY3D &m, CopyWork *w)
+{
+    End to = End::either, from = End::either;
+    CUresult r = box(m, &to, &from, w);
+    if (r != CUDA_SUCCESS)
+        return r;
+    bool good = valid_end(s, to, w->dst, target_bytes(*w)) && valid_end(s, from, w->src, source_bytes(*w));
+    return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult check_fill(const State &s, const FillWork &w)
+{
+    if (w.element != 1 && w.element != 2 && w.element != 4)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!w.width || !w.height)
+        return CUDA_SUCCESS;
+    bool rows = w.height == 1 || (w.pitch % w.element == 0 && w.pitch >= w.width * w.element);
+    bool good = rows && w.dst % w.element == 0 && allocation_of(s, w.dst, span(w.width * w.element, w.height, w.pitch));
+    return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
 } // namespace ptxemu::driver
 
 using namespace ptxemu::driver;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "driver/launch.h"
+#include "driver/library.h"
 #include "driver/module.h"
 
 namespace ptxemu::driver
@@ -9,6 +10,12 @@ namespace ptxemu::driver
 
 CUresult find_function(Call &c, CUfunction h, std::shared_ptr<FunctionObject> *out)
 {
+    CUkernel kernel = reinterpret_cast<CUkernel>(h);
+    if (c.s.kernels.find(kernel)) {
+        CUresult r = function_of_kernel(c, kernel, &h);
+        if (r != CUDA_SUCCESS)
+            return r;
+    }
     *out = c.s.functions.find(h);
     return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }

@@ -14,9 +14,9 @@ struct GraphNode {
     Graph *graph = nullptr;
     CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
     Work work;
-    std::vector<GraphNode *>
-        after; /* dependencies, which were created before: creation order is an order of execution */
+    std::vector<GraphNode *> after; /* dependencies */
     std::shared_ptr<Context> context;
+    std::vector<void *> param_pointers; /* what cuGraphKernelNodeGetParams gave out */
 };
 
 struct Graph {
@@ -56,6 +56,9 @@ GraphNode *add_node(State &s, const std::shared_ptr<Graph> &graph, Work work, st
 void discard_nodes(State &s, Graph &graph); /* their handles, too */
 /* The nodes of these handles, if all belong to the graph. */
 bool find_nodes(State &s, const Graph &graph, const CUgraphNode *handles, size_t n, std::vector<GraphNode *> *out);
+
+CUresult make_kernel(Call &c, const CUDA_KERNEL_NODE_PARAMS &p, KernelWork *work, std::shared_ptr<Context> *context);
+CUresult make_fill(const State &s, const CUDA_MEMSET_NODE_PARAMS &p, FillWork *w);
 
 /* ---- capture.cpp ---- */
 /* Whether a call that could disturb a capture is allowed now.  If not, the captures that forbid it are invalid from then on. */

@@ -100,7 +100,7 @@ Failure load_text(Call &c, const char *text, LoadedModule *module)
 
 Failure load_image(Call &c, const void *image, LoadedModule *module)
 {
-    if (!memcmp(image, "\177ELF", 4))
+    if (!strncmp(static_cast<const char *>(image), "\177ELF", 4))
         return {CUDA_ERROR_NO_BINARY_FOR_GPU, "the image is machine code (a cubin): the emulator executes PTX"};
     if (!is_fatbin(image))
         return load_text(c, static_cast<const char *>(image), module);
@@ -225,8 +225,6 @@ CUresult get_function(Call &c, CUmodule h, const std::string &name, CUfunction *
     return CUDA_SUCCESS;
 }
 
-namespace
-{
 CUresult get_global(Call &c, CUmodule h, const char *name, CUdeviceptr *address, size_t *bytes)
 {
     std::shared_ptr<LoadedModule> module = c.s.modules.find(h);
@@ -242,6 +240,8 @@ CUresult get_global(Call &c, CUmodule h, const char *name, CUdeviceptr *address,
     return CUDA_SUCCESS;
 }
 
+namespace
+{
 CUresult load_call(const char *function, CUmodule *out, const void *image, unsigned n, CUjit_option *options,
                    void **values)
 {

@@ -22,6 +22,7 @@ struct JitOptions {
 CUresult load_module(Call &c, const void *image, const JitOptions &options, CUmodule *out);
 CUresult unload_module(Call &c, CUmodule h);
 CUresult get_function(Call &c, CUmodule h, const std::string &name, CUfunction *out);
+CUresult get_global(Call &c, CUmodule h, const char *name, CUdeviceptr *address, size_t *bytes);
 
 } // namespace ptxemu::driver
 

@@ -87,6 +87,7 @@ void State::reset()
     contexts.clear();
     retired.clear();
     pool_blocks.clear();
+    releasing.clear();
     host_flags.clear();
     devices.clear();
     heap.reset();
@@ -131,9 +132,15 @@ std::shared_ptr<Context> State::new_context(Device &device, bool primary)
 
 void State::release_allocation(uint64_t address)
 {
+    auto block = pool_blocks.find(address);
+    const Allocation *a = heap.find(address);
+    if (block != pool_blocks.end() && a)
+        if (std::shared_ptr<Pool> pool = pools.find(block->second.second))
+            pool->used -= a->bytes;
     heap.release(address);
     host_flags.erase(address);
     pool_blocks.erase(address);
+    releasing.erase(address);
     contexts.each([&](Context &c) { c.allocations.erase(address); });
 }
 

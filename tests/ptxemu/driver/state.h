@@ -109,7 +109,7 @@ struct Pool {
     CUmemoryPool handle = nullptr;
     Device *device = nullptr;
     bool is_default = false;
-    uint64_t release_threshold = 0, reserved_high = 0, used = 0, used_high = 0;
+    uint64_t release_threshold = 0, used = 0, used_high = 0;
     std::map<int, int> reuse; /* CU_MEMPOOL_ATTR_REUSE_...: kept, and without effect on what programs see */
 };
 
@@ -133,6 +133,7 @@ struct State {
     Table<CUgraphNode, GraphNode> nodes;
     Table<CUgraphExec, GraphExec> graph_execs;
     std::map<uint64_t, std::pair<unsigned, CUmemoryPool>> pool_blocks; /* addresses of cuMemAllocAsync */
+    std::set<uint64_t> releasing;                                      /* cuMemFreeAsync has been called */
     std::map<uint64_t, unsigned> host_flags;                           /* of pinned and registered memory */
     std::vector<std::weak_ptr<Capture>> captures;
     std::vector<std::shared_ptr<Context>> retired; /* destroyed, but streams in somebody's hands still point at them */

@@ -268,6 +268,8 @@ void build_setp(Decode &d, Inst &i)
     const bool both = to.kind == ptx::Operand::pair;
     if (is_x2(t) && !both)
         d.fail("two destination predicates are needed, p|q");
+    if (both && (t == Type::f16 || t == Type::bf16))
+        d.fail("there is one destination predicate only");
     d.pred_out(both ? to.items[0] : to);
     if (both)
         d.pred_out(to.items[1]);

@@ -211,14 +211,6 @@ Exec pick_copy(unsigned bits)
     return bits == 16 ? copy<uint16_t> : bits == 32 ? copy<uint32_t> : bits == 64 ? copy<uint64_t> : copy<B128>;
 }
 
-/* mov.b32 %r1, 0f3F800000: a bit type takes the literal's bits. */
-Type literal_type(const ptx::Operand &o, Type t)
-{
-    if (o.kind != ptx::Operand::real || type_kind(t) != TypeKind::bits)
-        return t;
-    return type_bits(t) == 32 ? Type::f32 : type_bits(t) == 64 ? Type::f64 : t;
-}
-
 void check_type(Decode &d, Type t) /* of mov and selp */
 {
     const unsigned bits = type_bits(t);
@@ -249,7 +241,7 @@ void build_mov(Decode &d, Inst &i)
     if (from.kind == Kind::symbol)
         return build_address(d, i, t, from);
     d.out(0, t);
-    d.in(1, literal_type(from, t), Opnd::copy);
+    d.in(1, t, Opnd::copy);
     i.exec = pick_copy(type_bits(t));
 }
 
@@ -260,8 +252,8 @@ void build_selp(Decode &d, Inst &i)
     if (type_bits(t) > 64)
         d.fail("there is no selp of type .%s", type_text(t));
     d.out(0, t);
-    d.in(1, literal_type(d.operand(1), t), Opnd::copy);
-    d.in(2, literal_type(d.operand(2), t), Opnd::copy);
+    d.in(1, t, Opnd::copy);
+    d.in(2, t, Opnd::copy);
     d.pred_in(d.operand(3));
     i.exec = type_bits(t) == 16 ? select<uint16_t> : type_bits(t) == 32 ? select<uint32_t> : select<uint64_t>;
     i.cls = Class::move;

@@ -53,7 +53,7 @@ const std::map<std::string, Special> &names()
             t[std::string(v.first) + ".w"] = S::zero;
         }
         for (int e = 0; e < 32; e++)
-            t["envreg" + std::to_string(e)] = S::zero;
+            t["envreg" + std::to_string(e)] = e == 1 ? S::envreg1 : e == 2 ? S::envreg2 : S::zero;
         return t;
     }();
     return m;
@@ -180,6 +180,10 @@ uint64_t of_the_launch(const Warp &w, Special s)
         return uint32_t(now_ns());
     case Special::globaltimer_hi:
         return now_ns() >> 32;
+    case Special::envreg1:
+        return g.workspace >> 32;
+    case Special::envreg2:
+        return uint32_t(g.workspace);
     case Special::dynamic_smem_size:
         return g.launch.dynamic_shared;
     case Special::total_smem_size:

@@ -60,7 +60,9 @@ enum class Special : uint8_t {
     total_smem_size,
     aggr_smem_size,
     reserved_smem,
-    zero, /* components .w, %envreg0-31: they read as zero here */
+    envreg1, /* high and low half of the address of a cooperative grid's workspace, as cooperative groups read it */
+    envreg2,
+    zero, /* components .w, the other %envreg: they read as zero here */
 };
 
 /* The register of a name without its %: "tid.x", "laneid".  False: no special register has this name. */

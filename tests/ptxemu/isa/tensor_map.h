@@ -39,7 +39,7 @@ struct TensorMap {
     uint64_t stride[TENSOR_MAX_RANK - 1] = {}; /* bytes, of dimensions 1 and up */
     uint16_t box[TENSOR_MAX_RANK] = {};        /* elements that a copy steps over */
     uint8_t step[TENSOR_MAX_RANK] = {};        /* element strides: of these it takes every step-th; 1 in dimension 0 */
-    uint8_t reserved[17] = {};
+    uint8_t reserved[25] = {};
 
     bool valid() const { return magic == MAGIC && type < TensorType::count && rank >= 1 && rank <= TENSOR_MAX_RANK; }
     /* Elements that arrive in shared memory along a dimension. */

@@ -3,6 +3,7 @@
 #define PTXEMU_MACHINE_BLOCK_H
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -60,11 +61,13 @@ struct Block {
     std::vector<uint8_t> shared_written;
     std::unique_ptr<RaceShadow> race; /* checks on */
     Barrier barriers[16];
+    std::map<uint64_t, uint64_t> bulk_bytes; /* that bulk copies brought and nobody has waited for, by phase of an mbarrier */
     uint32_t live_threads = 0;
     Counters counters;
     RecentAllocations recent;
     std::string output;    /* of printf */
     uint64_t progress = 0; /* its part of Grid::progress, which the grid adds up from time to time */
+    uint64_t polls = 0;    /* atomics, strong loads, waits: what a block that waits for others cannot do without */
 };
 
 /* Blocks that are guaranteed to run together and see each other's shared memory. */
@@ -113,7 +116,9 @@ struct Grid {
                                                  memory, an atomic that changed memory, a block's end */
     std::atomic<bool> stop{false}; /* a fault was found: all blocks end */
     Dim3 cluster_grid;             /* clusters in x, y, z */
-    std::vector<uint8_t> params;   /* at a host address that ld.param and generic accesses to it use */
+    uint64_t workspace =
+        0; /* cooperative launches: where the grid's barrier lies (%envreg1, %envreg2), in global memory */
+    std::vector<uint8_t> params; /* at a host address that ld.param and generic accesses to it use */
 };
 
 /* Runs a grid to its end.  Throws Fault (the first in block order when several blocks fail at once is not promised).  Adds to *counters. */

@@ -30,6 +30,7 @@ namespace ptxemu
     X(invalid_pc, "call or branch to nowhere", 718)                                                                    \
     X(illegal_instruction, "illegal instruction", 715)                                                                 \
     X(stack_overflow, "local memory exhausted", 719)                                                                   \
+    X(missing_fence, "asynchronous operation without the fence before it", 719)                                        \
     X(barrier_misuse, "misuse of an mbarrier", 719)                                                                    \
     X(invalid_descriptor, "invalid matrix descriptor or tensor map", 719)
 

@@ -1,8 +1,8 @@
 /* Blocks over host threads.
  *
  * A unit is a cluster: its blocks run together on one host thread.  A host thread runs its unit in slices.  As long as the unit makes
- * progress (changes memory), it goes on until it ends; a unit that only waits is set aside, and the thread starts another one, up
- * to the number of blocks that the device would hold at once.  So a block that waits for another one finds that it runs,
+ * progress (changes memory, or computes without looking at flags), it goes on until it ends; a unit that only waits is set aside, and
+ * the thread starts another one, up to the number of blocks that the device would hold at once.  So a block that waits for another one finds that it runs,
  * exactly where it would on the device, and a kernel that needs more blocks than fit deadlocks here as it does there. */
 #include <algorithm>
 #include <chrono>
@@ -12,19 +12,21 @@
 
 #include "check/race.h"
 #include "machine/block.h"
+#include "memory/heap.h"
 
 namespace ptxemu
 {
 namespace
 {
-constexpr uint64_t TURN = 2048;   /* warp instructions until the next warp of the block has its turn */
-constexpr uint64_t SLICE = 16384; /* warp instructions of a unit until its progress is looked at */
-constexpr uint64_t GLANCE =
-    512; /* the same for a unit that only waited before: to see whether what it waits for has come */
-constexpr unsigned LONG =
-    64; /* slices with progress until the others have a turn all the same: it may be a loop that counts */
-constexpr uint8_t PATTERN =
-    0xcb; /* what memory holds that nobody has written: wrong programs should not work by luck */
+/* Warp instructions: until the next warp of the block has its turn; until a unit's progress is looked at; and the same for a unit
+ * that only waited before, to see whether what it waits for has come. */
+constexpr uint64_t TURN = 2048, SLICE = 16384, GLANCE = 512;
+/* Slices with progress until other units have a turn all the same: a waiting loop may count its rounds in memory. */
+constexpr unsigned LONG = 64;
+/* How many patiences a loop has that does not even look at memory. */
+constexpr unsigned ENDLESS = 20;
+/* What memory holds that nobody has written: wrong programs should not work by luck. */
+constexpr uint8_t PATTERN = 0xcb;
 
 uint64_t round_up(uint64_t n, uint64_t to)
 {
@@ -41,13 +43,16 @@ struct Unit {
     Cluster cluster;
     std::vector<std::unique_ptr<Block>> blocks;
     uint64_t slice = SLICE;
-    uint64_t progress() const
+    uint64_t alone = 0; /* warp instructions since it last changed memory or looked for a change of it */
+    uint64_t sum(uint64_t Block::*what) const
     {
         uint64_t n = 0;
         for (auto &b : blocks)
-            n += b->progress;
+            n += b.get()->*what;
         return n;
     }
+    uint64_t progress() const { return sum(&Block::progress); }
+    uint64_t polls() const { return sum(&Block::polls); }
 };
 
 void give_memory(Block &b, const Launch &launch)
@@ -111,7 +116,7 @@ enum class Outcome { ended, working, idle };
 /* Runs all warps of the unit in turn until the slice is spent.  *spent: warp instructions. */
 Outcome run_slice(Unit &u, uint64_t *spent)
 {
-    const uint64_t before = u.progress();
+    const uint64_t before = u.progress(), polls = u.polls();
     const uint64_t turn = std::min<uint64_t>(TURN, u.slice / u.blocks[0]->warps.size() + 1);
     *spent = 0;
     while (*spent < u.slice) {
@@ -132,9 +137,10 @@ Outcome run_slice(Unit &u, uint64_t *spent)
             if (b->live_threads)
                 blame_stuck_block(*b);
     }
-    const bool working = u.progress() != before;
-    u.slice = working ? SLICE : GLANCE;
-    return working ? Outcome::working : Outcome::idle;
+    const bool changed = u.progress() != before, polled = u.polls() != polls;
+    u.alone = changed || polled ? 0 : u.alone + *spent;
+    u.slice = polled && !changed ? GLANCE : SLICE;
+    return polled && !changed ? Outcome::idle : Outcome::working;
 }
 
 class Runner
@@ -212,10 +218,11 @@ void Runner::blame_deadlock(Unit &u)
                 continue;
             Fault f;
             f.kind = FaultKind::deadlock;
-            f.what = format("no block has changed memory for %llu warp instructions; this one loops here. %llu of %llu "
-                            "blocks have begun, and the device holds %llu at once",
-                            (unsigned long long)grid_.launch.options.patience, (unsigned long long)next_,
-                            (unsigned long long)units_, (unsigned long long)resident_max_);
+            f.what = format(
+                "no block has changed memory for more than %llu warp instructions; this one loops here. %llu of %llu "
+                "blocks have begun, and the device holds %llu at once",
+                (unsigned long long)grid_.launch.options.patience, (unsigned long long)next_,
+                (unsigned long long)units_, (unsigned long long)resident_max_);
             w.complete(f);
             throw f;
         }
@@ -257,7 +264,9 @@ void Runner::work()
                 seen = grid_.progress;
                 idle = 0;
             }
-            idle += spent;
+            idle += o == Outcome::idle ? spent : 0;
+            if (u.alone / ENDLESS > grid_.launch.options.patience)
+                blame_deadlock(u);
             dropped |= failed() && o == Outcome::idle; /* it may wait for the block that has failed */
             const uint64_t patience = std::max<uint64_t>(grid_.launch.options.patience, 4 * SLICE * mine.size());
             if (!dropped && o == Outcome::idle && idle > patience && !may_begin())
@@ -292,6 +301,34 @@ void Runner::finish()
         throw fault_;
 }
 
+/* A cooperative grid's workspace: {u32 size; u32 barrier}, which the driver provides and cooperative groups use. */
+class Workspace
+{
+  public:
+    explicit Workspace(const Launch &l) : launch_(l)
+    {
+        if (!l.cooperative)
+            return;
+        constexpr uint32_t BYTES = 256;
+        address =
+            l.heap->allocate(l.device, BYTES, 256, AllocKind::device, "the workspace of a cooperative launch", true);
+        if (!address)
+            fault(FaultKind::out_of_bounds, -1, "no device memory is left for the workspace of a cooperative launch");
+        memcpy(reinterpret_cast<void *>(address), &BYTES, sizeof BYTES);
+        l.heap->mark_written(address, BYTES);
+    }
+    ~Workspace()
+    {
+        if (address)
+            launch_.heap->release(address);
+    }
+    Workspace(const Workspace &) = delete;
+    uint64_t address = 0;
+
+  private:
+    const Launch &launch_;
+};
+
 uint64_t next_grid_id()
 {
     static std::atomic<uint64_t> n{0};
@@ -306,6 +343,8 @@ void run_grid(const Launch &launch, Counters *counters)
     g.id = next_grid_id();
     g.params = launch.params;
     g.params.resize(std::max<size_t>(g.params.size(), 16));
+    const Workspace workspace(launch);
+    g.workspace = workspace.address;
     const Dim3 &c = launch.cluster;
     g.cluster_grid = {launch.grid.x / c.x, launch.grid.y / c.y, launch.grid.z / c.z};
     const uint64_t units = g.cluster_grid.count();

@@ -473,6 +473,7 @@ bool run_path(Warp &w, uint64_t end)
             p = &w.paths[w.current]; /* as in `next`, the paths may have moved */
             p->pc = pc + 1;
             w.spun = w.paths.size() > 1;
+            w.block->polls++;
             return true;
         case Step::parked: {
             Path &q = split(w, w.active);

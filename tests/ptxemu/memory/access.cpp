@@ -409,6 +409,7 @@ Lanes resolve(Warp &w, const Access &a, const uint64_t address[WARP_SIZE], Lanes
 {
     if (!lanes)
         return 0;
+    w.block->polls += a.use == Use::sync_read || a.use == Use::atomic;
     return a.space == Space::generic ? in_generic(w, a, address, lanes, p) : in_space(w, a, a.space, address, lanes, p);
 }
 
