@@ -54,6 +54,7 @@ struct Decode::State {
     {
         fn.n_rows = n_rows;
         fn.n_preds = 0;
+        fn.register_slots.clear();
         for (size_t r = 0; r < fn.ast.regs.size(); r++) {
             Opnd o;
             if (fn.ast.regs[r].type == Type::pred) {
@@ -66,6 +67,7 @@ struct Decode::State {
                 fn.n_rows += rows ? 0 : rows_of(o.bits);
             }
             registers.push_back(o);
+            fn.register_slots.push_back(o.slot);
         }
     }
 
@@ -527,6 +529,26 @@ void Decode::build(Inst *i)
     if (!counts_itself_ && asked_ < instr_->ops.size())
         fail("has %zu operands, but takes %zu", instr_->ops.size(), asked_);
     s_.end();
+}
+
+static const std::string *name_among(const Function &fn, const std::vector<ptx::Operand> &ops, bool pred, uint32_t slot)
+{
+    for (const ptx::Operand &o : ops) {
+        if (o.kind == ptx::Operand::reg && (fn.ast.regs[o.index].type == Type::pred) == pred &&
+            fn.register_slots[o.index] == slot)
+            return &fn.ast.regs[o.index].name;
+        if (const std::string *inner = name_among(fn, o.items, pred, slot))
+            return inner;
+    }
+    return nullptr;
+}
+
+std::string register_name(const Function &fn, const Inst &i, bool pred, uint32_t slot)
+{
+    if (pred && i.guarded && i.guard == slot)
+        return fn.ast.regs[size_t(i.source->guard)].name;
+    const std::string *name = name_among(fn, i.source->ops, pred, slot);
+    return name ? *name : "a temporary register";
 }
 
 static void build_all(const Linker &linker, Function &f, const std::vector<uint32_t> *rows, uint32_t n_rows)

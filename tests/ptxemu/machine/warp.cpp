@@ -348,24 +348,10 @@ Warp::Run stuck(Warp &w)
 /* ---- the loop ---- */
 namespace
 {
-/* The decoder numbers rows and predicates in the order of the declarations. */
-std::string register_name(const Function &fn, bool pred, uint32_t slot)
-{
-    uint32_t next = 0;
-    for (const ptx::Register &r : fn.ast.regs) {
-        if ((r.type == Type::pred) != pred)
-            continue;
-        if (next == slot)
-            return r.name;
-        next += type_bits(r.type) == 128 ? 2 : 1;
-    }
-    return "a temporary register";
-}
-
-[[noreturn]] void undefined_use(const Warp &w, const char *role, bool pred, uint32_t slot, Lanes lanes)
+[[noreturn]] void undefined_use(const Warp &w, const Inst &i, const char *role, bool pred, uint32_t slot, Lanes lanes)
 {
     fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
-          role, register_name(*w.frame->fn, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
+          role, register_name(*w.frame->fn, i, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
 }
 
 /* Reads are checked before the results are marked: the destination may be a source as well. */
@@ -377,7 +363,7 @@ void check_operands(Warp &w, const Inst &i)
             continue;
         const Lanes bad = w.undefined(o);
         if (__builtin_expect(bad != 0, 0))
-            undefined_use(w, "", o.kind == Opnd::pred, o.slot, bad);
+            undefined_use(w, i, "", o.kind == Opnd::pred, o.slot, bad);
     }
     for (unsigned k = 0; k < i.n_op; k++) {
         const Opnd &o = i.op[k];
@@ -395,7 +381,7 @@ Lanes guarded(Warp &w, const Inst &i, Lanes lanes)
 {
     const Lanes bad = check ? lanes & ~w.pred_defined[i.guard] : 0;
     if (__builtin_expect(bad != 0, 0))
-        undefined_use(w, "the guard ", true, i.guard, bad);
+        undefined_use(w, i, "the guard ", true, i.guard, bad);
     return lanes & (i.guard_negate ? ~w.preds[i.guard] : w.preds[i.guard]);
 }
 
