@@ -573,16 +573,23 @@ static std::vector<RegisterUse> register_uses(const Function &f)
             row += rows_of(kept_bits(f.ast.regs[r].type));
         }
     std::vector<RegisterUse> uses(f.code.size());
-    for (size_t k = 0; k < f.code.size(); k++)
+    std::vector<uint32_t> in_flight;
+    for (size_t k = 0; k < f.code.size(); k++) {
+        const ptx::Instr &source = f.ast.body[k];
+        bool is_wgmma = source.opcode == "wgmma"; /* accumulators are read and written */
         for (unsigned n = 0; n < f.code[k].n_op; n++) {
             const Opnd &o = f.code[k].op[n];
             uint32_t r = o.kind == Opnd::reg ? register_of[o.slot] : UINT32_MAX;
             if (r == UINT32_MAX)
                 continue;
-            /* An accumulator of wgmma is read and written, and the write may come as late as the wait. */
-            bool reads = o.use != Opnd::write || f.ast.body[k].opcode == "wgmma";
-            (reads ? uses[k].reads : uses[k].writes).push_back(r);
+            (o.use != Opnd::write || is_wgmma ? uses[k].reads : uses[k].writes).push_back(r);
+            if (is_wgmma)
+                in_flight.push_back(r);
         }
+        /* wgmma works on its registers until it has been waited for. */
+        if (is_wgmma && !source.mods.empty() && source.mods[0] == "wait_group")
+            uses[k].reads.insert(uses[k].reads.end(), in_flight.begin(), in_flight.end());
+    }
     return uses;
 }
 
