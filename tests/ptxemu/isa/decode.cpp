@@ -586,9 +586,12 @@ static std::vector<RegisterUse> register_uses(const Function &f)
             if (is_wgmma)
                 in_flight.push_back(r);
         }
-        /* wgmma works on its registers until it has been waited for. */
-        if (is_wgmma && !source.mods.empty() && source.mods[0] == "wait_group")
-            uses[k].reads.insert(uses[k].reads.end(), in_flight.begin(), in_flight.end());
+    }
+    /* wgmma works on its registers until it has been waited for, in a loop by the wait of the next turn. */
+    for (size_t k = 0; k < f.code.size(); k++) {
+        const ptx::Instr &source = f.ast.body[k];
+        if (source.opcode == "wgmma" && !source.mods.empty() && source.mods[0] == "wait_group")
+            uses[k].reads = in_flight;
     }
     return uses;
 }

@@ -152,7 +152,7 @@ void Linker::initialize(const ptx::Variable &v, const std::string &owner)
     const Function *fn = owner.empty() ? nullptr : function(owner);
     uint8_t *to = reinterpret_cast<uint8_t *>((fn ? local_[fn]->names : names_)[v.name].address);
     memset(to, 0, v.bytes);
-    memcpy(to, v.init.data(), std::min(v.init.size(), v.bytes));
+    std::copy_n(v.init.begin(), std::min(v.init.size(), v.bytes), to);
     for (const ptx::Reloc &r : v.relocs)
         relocate(v, r, fn, to + r.at);
 }
