@@ -64,6 +64,15 @@ std::string place_text(const Warp &w, const Inst &i)
     return i.loc.line && it != files.end() ? s + format(" at %s:%u", it->second.c_str(), i.loc.line) : s;
 }
 
+/* For reports: the warp stands where this path waits. */
+void Warp::show(const Path &p)
+{
+    frame = p.frame.get();
+    at = &instruction_at(p);
+    active = p.lanes;
+}
+
+/* What the thrower does not know: kernel, place and thread. */
 void Warp::complete(Fault &f) const
 {
     const Launch &launch = block->grid->launch;
@@ -241,8 +250,7 @@ void Warp::blame_missing()
                 where += "; lanes " + lane_list(q.lanes & missing) + " wait at " +
                          place_text(*this, instruction_at(q)) +
                          (&instruction_at(q) == &i ? " in another call or with another mask" : "");
-        at = &i;
-        active = p.lanes;
+        show(p);
         const bool barrier = i.cls == Class::barrier && i.together == Together::warp;
         fault(barrier ? FaultKind::divergent_barrier : FaultKind::missing_lanes, __builtin_ctz(p.lanes),
               "lanes %s of warp %u wait here for lanes %s, which do not come%s", lane_list(p.lanes).c_str(), index,
@@ -338,8 +346,10 @@ Warp::Run stuck(Warp &w)
     if (w.paths.empty())
         return Warp::Run::ended;
     for (const Path &p : w.paths)
-        if (!p.gathering)
+        if (!p.gathering) {
+            w.show(p);
             return Warp::Run::waiting;
+        }
     w.blame_missing();
     return Warp::Run::waiting;
 }
