@@ -68,12 +68,12 @@ TEST(AccessCheck, GlobalMemoryEndsWhereItsAllocationEnds)
          OWN + "ld.global.u32 %r0, [%d0];",
          ADDRESS,
          {"out-of-bounds access", "reads 4 bytes of global memory at 0x",
-          "0 bytes past the end of the 256-byte allocation #1 (cuMemAlloc)", "thread (63,0,0)"}},
+          "right past the end of the 256-byte allocation #1 (cuMemAlloc)", "thread (63,0,0)"}},
         {"a store one word too far",
          OWN + "st.global.u32 [%d0+4], 0;",
          OWN + "st.global.u32 [%d0], 0;",
          ADDRESS,
-         {"writes 4 bytes of global memory", "0 bytes past the end of the 256-byte allocation #1"}},
+         {"writes 4 bytes of global memory", "right past the end of the 256-byte allocation #1"}},
         {"before the start",
          OWN + "ld.global.u32 %r0, [%d0+-8];",
          OWN + "ld.global.u32 %r0, [%d0+0];",
@@ -111,7 +111,7 @@ TEST(AccessCheck, GlobalMemoryEndsWhereItsAllocationEnds)
          "ld.global.u32 %r0, [numbers+12];",
          "ld.global.u32 %r0, [numbers+8];",
          ADDRESS,
-         {"0 bytes past the end of the 12-byte variable", "(numbers)"},
+         {"right past the end of the 12-byte variable", "(numbers)"},
          ".global .align 4 .u32 numbers[3] = {1, 2, 3};\n"},
     });
 }
@@ -310,11 +310,21 @@ TEST(AccessCheck, SharedMemoryEndsWhereTheBlocksEnds)
          {"256 bytes of shared memory", "thread (63,0,0)"},
          "",
          SHARED},
+        {"below zero, 32 bits",
+         "mov.u32 %r1, buffer;\nld.shared.u32 %r0, [%r1+-4];",
+         "st.shared.u32 [buffer], 0;\nmov.u32 %r1, buffer;\nld.shared.u32 %r0, [%r1];",
+         ADDRESS,
+         {"4 bytes before the start of shared memory"},
+         "",
+         SHARED,
+         0,
+         true,
+         1},
         {"below zero",
          "ld.shared.u32 %r0, [buffer+-4];",
          "st.shared.u32 [buffer], 0;\nld.shared.u32 %r0, [buffer+0];",
          ADDRESS,
-         {"out-of-bounds access"},
+         {"out-of-bounds access", "4 bytes before the start of shared memory"},
          "",
          SHARED,
          0,
@@ -355,7 +365,7 @@ TEST(AccessCheck, ConstantMemoryEndsWhereItsVariableEnds)
          at + "ld.const.u32 %r0, [%d0+4];",
          at + "ld.const.u32 %r0, [%d0];",
          ADDRESS,
-         {"reads 4 bytes of const memory", "0 bytes past the end of the 16-byte variable", "(table)"},
+         {"reads 4 bytes of const memory", "right past the end of the 16-byte variable", "(table)"},
          TABLE},
         {"a store",
          at + "cvta.const.u64 %d0, %d0;\nst.u32 [%d0], 1;",
@@ -447,6 +457,7 @@ TEST(AccessCheck, MemoryOfAnotherDeviceNeedsPeerAccess)
         ASSERT_CU(CU(cuCtxSetCurrent)(other));
         ASSERT_CU(CU(cuMemAlloc)(&there, 64));
         ASSERT_CU(CU(cuMemsetD8)(there, 1, 64));
+        ASSERT_CU(CU(cuCtxSynchronize)());
         ASSERT_CU(CU(cuCtxSetCurrent)(device.ctx));
         if (enabled)
             ASSERT_CU(emu::Driver::get().find<decltype(&cuCtxEnablePeerAccess)>("cuCtxEnablePeerAccess")(other, 0));
