@@ -160,6 +160,25 @@ TEST_F(Machine, SpinLockBetweenLanesOfOneWarpEnds)
     EXPECT_EQ(32u, out.data()[1]);
 }
 
+TEST_F(Machine, LanesThatSpinOnAFlagLetTheLaneOfTheirWarpSetIt)
+{
+    expect_ok(run(kernel(".reg .pred %p;\n.reg .b32 %r;\n", R"(
+    setp.eq.u32 %p, %x, 5;
+    @%p bra SET;
+SPIN:
+    ld.volatile.global.u32 %r, [%base];
+    setp.eq.u32 %p, %r, 0;
+    @%p bra SPIN;
+    st.global.u32 [%o+128], %r;
+    ret;
+SET:
+    mov.u32 %r, 9;
+    st.volatile.global.u32 [%base], %r;
+    ret;
+)")));
+    EXPECT_EQ(9u, out.data()[32 + 31]);
+}
+
 TEST_F(Machine, SpinLockBetweenBlocksEnds)
 {
     for (unsigned threads : {1u, 2u}) {
