@@ -47,7 +47,8 @@ class Decode
     Opnd in(size_t k, Type t, Opnd::Use use = Opnd::read, bool wider = false) { return in(operand(k), t, use, wider); }
     Opnd out(const ptx::Operand &o, Type t, bool wider = false); /* `_` gives a row that nobody reads */
     Opnd out(size_t k, Type t, bool wider = false) { return out(operand(k), t, wider); }
-    Opnd pred_in(const ptx::Operand &o); /* predicate, or the immediate 0/1 (a constant row of u32 lanes' mask) */
+    /* predicate, or the immediate 0/1 (a constant row of u32 lanes' mask) */
+    Opnd pred_in(const ptx::Operand &o, Opnd::Use use = Opnd::read);
     Opnd pred_out(const ptx::Operand &o);
     bool is_predicate(const ptx::Operand &o) const; /* a predicate register: where an operand may be of several kinds */
     Opnd constant(uint64_t bits, Type t); /* a constant row (not appended by itself: see add) */
