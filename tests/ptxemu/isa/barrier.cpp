@@ -12,8 +12,9 @@ enum Flags : uint32_t {
     red_shift = 4, /* a BarrierRed in bits 4-5 */
 };
 
-/* Operands: destination (red only), barrier, count (if has_count), predicate (red only).  Barrier and count may differ between lanes
- * only where the form is not .aligned, and then each group arrives on its own. */
+/* Operands: destination (red only), barrier, count (if has_count), predicate (red only).  Lanes that execute the instruction together
+ * must name the same barrier and count; hardware would take lanes apart where the form is not .aligned, but no compiler makes use of
+ * that. */
 struct Place {
     uint32_t id, threads;
     bool operator==(const Place &o) const { return id == o.id && threads == o.threads; }

@@ -128,6 +128,7 @@ struct Function {
     std::vector<std::unique_ptr<Opnd[]>> opnds;
     std::vector<std::shared_ptr<void>> extras;
     ptx::Function ast;
+    std::vector<uint32_t> register_slots; /* by index in ast.regs: its row, or its predicate's number; for reports */
 };
 
 struct Global { /* a module-scope variable of .global or .const, at its device address */

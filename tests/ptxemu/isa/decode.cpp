@@ -54,6 +54,7 @@ struct Decode::State {
     {
         fn.n_rows = n_rows;
         fn.n_preds = 0;
+        fn.register_slots.clear();
         for (size_t r = 0; r < fn.ast.regs.size(); r++) {
             Opnd o;
             if (fn.ast.regs[r].type == Type::pred) {
@@ -66,6 +67,7 @@ struct Decode::State {
                 fn.n_rows += rows ? 0 : rows_of(o.bits);
             }
             registers.push_back(o);
+            fn.register_slots.push_back(o.slot);
         }
     }
 

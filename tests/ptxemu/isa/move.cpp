@@ -229,7 +229,7 @@ void build_mov(Decode &d, Inst &i)
         return build_special(d, i, t, from.name);
     if (t == Type::pred) {
         d.pred_out(to);
-        d.pred_in(from);
+        d.pred_in(from, Opnd::copy);
         i.exec = copy_pred;
         return;
     }

@@ -293,8 +293,8 @@ TEST(Instruction, UnknownOnesAndModifiersAreNamed)
 {
     EXPECT_EQ("line 9: `foo.bar.u32` is not an instruction this emulator knows",
               error_of(in_kernel("\nfoo.bar.u32 %r1, %r2;")));
-    EXPECT_EQ("line 8: `add.sideways.u32`: the emulator does not know .sideways here",
-              error_of(in_kernel("add.sideways.u32 %r1, %r1, 1;")));
+    EXPECT_EQ("line 8: `ld.global.sideways.u32`: the emulator does not know .sideways here",
+              error_of(in_kernel("ld.global.sideways.u32 %r1, [%rd1];")));
     EXPECT_EQ("line 8: `cp.async.wait_all`: needs .target sm_80 or higher, the module has sm_75",
               error_of(in_kernel("cp.async.wait_all;").replace(21, 5, "sm_75")));
 }
