@@ -12,7 +12,7 @@ namespace
 using namespace matrices;
 
 constexpr unsigned M = 64, THREADS = 128, K_BYTES = 32;
-constexpr unsigned SHARED_BYTES = 40960, B_AT = 16384; /* A lies at 0 */
+constexpr unsigned SHARED_BYTES = 49152, B_AT = 16384; /* A lies at 0 */
 using Bytes = std::vector<uint8_t>;
 
 /* Span: bytes of K (of M or N, if mn_major) side by side, 128, 64, 32; 16 stands for no swizzle.  offset: the instruction's 32 bytes of K
@@ -146,7 +146,7 @@ std::string kernel(const Registers &d, const std::string &body, const std::strin
         "setp.lt.u32 %more, %i, " +
         text(SHARED_BYTES) +
         ";\n@%more bra FILL;\n"
-        "fence.proxy.async.shared::cta;\nbar.sync 0;\n"
+        "bar.sync 0;\n"
         "shr.u32 %x, %s, 4;\ncvt.u64.u32 %o, %x;\nld.param.u64 %da, [da];\nld.param.u64 %db, [db];\n"
         "add.u64 %da, %da, %o;\nadd.u64 %db, %db, %o;\nld.param.u32 %add, [add];\nsetp.ne.u32 %sd, %add, 0;\n";
     s += "ld.param.u64 %p, [p_a];\nmul.wide.u32 %o, %t, 16;\nadd.u64 %w, %p, %o;\nld.global.v4.u32 {%a0, %a1, %a2, "
@@ -365,16 +365,17 @@ const Case S8{64, "s8", "s8", "s32", false, {128, false, 0}, {128, false, 0}};
 class WgmmaOrder : public testing::Test
 {
   protected:
-    emu::Device device;
     Data x = random_data(S8, 1);
     Words d;
     void SetUp() override
     {
+        emu::Device device;
         if (device.sm != 90)
             GTEST_SKIP() << "wgmma needs sm_90a";
     }
     CUresult run(const std::string &body, unsigned threads = THREADS)
     {
+        emu::Device device; /* a new one: errors of kernels stay */
         return launch(kernel(d_registers(S8), body), S8, x, &d, threads);
     }
     void expect_fault(const char *words, const std::string &body, unsigned threads = THREADS)
