@@ -51,7 +51,7 @@ Step select(Warp &w, const Inst &i)
     return Step::next;
 }
 
-/* ---- {a, b, ...} <-> a register as wide as all; Bits: the width of a part, Part: the type in whose rows it lies ---- */
+/* ---- {a, b, ...} <-> a register as wide as all; Bits: width of a part, Part: the type in whose rows it lies ---- */
 
 template <class Whole, class Part, unsigned Bits>
 Step pack(Warp &w, const Inst &i)
