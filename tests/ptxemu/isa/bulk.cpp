@@ -61,6 +61,17 @@ void count_engine_global(Warp &w, bool store, uint64_t address, size_t bytes)
     }
 }
 
+void take_tail(Decode &d, Operands &o, size_t k, BulkInst *x, bool multicast)
+{
+    const bool policy = d.take("L2::cache_hint");
+    if (multicast)
+        x->mask = o.in(k++, Type::b16);
+    if (policy)
+        o.in(k++, Type::b64);
+    if (k != d.n())
+        d.fail("it has %zu operands, but %zu were expected", d.n(), k);
+}
+
 namespace
 {
 
@@ -260,18 +271,6 @@ void need(Decode &d, const char *mod)
 {
     if (!d.take(mod))
         d.fail(".%s is missing", mod);
-}
-
-/* Extra operands in their order: the mask of a multicast, then the cache policy, which nobody looks at. */
-void take_tail(Decode &d, Operands &o, size_t k, BulkInst *x, bool multicast)
-{
-    const bool policy = d.take("L2::cache_hint");
-    if (multicast)
-        x->mask = o.in(k++, Type::b16);
-    if (policy)
-        o.in(k++, Type::b64);
-    if (k != d.n())
-        d.fail("it has %zu operands, but %zu were expected", d.n(), k);
 }
 
 /* cp.async.bulk.TO.FROM and cp.reduce.async.bulk.TO.FROM.  Returns the handler. */

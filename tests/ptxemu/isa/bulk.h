@@ -83,12 +83,14 @@ void each_delivery(Warp &w, const Inst &i, const BulkInst &x, unsigned lane, siz
 }
 
 /* ---- decoding ---- */
+
 /* Operands are appended through this, which counts them. */
 class Operands
 {
   public:
     Operands(Decode &d, Inst &i) : d_(d), i_(i) {}
-    AddressOpnd address(size_t k, Space space) { return decode_address(d_, i_, d_.operand(k), space, n_++); }
+    AddressOpnd address(const ptx::Operand &o, Space space) { return decode_address(d_, i_, o, space, n_++); }
+    AddressOpnd address(size_t k, Space space) { return address(d_.operand(k), space); }
     uint32_t in(size_t k, Type t) { return d_.in(k, t), n_++; }
     uint32_t in(const ptx::Operand &o, Type t) { return d_.in(o, t), n_++; }
 
@@ -97,6 +99,8 @@ class Operands
     Inst &i_;
     uint32_t n_ = 0;
 };
+/* The operands from number k on, in their order: the mask of a multicast, then the cache policy, which nobody looks at. */
+void take_tail(Decode &d, Operands &o, size_t k, BulkInst *x, bool multicast);
 /* ---- builders of tma.cpp, in bulk.cpp's table ---- */
 void build_tensor_copy(Decode &d, Inst &i);
 void build_tensor_prefetch(Decode &d, Inst &i);

@@ -564,8 +564,10 @@ void build_cvt(Decode &d, Inst &i)
         d.fail("there is no conversion from .%s to .%s", type_text(c.from), type_text(c.to));
     operand_count(d, 2);
     i.exec = convert;
-    c.store = storer(c.to, d.out(size_t(0), c.to, is_integer(c.to)).bits);
-    c.load = loader(c.from, d.in(1, c.from, Opnd::read, c.from != Type::f32 && c.from != Type::f64).bits);
+    /* Registers may be wider than integers, and than an f16 that is read; not where bf16 takes part. */
+    const bool wider = !is_bf16(c.to) && !is_bf16(c.from);
+    c.store = storer(c.to, d.out(size_t(0), c.to, wider && is_integer(c.to)).bits);
+    c.load = loader(c.from, d.in(1, c.from, Opnd::read, wider && (is_integer(c.from) || c.from == Type::f16)).bits);
 }
 
 void build_cvt_pack(Decode &d, Inst &i)

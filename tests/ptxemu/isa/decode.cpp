@@ -348,7 +348,7 @@ Opnd Decode::out(const ptx::Operand &o, Type t, bool wider)
     return r;
 }
 
-Opnd Decode::pred_in(const ptx::Operand &o)
+Opnd Decode::pred_in(const ptx::Operand &o, Opnd::Use use)
 {
     Opnd r;
     if (o.kind == ptx::Operand::reg) {
@@ -361,7 +361,7 @@ Opnd Decode::pred_in(const ptx::Operand &o)
     } else {
         fail("an operand is not a predicate");
     }
-    r.use = Opnd::read;
+    r.use = use;
     add(r);
     return r;
 }

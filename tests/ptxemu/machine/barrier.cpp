@@ -255,6 +255,7 @@ void blame_stuck_block(Block &b)
                 const Barrier::Waiting &first = bar.waiting[0];
                 blamed = &b.warps[first.warp];
                 blamed->at = first.inst;
+                blamed->frame = first.frame;
                 blamed->active = first.lanes;
                 kind = FaultKind::mismatched_barrier;
             }

@@ -64,6 +64,15 @@ std::string place_text(const Warp &w, const Inst &i)
     return i.loc.line && it != files.end() ? s + format(" at %s:%u", it->second.c_str(), i.loc.line) : s;
 }
 
+/* For reports: the warp stands where this path waits. */
+void Warp::show(const Path &p)
+{
+    frame = p.frame.get();
+    at = &instruction_at(p);
+    active = p.lanes;
+}
+
+/* What the thrower does not know: kernel, place and thread. */
 void Warp::complete(Fault &f) const
 {
     const Launch &launch = block->grid->launch;
@@ -134,6 +143,13 @@ Path &split(Warp &w, Lanes lanes)
 /* ---- lanes that have to come together ---- */
 namespace
 {
+bool goes_before(const Path &a, const Path &b)
+{
+    if (a.frame->depth != b.frame->depth)
+        return a.frame->depth > b.frame->depth;
+    return a.pc < b.pc;
+}
+
 Lanes wanted_by(const Warp &w, const Inst &i, unsigned lane)
 {
     return i.together == Together::warp ? ALL_LANES : w.in<Lanes>(i.op[i.mask_op])[lane];
@@ -230,24 +246,25 @@ void complete_groups(Warp &w)
 
 void Warp::blame_missing()
 {
-    for (const Path &p : paths) {
-        if (!p.lanes || !p.gathering)
-            continue;
-        const Inst &i = instruction_at(p);
-        const Lanes missing = p.wanted & ~exited & ~gathered_with(*this, p);
-        std::string where;
-        for (const Path &q : paths)
-            if (q.lanes & missing)
-                where += "; lanes " + lane_list(q.lanes & missing) + " wait at " +
-                         place_text(*this, instruction_at(q)) +
-                         (&instruction_at(q) == &i ? " in another call or with another mask" : "");
-        at = &i;
-        active = p.lanes;
-        const bool barrier = i.cls == Class::barrier && i.together == Together::warp;
-        fault(barrier ? FaultKind::divergent_barrier : FaultKind::missing_lanes, __builtin_ctz(p.lanes),
-              "lanes %s of warp %u wait here for lanes %s, which do not come%s", lane_list(p.lanes).c_str(), index,
-              lane_list(missing).c_str(), where.c_str());
-    }
+    const Path *first = nullptr; /* in the order of the program */
+    for (const Path &p : paths)
+        if (p.lanes && p.gathering && (!first || goes_before(p, *first)))
+            first = &p;
+    if (!first)
+        return;
+    const Path &p = *first;
+    const Inst &i = instruction_at(p);
+    const Lanes missing = p.wanted & ~exited & ~gathered_with(*this, p);
+    std::string where;
+    for (const Path &q : paths)
+        if (q.lanes & missing)
+            where += "; lanes " + lane_list(q.lanes & missing) + " wait at " + place_text(*this, instruction_at(q)) +
+                     (&instruction_at(q) == &i ? " in another call or with another mask" : "");
+    show(p);
+    const bool barrier = i.cls == Class::barrier && i.together == Together::warp;
+    fault(barrier ? FaultKind::divergent_barrier : FaultKind::missing_lanes, __builtin_ctz(p.lanes),
+          "lanes %s of warp %u wait here for lanes %s, which do not come%s", lane_list(p.lanes).c_str(), index,
+          lane_list(missing).c_str(), where.c_str());
 }
 
 /* ---- which path goes on ---- */
@@ -268,13 +285,6 @@ void drop_empty(Warp &w)
     w.paths.resize(n);
     w.keep = w.keep && current != NOWHERE;
     w.current = current;
-}
-
-bool goes_before(const Path &a, const Path &b)
-{
-    if (a.frame->depth != b.frame->depth)
-        return a.frame->depth > b.frame->depth;
-    return a.pc < b.pc;
 }
 
 void merge_into(Warp &w, Path &p)
@@ -338,8 +348,10 @@ Warp::Run stuck(Warp &w)
     if (w.paths.empty())
         return Warp::Run::ended;
     for (const Path &p : w.paths)
-        if (!p.gathering)
+        if (!p.gathering) {
+            w.show(p);
             return Warp::Run::waiting;
+        }
     w.blame_missing();
     return Warp::Run::waiting;
 }
@@ -348,10 +360,41 @@ Warp::Run stuck(Warp &w)
 /* ---- the loop ---- */
 namespace
 {
+<<<<<<< HEAD
+/* Which of an instruction's registers lies in a row (registers may share one, but not within an instruction). */
+const ptx::Register *find_register(const Function &fn, const std::vector<ptx::Operand> &ops, bool pred, uint32_t slot)
+{
+    for (const ptx::Operand &o : ops) {
+        if (o.kind == ptx::Operand::reg && fn.register_slots[o.index] == slot &&
+            (fn.ast.regs[o.index].type == Type::pred) == pred)
+            return &fn.ast.regs[o.index];
+        if (const ptx::Register *r = find_register(fn, o.items, pred, slot))
+            return r;
+    }
+    return nullptr;
+}
+
+[[noreturn]] void undefined_use(const Warp &w, const char *role, const std::string &name, Lanes lanes)
+{
+    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
+          role, name.c_str(), lane_list(lanes).c_str(), w.index);
+}
+
+[[noreturn]] void undefined_operand(const Warp &w, const Inst &i, const Opnd &o, Lanes lanes)
+{
+    const ptx::Register *r = find_register(*w.frame->fn, i.source->ops, o.kind == Opnd::pred, o.slot);
+    undefined_use(w, "", r ? r->name : "a source register", lanes);
+}
+
+[[noreturn]] void undefined_guard(const Warp &w, const Inst &i, Lanes lanes)
+{
+    undefined_use(w, "the guard ", w.frame->fn->ast.regs[size_t(i.source->guard)].name, lanes);
+=======
 [[noreturn]] void undefined_use(const Warp &w, const Inst &i, const char *role, bool pred, uint32_t slot, Lanes lanes)
 {
     fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
           role, register_name(*w.frame->fn, i, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
+>>>>>>> emu-ptx
 }
 
 /* Reads are checked before the results are marked: the destination may be a source as well. */
@@ -363,7 +406,11 @@ void check_operands(Warp &w, const Inst &i)
             continue;
         const Lanes bad = w.undefined(o);
         if (__builtin_expect(bad != 0, 0))
+<<<<<<< HEAD
+            undefined_operand(w, i, o, bad);
+=======
             undefined_use(w, i, "", o.kind == Opnd::pred, o.slot, bad);
+>>>>>>> emu-ptx
     }
     for (unsigned k = 0; k < i.n_op; k++) {
         const Opnd &o = i.op[k];
@@ -381,7 +428,11 @@ Lanes guarded(Warp &w, const Inst &i, Lanes lanes)
 {
     const Lanes bad = check ? lanes & ~w.pred_defined[i.guard] : 0;
     if (__builtin_expect(bad != 0, 0))
+<<<<<<< HEAD
+        undefined_guard(w, i, bad);
+=======
         undefined_use(w, i, "the guard ", true, i.guard, bad);
+>>>>>>> emu-ptx
     return lanes & (i.guard_negate ? ~w.preds[i.guard] : w.preds[i.guard]);
 }
 

@@ -121,8 +121,9 @@ struct Warp {
     Run run(uint64_t budget); /* until the budget is spent, all lanes wait, or all have ended.  Throws Fault. */
     void start(const Function *fn, Lanes lanes); /* the lanes begin at the entry; the others never existed */
     void blame_missing(); /* throws the fault of lanes that wait for warp mates that cannot come, if there are any */
-    bool keep = false;    /* the budget ran out: the present path goes on in the next run */
-    bool spun = false;    /* the present path jumped back too often: another one has its turn */
+    void show(const Path &p);
+    bool keep = false;             /* the budget ran out: the present path goes on in the next run */
+    bool spun = false;             /* the present path jumped back too often: another one has its turn */
     void complete(Fault &f) const; /* adds kernel, place and thread, where the thrower did not know them */
     bool changed = false;          /* paths were split, woken or moved to another frame: the loop has to choose anew */
 
