@@ -20,6 +20,7 @@ struct TypeOf {
     CUgraphNodeType operator()(const CallbackWork &) { return CU_GRAPH_NODE_TYPE_HOST; }
     CUgraphNodeType operator()(const RecordWork &) { return CU_GRAPH_NODE_TYPE_EVENT_RECORD; }
     CUgraphNodeType operator()(const WaitWork &) { return CU_GRAPH_NODE_TYPE_WAIT_EVENT; }
+    CUgraphNodeType operator()(const ExternalWork &) { return CU_GRAPH_NODE_TYPE_HOST; }
     CUgraphNodeType operator()(const FreeWork &) { return CU_GRAPH_NODE_TYPE_MEM_FREE; }
 };
 

@@ -62,10 +62,77 @@ void report(State &s, Context &context, const Fault &f)
         fclose(file);
 }
 
+void finish(Call &c, Op &op)
+{
+    op.state = Op::done;
+    op.finished = wall_seconds();
+    op.after.clear();
+    op.work = EmptyWork{};
+    c.s.finished.notify_all();
+}
+
+/* One attempt at an external operation: whether it is over.  If not, it is `after` again: pending, or running for its owner. */
+bool attempt(Call &c, Op &op, Op::State after)
+{
+    const std::shared_ptr<External> e = std::get<ExternalWork>(op.work).operation;
+    int r = 1;
+    if (op.context->sticky == CUDA_SUCCESS) {
+        op.state = Op::running;
+        c.lock.unlock();
+        r = e->attempt(e->user);
+        c.lock.lock();
+        op.state = after;
+        c.s.finished.notify_all(); /* somebody may have found it running, and has to run it now */
+    }
+    if (r < 0 && op.context->sticky == CUDA_SUCCESS)
+        op.context->sticky = CUDA_ERROR_LAUNCH_FAILED; /* the library has said why */
+    if (r != 0)
+        finish(c, op);
+    return r != 0;
+}
+
+bool runnable(const Op &op)
+{
+    return op.state == Op::pending &&
+           std::all_of(op.after.begin(), op.after.end(), [](auto &earlier) { return earlier->state == Op::done; });
+}
+
+void run(Call &c, Op &op);
+
+/* The operation of one rank waits for those of others, which may lie in other streams of this process that nobody waits for yet: while
+ * it waits, everything that can run does.  The others get one attempt at a time, so that none waits inside another. */
+void run_external(Call &c, Op &op)
+{
+    while (!attempt(c, op, Op::running)) {
+        std::vector<std::shared_ptr<Op>> others;
+        c.s.streams.each([&](const Stream &stream) {
+            if (stream.last && stream.last->state != Op::done)
+                for (const std::shared_ptr<Op> &next : unfinished(stream.last))
+                    if (next.get() != &op && runnable(*next))
+                        others.push_back(next);
+        });
+        bool moved = false;
+        for (const std::shared_ptr<Op> &next : others) {
+            if (!runnable(*next)) /* another thread has taken it */
+                continue;
+            if (std::holds_alternative<ExternalWork>(next->work))
+                moved = attempt(c, *next, Op::pending) || moved;
+            else {
+                run(c, *next);
+                moved = true;
+            }
+        }
+        if (!moved)
+            c.s.finished.wait_for(c.lock, std::chrono::microseconds(200));
+    }
+}
+
 /* Runs one operation whose predecessors are done.  After a fault the rest of the context's work is dropped, but for callbacks, which
  * learn of the error. */
 void run(Call &c, Op &op)
 {
+    if (std::holds_alternative<ExternalWork>(op.work))
+        return run_external(c, op);
     op.state = Op::running;
     CUresult sticky = op.context->sticky;
     c.lock.unlock();
@@ -81,11 +148,7 @@ void run(Call &c, Op &op)
     c.lock.lock();
     if (fault)
         report(c.s, *op.context, *fault);
-    op.state = Op::done;
-    op.finished = wall_seconds();
-    op.after.clear();
-    op.work = EmptyWork{};
-    c.s.finished.notify_all();
+    finish(c, op);
 }
 } // namespace
 
@@ -130,10 +193,12 @@ CUresult Call::wait(const std::shared_ptr<Op> &op)
     if (!op)
         return context ? context->sticky : CUDA_SUCCESS;
     for (const std::shared_ptr<Op> &next : unfinished(op)) {
-        if (next->state == Op::pending)
-            run(*this, *next);
-        while (next->state != Op::done) /* another thread is at it */
-            s.finished.wait(lock);
+        while (next->state != Op::done) {
+            if (next->state == Op::pending)
+                run(*this, *next);
+            else /* another thread is at it */
+                s.finished.wait(lock);
+        }
     }
     return op->context->sticky;
 }

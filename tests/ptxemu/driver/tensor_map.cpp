@@ -44,12 +44,14 @@ CUresult encode_tiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t ran
 {
     if (!map || !is_aligned(map, 64) || !size || !box || !element_stride || (rank > 1 && !stride))
         return CUDA_ERROR_INVALID_VALUE;
-    if (unsigned(type) >= unsigned(TensorType::count) || unsigned(interleave) > CU_TENSOR_MAP_INTERLEAVE_32B ||
+    if (unsigned(type) > CU_TENSOR_MAP_DATA_TYPE_TFLOAT32_FTZ || unsigned(interleave) > CU_TENSOR_MAP_INTERLEAVE_32B ||
         unsigned(swizzle) > CU_TENSOR_MAP_SWIZZLE_128B || unsigned(promotion) > CU_TENSOR_MAP_L2_PROMOTION_L2_256B ||
         unsigned(fill) > CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA)
         return CUDA_ERROR_INVALID_VALUE;
     if (rank == 0 || rank > TENSOR_MAX_RANK || !address || !is_aligned(address, 16))
         return CUDA_ERROR_INVALID_VALUE;
+    if (unsigned(type) >= unsigned(TensorType::count))
+        return CUDA_ERROR_NOT_SUPPORTED; /* values that change on the way */
     TensorMap m;
     m.type = TensorType(type);
     m.rank = uint8_t(rank);

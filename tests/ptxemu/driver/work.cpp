@@ -47,8 +47,9 @@ struct Executor {
     }
     void operator()(const HostWork &h) { h.fn(h.data); }
     void operator()(const CallbackWork &c) { c.fn(c.stream, CUDA_SUCCESS, c.data); }
-    void operator()(const RecordWork &) {} /* the operation's own time is the event's */
-    void operator()(const WaitWork &) {}   /* ordering is the queue's */
+    void operator()(const RecordWork &) {}   /* the operation's own time is the event's */
+    void operator()(const WaitWork &) {}     /* ordering is the queue's */
+    void operator()(const ExternalWork &) {} /* attempted by the queue */
     void operator()(const FreeWork &f)
     {
         State &s = State::get();

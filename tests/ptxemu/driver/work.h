@@ -57,10 +57,25 @@ struct WaitWork { /* of a graph: an event that is looked at when the graph is la
 struct FreeWork {
     uint64_t address = 0;
 };
+struct External { /* ptxemu_enqueue: an operation of another library, which may have to be attempted many times */
+    int (*attempt)(void *user) = nullptr;
+    void *user = nullptr;
+    void (*drop)(void *user) = nullptr;
+    External() = default;
+    External(const External &) = delete;
+    ~External()
+    {
+        if (drop)
+            drop(user);
+    }
+};
+struct ExternalWork {
+    std::shared_ptr<External> operation;
+};
 struct EmptyWork {
 };
-using Work =
-    std::variant<EmptyWork, KernelWork, CopyWork, FillWork, HostWork, CallbackWork, RecordWork, WaitWork, FreeWork>;
+using Work = std::variant<EmptyWork, KernelWork, CopyWork, FillWork, HostWork, CallbackWork, RecordWork, WaitWork,
+                          FreeWork, ExternalWork>;
 
 struct Op {
     enum State : uint8_t { pending, running, done };

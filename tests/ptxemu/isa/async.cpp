@@ -80,7 +80,7 @@ void remember(Warp &w, uint32_t bytes, uint8_t *const to[WARP_SIZE])
         left &= ~c.lanes;
         s.copies.push_back(c);
     }
-    count_issued(w, uint64_t(bytes) * unsigned(__builtin_popcount(w.active)));
+    count_issued(*w.block, uint64_t(bytes) * unsigned(__builtin_popcount(w.active)));
 }
 
 Step copy(Warp &w, const Inst &i)

@@ -34,7 +34,6 @@ struct Warp::AsyncState {
         uint32_t group;
         uint32_t copy; /* the race check's number, 0 if it did not see it */
         uint64_t bytes;
-        bool read; /* its source was waited for (.read) */
     };
     LaneGroups groups, bulk_groups;
     std::vector<Copy> copies;
@@ -48,9 +47,9 @@ struct Warp::AsyncState {
     }
 };
 
-inline void count_issued(Warp &w, uint64_t bytes)
+inline void count_issued(Block &b, uint64_t bytes)
 {
-    Counters &c = w.block->counters;
+    Counters &c = b.counters;
     c.async_bytes += bytes;
     c.bytes_in_flight += bytes;
     c.max_bytes_in_flight = c.max_bytes_in_flight > c.bytes_in_flight ? c.max_bytes_in_flight : c.bytes_in_flight;

@@ -152,7 +152,7 @@ void Linker::initialize(const ptx::Variable &v, const std::string &owner)
     const Function *fn = owner.empty() ? nullptr : function(owner);
     uint8_t *to = reinterpret_cast<uint8_t *>((fn ? local_[fn]->names : names_)[v.name].address);
     memset(to, 0, v.bytes);
-    memcpy(to, v.init.data(), std::min(v.init.size(), v.bytes));
+    std::copy_n(v.init.begin(), std::min(v.init.size(), v.bytes), to);
     for (const ptx::Reloc &r : v.relocs)
         relocate(v, r, fn, to + r.at);
 }
@@ -301,7 +301,7 @@ void Linker::build_call_graph()
                     take_address(o.name);
                 Place p = find(*out_.functions[f], o.name);
                 if (p.space == Space::shared && p.kind == Place::memory)
-                    mentions_[f].push_back(o.name);
+                    mentions_[f].insert(o.name);
                 if (p.kind == Place::dynamic)
                     uses_dynamic_[f] = true;
             });
@@ -316,17 +316,17 @@ void Linker::build_call_graph()
 
 void Linker::mark_reached(size_t from, Set *seen) const
 {
-    std::vector<size_t> todo{from};
-    while (!todo.empty()) {
-        size_t f = todo.back();
-        todo.pop_back();
+    std::vector<size_t> waiting{from};
+    while (!waiting.empty()) {
+        size_t f = waiting.back();
+        waiting.pop_back();
         if ((*seen)[f])
             continue;
         (*seen)[f] = true;
-        todo.insert(todo.end(), callees_[f].begin(), callees_[f].end());
+        waiting.insert(waiting.end(), callees_[f].begin(), callees_[f].end());
         for (size_t g = 0; calls_pointers_[f] && g < address_taken_.size(); g++)
             if (address_taken_[g])
-                todo.push_back(g);
+                waiting.push_back(g);
     }
 }
 
@@ -395,7 +395,7 @@ void Linker::lay_out_shared()
     for (const ptx::Variable &v : m_.variables) {
         Set users(n);
         for (size_t f = 0; f < n; f++)
-            users[f] = std::count(mentions_[f].begin(), mentions_[f].end(), v.name) != 0;
+            users[f] = mentions_[f].count(v.name) != 0;
         place(v, NOBODY, users);
     }
     for (size_t f = 0; f < n; f++) {

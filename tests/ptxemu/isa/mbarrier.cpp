@@ -1,6 +1,8 @@
 /* mbarrier: initialise, arrive, expect and complete bytes, wait. */
 #include "isa/mbarrier.h"
 
+#include "isa/async_state.h"
+
 #include "check/race.h"
 
 namespace ptxemu
@@ -289,6 +291,11 @@ Step wait(Warp &w, const Inst &i)
             return;
         done |= 1u << l;
         uint64_t phase = mbarrier_phase(b, token);
+        auto bytes = w.block->bulk_bytes.find(phase);
+        if (bytes != w.block->bulk_bytes.end()) {
+            count_landed(*w.block, bytes->second);
+            w.block->bulk_bytes.erase(bytes);
+        }
         if (w.block->race && phase != acquired)
             w.block->race->acquire(phase, w.index);
         acquired = phase;

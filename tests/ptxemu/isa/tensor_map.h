@@ -11,12 +11,12 @@ namespace ptxemu
 
 constexpr unsigned TENSOR_MAX_RANK = 5;
 
-/* In the order of CUtensorMapDataType, the packed types of later architectures left out. */
-enum class TensorType : uint8_t { u8, u16, u32, s32, u64, s64, f16, f32, f64, bf16, f32_ftz, tf32, tf32_ftz, count };
+/* In the order of CUtensorMapDataType.  Those that follow there change values on the way (denormals, tf32), or are packed. */
+enum class TensorType : uint8_t { u8, u16, u32, s32, u64, s64, f16, f32, f64, bf16, count };
 
 inline uint32_t tensor_type_bytes(TensorType t)
 {
-    static const uint8_t bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
+    static const uint8_t bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
     static_assert(sizeof bytes == uint32_t(TensorType::count), "a size for every type");
     return bytes[uint32_t(t)];
 }

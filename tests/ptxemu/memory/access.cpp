@@ -241,6 +241,10 @@ void in_heap(Warp &w, const Access &a, Space space, const uint64_t *address, Lan
 /* The block whose shared memory a 32-bit shared address names. */
 Block *owner_of(Warp &w, const Access &a, Space space, unsigned lane, uint64_t address)
 {
+    const int64_t before = -int64_t(address >> 32 ? address : uint64_t(int64_t(int32_t(address))));
+    if (before > 0 && before < int64_t(1) << 31)
+        blame(FaultKind::out_of_bounds, lane, a, space, address,
+              format(", %lld bytes before the start of shared memory", static_cast<long long>(before)));
     if (address >> 32) {
         uint64_t within;
         Space real = classify(address, &within);

@@ -36,7 +36,6 @@ struct Access {
     Lanes undefined = 0; /* write: lanes whose value was never written: the bytes become never-written */
     bool count = true;   /* for the profiler: false where the caller counts by itself (ldmatrix, TMA) */
     bool race = true;    /* false where the caller tells the race check itself (the copy engine) */
-    uint32_t rows = 1;   /* reserved for ldmatrix: phases of eight addresses */
 };
 
 /* Fills p[l] for the lanes of `lanes`; each points at `bytes` bytes.  Returns the lanes whose bytes were partly or wholly never written,

@@ -85,6 +85,11 @@ bool for_everyone(AllocKind k)
     return k == AllocKind::pinned || k == AllocKind::registered || k == AllocKind::managed;
 }
 
+std::string count(uint64_t bytes)
+{
+    return format("%llu byte%s", static_cast<unsigned long long>(bytes), bytes == 1 ? "" : "s");
+}
+
 std::string name_of(const Allocation &a)
 {
     return format("the %zu-byte %s #%llu%s", a.bytes,
@@ -317,8 +322,7 @@ std::string Heap::describe(uint64_t address) const
 {
     std::shared_lock<std::shared_mutex> lock(impl_->mutex);
     if (const Allocation *a = impl_->find(address))
-        return format("%llu bytes into %s%s", static_cast<unsigned long long>(address - a->address),
-                      name_of(*a).c_str(), a->freed ? ", which was freed" : "");
+        return count(address - a->address) + " into " + name_of(*a) + (a->freed ? ", which was freed" : "");
     const Allocation *before = nullptr, *after = nullptr;
     size_t k = impl_->first_ending_after(address);
     for (size_t i = k; i-- > 0 && !before;)
@@ -330,10 +334,10 @@ std::string Heap::describe(uint64_t address) const
         return "a null pointer";
     if (std::min(past, ahead) > uint64_t(1) << 32)
         return "with no allocation near it";
-    return past <= ahead ? format("%llu bytes past the end of %s", static_cast<unsigned long long>(past),
-                                  name_of(*before).c_str())
-                         : format("%llu bytes before the start of %s", static_cast<unsigned long long>(ahead),
-                                  name_of(*after).c_str());
+    if (past == 0)
+        return "right past the end of " + name_of(*before);
+    return past < ahead ? count(past) + " past the end of " + name_of(*before)
+                        : count(ahead) + " before the start of " + name_of(*after);
 }
 
 void Heap::mark_written(uint64_t address, size_t bytes)

@@ -207,6 +207,8 @@ TEST(Heap, DescriptionsNameTheNearestAllocation)
     uint64_t a = device_memory(h, 1024), b = h.allocate(0, 16, 1, AllocKind::module_global, "table", true);
     EXPECT_EQ("12 bytes into the 1024-byte allocation #1 (cuMemAlloc)", h.describe(a + 12));
     EXPECT_EQ("8 bytes past the end of the 1024-byte allocation #1 (cuMemAlloc)", h.describe(a + 1032));
+    EXPECT_EQ("right past the end of the 1024-byte allocation #1 (cuMemAlloc)", h.describe(a + 1024));
+    EXPECT_EQ("1 byte past the end of the 1024-byte allocation #1 (cuMemAlloc)", h.describe(a + 1025));
     EXPECT_EQ("4 bytes before the start of the 16-byte variable #2 (table)", h.describe(b - 4));
     EXPECT_EQ("a null pointer", h.describe(0));
     EXPECT_EQ("with no allocation near it", h.describe(1ull << 46));
