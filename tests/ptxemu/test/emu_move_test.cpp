@@ -1,4 +1,5 @@
-/* mov and selp: registers, immediates, vectors, special registers, addresses of every kind of symbol, never-written values. */
+/* mov and selp: registers, immediates, vectors, special registers, addresses of every kind of symbol, never-written
+ * values. */
 #include "test/alu.h"
 
 namespace
@@ -287,15 +288,17 @@ struct Undefined : public ::testing::Test {
 
 TEST_F(Undefined, CopiesAreSilent)
 {
-    EXPECT_CU(result_of("mov.b32 %r1, %r0;\nmov.b64 %x0, {%r1, %r0};\nmov.b64 {%r2, %r3}, %x0;\nmov.u32 %r4, 1;\n"
-                        "setp.eq.u32 %p0, %r4, 1;\nselp.b32 %d, %r4, %r3, %p0;\nslct.b32.s32 %d, %d, %r3, %r4;"));
+    EXPECT_CU(result_of(
+        "mov.b32 %r1, %r0;\nmov.b64 %x0, {%r1, %r0};\nmov.b64 {%r2, %r3}, %x0;\nmov.u32 %r4, 1;\n"
+        "mov.pred %p1, %p2;\nsetp.eq.u32 %p0, %r4, 1;\nselp.b32 %d, %r4, %r3, %p0;\nslct.b32.s32 %d, %d, %r3, %r4;"));
 }
 
 TEST_F(Undefined, ComputingWithACopyIsReported)
 {
-    for (const char *copies : {"mov.b32 %r1, %r0;", "mov.b64 %x0, {%r0, %r0};\nmov.b64 {_, %r1}, %x0;",
-                               "mov.u32 %r4, 1;\nsetp.ne.u32 %p0, %r4, 1;\nselp.b32 %r1, %r4, %r0, %p0;",
-                               "mov.u32 %r4, -1;\nslct.b32.s32 %r1, %r4, %r0, %r4;"}) {
+    for (const char *copies :
+         {"mov.b32 %r1, %r0;", "mov.b64 %x0, {%r0, %r0};\nmov.b64 {_, %r1}, %x0;",
+          "mov.u32 %r4, 1;\nsetp.ne.u32 %p0, %r4, 1;\nselp.b32 %r1, %r4, %r0, %p0;",
+          "mov.pred %p0, %p1;\nselp.b32 %r1, 1, 2, %p0;", "mov.u32 %r4, -1;\nslct.b32.s32 %r1, %r4, %r0, %r4;"}) {
         emu::Device fresh("8.0");
         EXPECT_NE(CUDA_SUCCESS, result_of(std::string(copies) + "\nadd.u32 %d, %r1, 1;")) << copies;
         EXPECT_NE(std::string::npos, emu::report().find("never-written register")) << emu::report();
