@@ -86,7 +86,7 @@ def traffic(kernel):
     if a["bytes"]:
         out.append(f"asynchronous copies: {size(a['bytes'])}, at most {size(a['max_bytes_in_flight'])} in flight in a block")
     out.append(f"branches: {short(kernel['branches'])}, {short(kernel['divergent_branches'])} of them divergent; "
-               f"barriers: {short(kernel['barriers'])}; shared memory: {size(kernel['shared_bytes'])} a block")
+               f"barriers: {short(kernel['barriers'])} arrivals of warps; shared memory: {size(kernel['shared_bytes'])} a block")
     return out
 
 

@@ -1,8 +1,10 @@
 #include "driver/state.h"
 
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "driver/graph.h"
 #include "profile/counters.h"
@@ -15,8 +17,9 @@ void at_exit()
 {
     State &s = State::get();
     std::lock_guard<std::mutex> guard(s.mutex);
-    if (!s.settings.profile.empty())
-        Profile::get().write(s.settings.profile);
+    const std::string &profile = s.settings.profile;
+    if (!profile.empty() && !Profile::get().write(profile))
+        fprintf(stderr, "ptxemu: the profile %s could not be written: %s\n", profile.c_str(), strerror(errno));
     if (!s.settings.leaks)
         return;
     std::string leaks = s.leaks();
@@ -230,6 +233,5 @@ int ptxemu_write_profile(const char *path)
     std::lock_guard<std::mutex> guard(s.mutex);
     if (!path || !*path)
         return 1;
-    Profile::get().write(path);
-    return 0;
+    return Profile::get().write(path) ? 0 : 1;
 }

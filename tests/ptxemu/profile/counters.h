@@ -30,8 +30,8 @@ struct Counters {
     uint64_t global_load_bytes = 0, global_store_bytes = 0; /* asked for */
     uint64_t global_load_sectors = 0, global_store_sectors = 0, global_load_ideal = 0, global_store_ideal = 0;
     uint64_t shared_wavefronts = 0, shared_ideal = 0;
-    uint64_t tensor_ops = 0; /* multiply-accumulates on tensor cores, times two */
-    uint64_t barriers = 0;
+    uint64_t tensor_ops = 0;          /* multiply-accumulates on tensor cores, times two */
+    uint64_t barriers = 0;            /* arrivals of warps */
     uint64_t async_bytes = 0;         /* cp.async and bulk */
     uint64_t max_bytes_in_flight = 0; /* of a block: async copies issued and not yet waited for */
     uint64_t bytes_in_flight = 0;     /* now */

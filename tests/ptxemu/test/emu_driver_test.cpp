@@ -403,7 +403,7 @@ TEST(EmuModule, WhatCannotBeLoadedIsExplainedInTheLog)
 {
     emu::Device d("8.0");
     emu::Module broken(
-        ".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\nfrobnicate.u32 %r1;\n}\n", false);
+        ".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\n.reg .b32 %r1;\nfrobnicate.u32 %r1;\n}\n", false);
     EXPECT_EQ(CUDA_ERROR_INVALID_PTX, broken.result);
     EXPECT_FALSE(broken.log.empty());
     emu::Module future(".version 99.0\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\nret;\n}\n", false);
