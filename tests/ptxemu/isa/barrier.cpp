@@ -9,11 +9,13 @@ namespace
 enum Flags : uint32_t {
     has_count = 1,
     sync = 2,      /* the lanes wait; else: arrive */
+    varies = 4,    /* barrier or count are in registers */
     red_shift = 4, /* a BarrierRed in bits 4-5 */
 };
 
-/* Operands: destination (red only), barrier, count (if has_count), predicate (red only).  Barrier and count may differ between lanes
- * only where the form is not .aligned, and then each group arrives on its own. */
+/* Operands: destination (red only), barrier, count (if has_count), predicate (red only).  Lanes that execute the instruction together
+ * must name the same barrier and count; hardware would take lanes apart where the form is not .aligned, but no compiler makes use of
+ * that. */
 struct Place {
     uint32_t id, threads;
     bool operator==(const Place &o) const { return id == o.id && threads == o.threads; }
@@ -25,17 +27,30 @@ Place place_of(const Warp &w, const Inst &i, unsigned lane)
     return {w.in<uint32_t>(o[0])[lane], i.flags & has_count ? w.in<uint32_t>(o[1])[lane] : 0};
 }
 
-Step run_barrier(Warp &w, const Inst &i)
+void agree_on(const Warp &w, const Inst &i, const Place &place)
 {
-    const BarrierRed red = BarrierRed(i.flags >> red_shift & 3);
-    const Lanes predicate = red == BarrierRed::none ? 0 : w.pred(i.op[i.n_op - 1]);
-    const Place place = place_of(w, i, unsigned(__builtin_ctz(w.active)));
     for (unsigned l = 0; l < WARP_SIZE; l++)
         if (w.active >> l & 1 && !(place_of(w, i, l) == place))
             fault(FaultKind::mismatched_barrier, int(l),
                   "lanes of one warp name barrier %u for %u threads and barrier %u for %u threads in one instruction",
                   place.id, place.threads, place_of(w, i, l).id, place_of(w, i, l).threads);
+}
+
+Step run_barrier(Warp &w, const Inst &i)
+{
+    const BarrierRed red = BarrierRed(i.flags >> red_shift & 3);
+    const Lanes predicate = red == BarrierRed::none ? 0 : w.pred(i.op[i.n_op - 1]);
+    const Place place = place_of(w, i, unsigned(__builtin_ctz(w.active)));
+    if (i.flags & varies)
+        agree_on(w, i, place);
     return barrier_arrive(w, place.id, place.threads, i.flags & sync, red, predicate);
+}
+
+void build_place(Decode &d, Inst &i, size_t k, bool count)
+{
+    const bool in_register = d.in(k, Type::u32).kind == Opnd::reg;
+    const bool count_too = count && d.in(k + 1, Type::u32).kind == Opnd::reg;
+    i.flags |= (count ? uint32_t(has_count) : 0) | (in_register || count_too ? uint32_t(varies) : 0);
 }
 
 void build_red(Decode &d, Inst &i)
@@ -49,11 +64,7 @@ void build_red(Decode &d, Inst &i)
         d.out(0, Type::u32);
     else
         d.pred_out(d.operand(0));
-    d.in(1, Type::u32);
-    if (d.n() == 4) {
-        d.in(2, Type::u32);
-        i.flags |= has_count;
-    }
+    build_place(d, i, 1, d.n() == 4);
     d.pred_in(d.operand(d.n() - 1));
 }
 
@@ -71,13 +82,9 @@ void build_bar(Decode &d, Inst &i)
     if (what == 2)
         return build_red(d, i);
     i.flags |= what == 0 ? uint32_t(sync) : 0;
-    d.in(0, Type::u32);
-    if (d.n() > 1) {
-        d.in(1, Type::u32);
-        i.flags |= has_count;
-    } else if (what == 1) {
+    if (what == 1 && d.n() < 2)
         d.fail("an arrival needs the number of threads");
-    }
+    build_place(d, i, 0, d.n() > 1);
 }
 
 /* The loop has gathered the lanes, and that is all. */

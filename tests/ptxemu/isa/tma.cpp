@@ -60,11 +60,19 @@ const BulkInst &tensor_of(const Inst &i)
     return *static_cast<const BulkInst *>(i.extra);
 }
 
+/* A parameter's address in the parameter block, which the host has put anywhere. */
+uint64_t in_its_space(const Warp &w, uint64_t address)
+{
+    const std::vector<uint8_t> &params = w.block->grid->params;
+    const uint64_t offset = address - reinterpret_cast<uint64_t>(params.data());
+    return offset < params.size() ? offset : address;
+}
+
 Box box_of(Warp &w, const Inst &i, const BulkInst &x, unsigned lane)
 {
     const uint64_t address = x.map.of(w, i, lane);
     Box b;
-    if (address % 64)
+    if (in_its_space(w, address) % 64)
         fault_at(FaultKind::invalid_descriptor, int(lane), x.map.space, address,
                  "a tensor map has to be aligned to 64 bytes, but this one is at 0x%llx", (unsigned long long)address);
     memcpy(static_cast<void *>(&b.map), resolve_range(w, x.map.space, Use::read, address, sizeof b.map, 1),

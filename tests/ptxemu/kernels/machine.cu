@@ -234,6 +234,7 @@ extern "C" __global__ void divergent_shuffle(unsigned *out, unsigned lanes, unsi
     unsigned v = threadIdx.x;
     if (threadIdx.x < lanes)
         v = __shfl_xor_sync(mask, v, 1);
+    __syncthreads();
     out[threadIdx.x] = v;
 }
 

@@ -259,7 +259,7 @@ void Runner::work()
         try {
             if (!dropped)
                 o = run_slice(u, &spent);
-            grid_.progress += u.progress() - before;
+            grid_.progress += u.progress() - before + (o == Outcome::working); /* computing is progress, too */
             if (grid_.progress != seen) {
                 seen = grid_.progress;
                 idle = 0;

@@ -143,6 +143,13 @@ Path &split(Warp &w, Lanes lanes)
 /* ---- lanes that have to come together ---- */
 namespace
 {
+bool goes_before(const Path &a, const Path &b)
+{
+    if (a.frame->depth != b.frame->depth)
+        return a.frame->depth > b.frame->depth;
+    return a.pc < b.pc;
+}
+
 Lanes wanted_by(const Warp &w, const Inst &i, unsigned lane)
 {
     return i.together == Together::warp ? ALL_LANES : w.in<Lanes>(i.op[i.mask_op])[lane];
@@ -239,23 +246,25 @@ void complete_groups(Warp &w)
 
 void Warp::blame_missing()
 {
-    for (const Path &p : paths) {
-        if (!p.lanes || !p.gathering)
-            continue;
-        const Inst &i = instruction_at(p);
-        const Lanes missing = p.wanted & ~exited & ~gathered_with(*this, p);
-        std::string where;
-        for (const Path &q : paths)
-            if (q.lanes & missing)
-                where += "; lanes " + lane_list(q.lanes & missing) + " wait at " +
-                         place_text(*this, instruction_at(q)) +
-                         (&instruction_at(q) == &i ? " in another call or with another mask" : "");
-        show(p);
-        const bool barrier = i.cls == Class::barrier && i.together == Together::warp;
-        fault(barrier ? FaultKind::divergent_barrier : FaultKind::missing_lanes, __builtin_ctz(p.lanes),
-              "lanes %s of warp %u wait here for lanes %s, which do not come%s", lane_list(p.lanes).c_str(), index,
-              lane_list(missing).c_str(), where.c_str());
-    }
+    const Path *first = nullptr; /* in the order of the program */
+    for (const Path &p : paths)
+        if (p.lanes && p.gathering && (!first || goes_before(p, *first)))
+            first = &p;
+    if (!first)
+        return;
+    const Path &p = *first;
+    const Inst &i = instruction_at(p);
+    const Lanes missing = p.wanted & ~exited & ~gathered_with(*this, p);
+    std::string where;
+    for (const Path &q : paths)
+        if (q.lanes & missing)
+            where += "; lanes " + lane_list(q.lanes & missing) + " wait at " + place_text(*this, instruction_at(q)) +
+                     (&instruction_at(q) == &i ? " in another call or with another mask" : "");
+    show(p);
+    const bool barrier = i.cls == Class::barrier && i.together == Together::warp;
+    fault(barrier ? FaultKind::divergent_barrier : FaultKind::missing_lanes, __builtin_ctz(p.lanes),
+          "lanes %s of warp %u wait here for lanes %s, which do not come%s", lane_list(p.lanes).c_str(), index,
+          lane_list(missing).c_str(), where.c_str());
 }
 
 /* ---- which path goes on ---- */
@@ -276,13 +285,6 @@ void drop_empty(Warp &w)
     w.paths.resize(n);
     w.keep = w.keep && current != NOWHERE;
     w.current = current;
-}
-
-bool goes_before(const Path &a, const Path &b)
-{
-    if (a.frame->depth != b.frame->depth)
-        return a.frame->depth > b.frame->depth;
-    return a.pc < b.pc;
 }
 
 void merge_into(Warp &w, Path &p)
@@ -358,24 +360,41 @@ Warp::Run stuck(Warp &w)
 /* ---- the loop ---- */
 namespace
 {
-/* The decoder numbers rows and predicates in the order of the declarations. */
-std::string register_name(const Function &fn, bool pred, uint32_t slot)
+<<<<<<< HEAD
+/* Which of an instruction's registers lies in a row (registers may share one, but not within an instruction). */
+const ptx::Register *find_register(const Function &fn, const std::vector<ptx::Operand> &ops, bool pred, uint32_t slot)
 {
-    uint32_t next = 0;
-    for (const ptx::Register &r : fn.ast.regs) {
-        if ((r.type == Type::pred) != pred)
-            continue;
-        if (next == slot)
-            return r.name;
-        next += type_bits(r.type) == 128 ? 2 : 1;
+    for (const ptx::Operand &o : ops) {
+        if (o.kind == ptx::Operand::reg && fn.register_slots[o.index] == slot &&
+            (fn.ast.regs[o.index].type == Type::pred) == pred)
+            return &fn.ast.regs[o.index];
+        if (const ptx::Register *r = find_register(fn, o.items, pred, slot))
+            return r;
     }
-    return "a temporary register";
+    return nullptr;
 }
 
-[[noreturn]] void undefined_use(const Warp &w, const char *role, bool pred, uint32_t slot, Lanes lanes)
+[[noreturn]] void undefined_use(const Warp &w, const char *role, const std::string &name, Lanes lanes)
 {
     fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
-          role, register_name(*w.frame->fn, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
+          role, name.c_str(), lane_list(lanes).c_str(), w.index);
+}
+
+[[noreturn]] void undefined_operand(const Warp &w, const Inst &i, const Opnd &o, Lanes lanes)
+{
+    const ptx::Register *r = find_register(*w.frame->fn, i.source->ops, o.kind == Opnd::pred, o.slot);
+    undefined_use(w, "", r ? r->name : "a source register", lanes);
+}
+
+[[noreturn]] void undefined_guard(const Warp &w, const Inst &i, Lanes lanes)
+{
+    undefined_use(w, "the guard ", w.frame->fn->ast.regs[size_t(i.source->guard)].name, lanes);
+=======
+[[noreturn]] void undefined_use(const Warp &w, const Inst &i, const char *role, bool pred, uint32_t slot, Lanes lanes)
+{
+    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
+          role, register_name(*w.frame->fn, i, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
+>>>>>>> emu-ptx
 }
 
 /* Reads are checked before the results are marked: the destination may be a source as well. */
@@ -387,7 +406,11 @@ void check_operands(Warp &w, const Inst &i)
             continue;
         const Lanes bad = w.undefined(o);
         if (__builtin_expect(bad != 0, 0))
-            undefined_use(w, "", o.kind == Opnd::pred, o.slot, bad);
+<<<<<<< HEAD
+            undefined_operand(w, i, o, bad);
+=======
+            undefined_use(w, i, "", o.kind == Opnd::pred, o.slot, bad);
+>>>>>>> emu-ptx
     }
     for (unsigned k = 0; k < i.n_op; k++) {
         const Opnd &o = i.op[k];
@@ -405,7 +428,11 @@ Lanes guarded(Warp &w, const Inst &i, Lanes lanes)
 {
     const Lanes bad = check ? lanes & ~w.pred_defined[i.guard] : 0;
     if (__builtin_expect(bad != 0, 0))
-        undefined_use(w, "the guard ", true, i.guard, bad);
+<<<<<<< HEAD
+        undefined_guard(w, i, bad);
+=======
+        undefined_use(w, i, "the guard ", true, i.guard, bad);
+>>>>>>> emu-ptx
     return lanes & (i.guard_negate ? ~w.preds[i.guard] : w.preds[i.guard]);
 }
 

@@ -293,8 +293,8 @@ TEST(Instruction, UnknownOnesAndModifiersAreNamed)
 {
     EXPECT_EQ("line 9: `foo.bar.u32` is not an instruction this emulator knows",
               error_of(in_kernel("\nfoo.bar.u32 %r1, %r2;")));
-    EXPECT_EQ("line 8: `add.sideways.u32`: the emulator does not know .sideways here",
-              error_of(in_kernel("add.sideways.u32 %r1, %r1, 1;")));
+    EXPECT_EQ("line 8: `ld.global.sideways.u32`: the emulator does not know .sideways here",
+              error_of(in_kernel("ld.global.sideways.u32 %r1, [%rd1];")));
     EXPECT_EQ("line 8: `cp.async.wait_all`: needs .target sm_80 or higher, the module has sm_75",
               error_of(in_kernel("cp.async.wait_all;").replace(21, 5, "sm_75")));
 }
@@ -430,6 +430,17 @@ TEST(Rows, WidthsAreKeptApart)
                 EXPECT_TRUE(!w || w == i.op[n].bits);
                 w = i.op[n].bits;
             }
+}
+
+TEST(Rows, ARowHasTheNameThatTheInstructionGivesIt)
+{
+    Loaded m(
+        in_kernel("mov.u32 %r1, 1;\nadd.u32 %r2, %r1, 1;\nadd.u32 %r3, %r2, 1;\n@%p4 add.u32 %r4, %r3, %r3;\nret;"));
+    const Function &k = m["k"];
+    for (size_t i = 1; i < 4; i++)
+        for (unsigned n = 0; n < 2; n++)
+            EXPECT_EQ("%r" + std::to_string(i + 1 - n), register_name(k, k.code[i], false, k.code[i].op[n].slot));
+    EXPECT_EQ("%p4", register_name(k, k.code[3], true, k.code[3].guard));
 }
 
 TEST(Rows, LaunchBoundsLimitTheRegisters)

@@ -160,6 +160,25 @@ TEST_F(Machine, SpinLockBetweenLanesOfOneWarpEnds)
     EXPECT_EQ(32u, out.data()[1]);
 }
 
+TEST_F(Machine, LanesThatSpinOnAFlagLetTheLaneOfTheirWarpSetIt)
+{
+    expect_ok(run(kernel(".reg .pred %p;\n.reg .b32 %r;\n", R"(
+    setp.eq.u32 %p, %x, 5;
+    @%p bra SET;
+SPIN:
+    ld.volatile.global.u32 %r, [%base];
+    setp.eq.u32 %p, %r, 0;
+    @%p bra SPIN;
+    st.global.u32 [%o+128], %r;
+    ret;
+SET:
+    mov.u32 %r, 9;
+    st.volatile.global.u32 [%base], %r;
+    ret;
+)")));
+    EXPECT_EQ(9u, out.data()[32 + 31]);
+}
+
 TEST_F(Machine, SpinLockBetweenBlocksEnds)
 {
     for (unsigned threads : {1u, 2u}) {
@@ -372,6 +391,129 @@ TEST_F(Machine, BarrierWithTooFewComingIsReported)
                  FaultKind::mismatched_barrier, "at barrier 1, which is for 64 threads, 32 have come (warps 0)");
 }
 
+TEST_F(Machine, ArrivingTwiceAtOneBarrierIsReported)
+{
+    expect_fault(run(kernel("", "bar.arrive 1, 96;\nbar.arrive 1, 96;\nret;"), 1, 96), FaultKind::mismatched_barrier,
+                 "arrive at barrier 1 a second time");
+}
+
+TEST_F(Machine, BarrierMetWithDifferentReductionsIsReported)
+{
+    expect_fault(run(kernel(".reg .pred %p, %q;\n", R"(
+    setp.lt.u32 %p, %x, 32;
+    @%p bra AND;
+    bar.red.or.pred %q, 0, %p;
+    ret;
+AND:
+    bar.red.and.pred %q, 0, %p;
+    ret;
+)"),
+                     1, 64),
+                 FaultKind::mismatched_barrier, "comes with bar.red.or, another one waits with bar.red.and");
+}
+
+/* ---- clusters, and what sm_90 has for registers and dependent launches ---- */
+
+struct Hopper : testing::Test {
+    Device d{90, 'a'};
+    Buffer<uint32_t> out{d, 4096};
+
+    Result run(const std::string &body, const std::string &registers = ".reg .pred %p;\n.reg .b32 %r;\n")
+    {
+        Program p(d, kernel(registers, body));
+        Launch l = p.prepare({4, 1, 1}, {40, 1, 1});
+        const uint32_t n = 0;
+        Program::put(l, 0, &out.p, 8);
+        Program::put(l, 1, &n, 4);
+        l.cluster = {2, 1, 1};
+        return p.run(l);
+    }
+};
+
+TEST_F(Hopper, ClusterBarrierMakesSharedMemoryOfTheOtherBlockVisible)
+{
+    expect_ok(run(R"(
+    setp.eq.u32 %p, %x, 0;
+    @%p st.shared.u32 [s], %cta;
+    barrier.cluster.arrive.release.aligned;
+    mov.u32 %r, %cluster_ctarank;
+    xor.b32 %r, %r, 1;
+    mov.u32 %a, s;
+    mapa.shared::cluster.u32 %a, %a, %r;
+    barrier.cluster.wait.acquire.aligned;
+    ld.shared::cluster.u32 %r, [%a];
+    st.global.u32 [%o], %r;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    ret;
+)",
+                  ".shared .align 4 .b32 s;\n.reg .pred %p;\n.reg .b32 %r, %a;\n"));
+    for (uint32_t t = 0; t < 160; t++)
+        ASSERT_EQ((t / 40) ^ 1, out.data()[t]) << t;
+}
+
+TEST_F(Hopper, ClusterBarrierDoesNotWaitForThreadsThatHaveExited)
+{
+    expect_ok(run(R"(
+    and.b32 %r, %cta, 1;
+    setp.eq.u32 %p, %r, 1;
+    @%p exit;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    st.global.u32 [%o], 7;
+    ret;
+)"));
+    EXPECT_EQ(7u, out.data()[0]);
+    EXPECT_EQ(0u, out.data()[40]);
+}
+
+TEST_F(Hopper, ClusterBarrierOutOfOrderIsReported)
+{
+    expect_fault(run("barrier.cluster.wait;\nret;"), FaultKind::mismatched_barrier, "without having arrived");
+    expect_fault(run("barrier.cluster.arrive;\nbarrier.cluster.arrive;\nret;"), FaultKind::mismatched_barrier,
+                 "again without having waited");
+}
+
+TEST_F(Hopper, BlockThatWaitsElsewhereStopsTheClusterWithAReport)
+{
+    expect_fault(run(R"(
+    setp.lt.u32 %p, %x, 32;
+    @%p bra A;
+    bar.sync 3, 64;
+A:
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    ret;
+)"),
+                 FaultKind::mismatched_barrier, "at the cluster's barrier: warps 0");
+}
+
+TEST_F(Hopper, HintsChangeNothing)
+{
+    expect_ok(run("setmaxnreg.dec.sync.aligned.u32 40;\ngriddepcontrol.wait;\ngriddepcontrol.launch_dependents;\n"
+                  "nanosleep.u32 100;\npmevent 3;\nst.global.u32 [%o], %t;\nret;"));
+    for (uint32_t t = 0; t < 160; t++)
+        ASSERT_EQ(t, out.data()[t]);
+}
+
+TEST_F(Hopper, WhatTheArchitectureDoesNotHaveIsAnErrorAtLoad)
+{
+    auto message = [](Device &device, const std::string &body) -> std::string {
+        try {
+            Program p(device, kernel("", body));
+        } catch (const ptx::Error &e) {
+            return e.what();
+        }
+        return "";
+    };
+    EXPECT_NE(std::string::npos, message(d, "setmaxnreg.inc.sync.aligned.u32 41;\nret;").find("multiple of 8"));
+    Device ampere;
+    EXPECT_NE(std::string::npos, message(ampere, "griddepcontrol.wait;\nret;").find("sm_90"));
+    EXPECT_NE(std::string::npos, message(ampere, "barrier.cluster.arrive;\nret;").find("sm_90"));
+    EXPECT_NE(std::string::npos, message(ampere, "bar.arrive 1;\nret;").find("number of threads"));
+    EXPECT_EQ("", message(d, "griddepcontrol.wait;\nret;"));
+}
+
 /* ---- lanes that have to come together ---- */
 
 TEST_F(Machine, WarpSyncIsMetFromBothSidesOfABranch)
@@ -572,6 +714,56 @@ TEST_F(Machine, GuardedCallLeavesTheOtherLanesAlone)
 )",
                          two_functions)));
     expect_each(32, [](uint32_t t) { return t < 5 ? t * t : 99; });
+}
+
+TEST_F(Machine, ArgumentsAndResultsMayBeRegisters)
+{
+    expect_ok(run(kernel(".reg .b32 %v;\n", "call (%v), square, (%x);\nst.global.u32 [%o], %v;\nret;", two_functions)));
+    expect_each(32, [](uint32_t t) { return t * t; });
+}
+
+TEST_F(Machine, LanesReturnFromAFunctionAtDifferentPlacesAndMeetBehindTheCall)
+{
+    expect_ok(run(kernel(".reg .b32 %v, %m;\n",
+                         "call (%v), three_ways, (%x);\nactivemask.b32 %m;\nst.global.u32 [%o], %v;\n"
+                         "st.global.u32 [%o+128], %m;\nret;",
+                         R"(
+.func (.param .b32 r) three_ways(.param .b32 a)
+{
+    .reg .pred %p;
+    .reg .b32 %v;
+    ld.param.u32 %v, [a];
+    st.param.b32 [r], 1;
+    setp.lt.u32 %p, %v, 10;
+    @%p ret;
+    st.param.b32 [r], 2;
+    setp.lt.u32 %p, %v, 20;
+    @%p bra OUT;
+    st.param.b32 [r], 3;
+    ret;
+OUT:
+    ret;
+}
+)")));
+    expect_each(32, [](uint32_t t) { return t < 10 ? 1u : t < 20 ? 2u : 3u; });
+    EXPECT_EQ(ALL_LANES, out.data()[32]);
+}
+
+TEST_F(Machine, UnwrittenArgumentIsReportedWhereItIsUsed)
+{
+    expect_fault(run(kernel(".reg .b32 %v, %u;\n", "call (%v), square, (%u);\nret;", two_functions)),
+                 FaultKind::uninitialized_register, "mul.lo.u32");
+}
+
+TEST_F(Machine, DeviceMallocIsRefusedAtLoad)
+{
+    try {
+        run(kernel(".reg .b64 %v;\n", "call (%v), malloc, (%o);\nret;",
+                   ".extern .func (.param .b64 r) malloc(.param .b64 n);\n"));
+        FAIL() << "malloc was accepted";
+    } catch (const ptx::Error &e) {
+        EXPECT_NE(std::string::npos, std::string(e.what()).find("no device heap for malloc")) << e.what();
+    }
 }
 
 TEST_F(Machine, TrapIsReportedWithItsThread)

@@ -88,19 +88,21 @@ LOOP:
 )"},
 };
 
-double rate(const Case &c, bool check, uint32_t loops)
+/* Of a grid of `blocks` blocks of 256 threads; *seconds: how long it took. */
+double rate(const Case &c, bool check, uint32_t loops, uint32_t blocks, double *seconds)
 {
     Device d;
     d.options.check = check;
     Buffer<uint32_t> out(d, 1 << 20);
     Program p(d, std::string(head) + c.body + tail);
     const auto start = std::chrono::steady_clock::now();
-    const Result r = p.launch({16, 1, 1}, {256, 1, 1}, out.p, loops);
+    const Result r = p.launch({blocks, 1, 1}, {256, 1, 1}, out.p, loops);
     const std::chrono::duration<double> t = std::chrono::steady_clock::now() - start;
     if (r.fault) {
         fprintf(stderr, "%s", r.report().c_str());
         exit(1);
     }
+    *seconds = t.count();
     uint64_t n = 0;
     for (uint64_t k : r.counters.thread_instructions)
         n += k;
@@ -112,7 +114,12 @@ int main(int argc, char **argv)
 {
     const uint32_t loops = argc > 1 ? uint32_t(atoi(argv[1])) : 2000;
     printf("million thread instructions a second of one host thread\n%-18s %10s %10s\n", "", "checked", "unchecked");
+    double seconds[2];
     for (const Case &c : cases)
-        printf("%-18s %10.0f %10.0f\n", c.name, rate(c, true, loops), rate(c, false, loops));
+        printf("%-18s %10.0f %10.0f\n", c.name, rate(c, true, loops, 16, seconds), rate(c, false, loops, 16, seconds));
+    constexpr uint32_t BLOCKS = 4096;
+    rate(cases[2], true, 1, BLOCKS, seconds);
+    rate(cases[2], false, 1, BLOCKS, seconds + 1);
+    printf("%-18s %10.1f %10.1f\n", "us a small block", seconds[0] / BLOCKS * 1e6, seconds[1] / BLOCKS * 1e6);
     return 0;
 }
