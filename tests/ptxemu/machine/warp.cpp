@@ -361,6 +361,7 @@ Warp::Run stuck(Warp &w)
 namespace
 {
 <<<<<<< HEAD
+<<<<<<< HEAD
 /* Which of an instruction's registers lies in a row (registers may share one, but not within an instruction). */
 const ptx::Register *find_register(const Function &fn, const std::vector<ptx::Operand> &ops, bool pred, uint32_t slot)
 {
@@ -390,11 +391,16 @@ const ptx::Register *find_register(const Function &fn, const std::vector<ptx::Op
 {
     undefined_use(w, "the guard ", w.frame->fn->ast.regs[size_t(i.source->guard)].name, lanes);
 =======
+=======
+>>>>>>> emu-machine
 [[noreturn]] void undefined_use(const Warp &w, const Inst &i, const char *role, bool pred, uint32_t slot, Lanes lanes)
 {
     fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
           role, register_name(*w.frame->fn, i, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
+<<<<<<< HEAD
 >>>>>>> emu-ptx
+=======
+>>>>>>> emu-machine
 }
 
 /* Reads are checked before the results are marked: the destination may be a source as well. */
@@ -407,10 +413,14 @@ void check_operands(Warp &w, const Inst &i)
         const Lanes bad = w.undefined(o);
         if (__builtin_expect(bad != 0, 0))
 <<<<<<< HEAD
+<<<<<<< HEAD
             undefined_operand(w, i, o, bad);
 =======
             undefined_use(w, i, "", o.kind == Opnd::pred, o.slot, bad);
 >>>>>>> emu-ptx
+=======
+            undefined_use(w, i, "", o.kind == Opnd::pred, o.slot, bad);
+>>>>>>> emu-machine
     }
     for (unsigned k = 0; k < i.n_op; k++) {
         const Opnd &o = i.op[k];
@@ -429,10 +439,14 @@ Lanes guarded(Warp &w, const Inst &i, Lanes lanes)
     const Lanes bad = check ? lanes & ~w.pred_defined[i.guard] : 0;
     if (__builtin_expect(bad != 0, 0))
 <<<<<<< HEAD
+<<<<<<< HEAD
         undefined_guard(w, i, bad);
 =======
         undefined_use(w, i, "the guard ", true, i.guard, bad);
 >>>>>>> emu-ptx
+=======
+        undefined_use(w, i, "the guard ", true, i.guard, bad);
+>>>>>>> emu-machine
     return lanes & (i.guard_negate ? ~w.preds[i.guard] : w.preds[i.guard]);
 }
 

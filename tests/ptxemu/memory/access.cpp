@@ -150,18 +150,19 @@ void right_kind(const Access &a, Space space, unsigned lane, uint64_t address, c
 }
 
 /* Whether all 32 lanes are inside [begin, begin + bytes) and aligned; fills p, and says whether the lanes follow each other without gaps. */
-bool full_warp(const Access &a, uint64_t begin, uint64_t bytes, uint8_t *memory, const uint64_t *address, uint8_t **p,
-               bool *consecutive)
+bool full_warp(const Access &a, uint64_t begin, uint64_t bytes, const uint8_t *memory, const uint64_t *address,
+               uint8_t **p, bool *consecutive)
 {
     if (bytes < a.bytes)
         return false;
     const uint64_t limit = bytes - a.bytes, first = address[0];
     const uint64_t align = (a.align ? a.align : a.bytes) - 1;
+    const uint64_t to_host = reinterpret_cast<uint64_t>(memory) - begin; /* numbers: an address may be far outside */
     uint64_t bad = 0, gaps = 0;
     for (unsigned l = 0; l < WARP_SIZE; l++) {
         bad |= uint64_t(address[l] - begin > limit) | (address[l] & align);
         gaps |= address[l] ^ (first + uint64_t(l) * a.bytes);
-        p[l] = memory + (address[l] - begin);
+        p[l] = reinterpret_cast<uint8_t *>(address[l] + to_host);
     }
     *consecutive = !gaps;
     return !bad;
