@@ -181,11 +181,21 @@ std::vector<uint8_t> combine(const Operation &o, const std::vector<std::vector<u
     return out;
 }
 
-/* Gives up the files of the collective before the last one: everybody has read them, since everybody has published a later one. */
-void forget_old(const ncclComm &c, uint64_t done)
+/* This rank has read everybody's file of the collective; the last one to do so removes them. */
+void forget(const ncclComm &c, uint64_t serial)
 {
-    if (done > 0)
-        unlink(format("%s/%llu.%d", c.folder.c_str(), (unsigned long long)(done - 1), c.rank).c_str());
+    const auto read_mark = [&](int r) {
+        return format("%s/%llu.%d.read", c.folder.c_str(), (unsigned long long)serial, r);
+    };
+    if (FILE *f = fopen(read_mark(c.rank).c_str(), "wb"))
+        fclose(f);
+    for (int r = 0; r < c.ranks; r++)
+        if (access(read_mark(r).c_str(), F_OK) != 0)
+            return;
+    for (int r = 0; r < c.ranks; r++) {
+        unlink(format("%s/%llu.%d", c.folder.c_str(), (unsigned long long)serial, r).c_str());
+        unlink(read_mark(r).c_str());
+    }
 }
 
 int attempt_collective(Operation *o)
@@ -228,7 +238,7 @@ int attempt_collective(Operation *o)
             return fail(o, ncclUnhandledCudaError,
                         format("%s: the receive buffer cannot be written", op_names[int(o->h.op)]));
     }
-    forget_old(c, o->serial);
+    forget(c, o->serial);
     o->published = false;
     return 1;
 }

@@ -71,8 +71,8 @@ void finish(Call &c, Op &op)
     c.s.finished.notify_all();
 }
 
-/* One attempt at an external operation: whether it is over. */
-bool attempt(Call &c, Op &op)
+/* One attempt at an external operation: whether it is over.  If not, it is `after` again: pending, or running for its owner. */
+bool attempt(Call &c, Op &op, Op::State after)
 {
     const std::shared_ptr<External> e = std::get<ExternalWork>(op.work).operation;
     int r = 1;
@@ -81,7 +81,8 @@ bool attempt(Call &c, Op &op)
         c.lock.unlock();
         r = e->attempt(e->user);
         c.lock.lock();
-        op.state = Op::pending;
+        op.state = after;
+        c.s.finished.notify_all(); /* somebody may have found it running, and has to run it now */
     }
     if (r < 0 && op.context->sticky == CUDA_SUCCESS)
         op.context->sticky = CUDA_ERROR_LAUNCH_FAILED; /* the library has said why */
@@ -102,7 +103,7 @@ void run(Call &c, Op &op);
  * it waits, everything that can run does.  The others get one attempt at a time, so that none waits inside another. */
 void run_external(Call &c, Op &op)
 {
-    while (!attempt(c, op)) {
+    while (!attempt(c, op, Op::running)) {
         std::vector<std::shared_ptr<Op>> others;
         c.s.streams.each([&](const Stream &stream) {
             if (stream.last && stream.last->state != Op::done)
@@ -115,7 +116,7 @@ void run_external(Call &c, Op &op)
             if (!runnable(*next)) /* another thread has taken it */
                 continue;
             if (std::holds_alternative<ExternalWork>(next->work))
-                moved = attempt(c, *next) || moved;
+                moved = attempt(c, *next, Op::pending) || moved;
             else {
                 run(c, *next);
                 moved = true;
@@ -192,10 +193,12 @@ CUresult Call::wait(const std::shared_ptr<Op> &op)
     if (!op)
         return context ? context->sticky : CUDA_SUCCESS;
     for (const std::shared_ptr<Op> &next : unfinished(op)) {
-        if (next->state == Op::pending)
-            run(*this, *next);
-        while (next->state != Op::done) /* another thread is at it */
-            s.finished.wait(lock);
+        while (next->state != Op::done) {
+            if (next->state == Op::pending)
+                run(*this, *next);
+            else /* another thread is at it */
+                s.finished.wait(lock);
+        }
     }
     return op->context->sticky;
 }

@@ -1,4 +1,5 @@
-/* Integer arithmetic as PTX has it: two's complement, wrapping, shift counts that clamp.  Plain C++ leaves all of that undefined. */
+/* Integer arithmetic as PTX has it: two's complement, wrapping, shift counts that clamp.  Plain C++ leaves all of that
+ * undefined. */
 #ifndef PTXEMU_ISA_BITS_H
 #define PTXEMU_ISA_BITS_H
 
@@ -8,7 +9,8 @@
 namespace ptxemu
 {
 
-/* The unsigned type in which T's arithmetic may wrap; 16-bit values are promoted to int by C++, where a product overflows. */
+/* The unsigned type in which T's arithmetic may wrap; 16-bit values are promoted to int by C++, where a product
+ * overflows. */
 template <class T>
 using Wrapping = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
 
@@ -45,7 +47,8 @@ using Wide = typename DoubleWidth<T>::type;
 template <class T>
 constexpr unsigned width_of = sizeof(T) * 8;
 
-/* Shifts whose count may be anything: counts of the width and beyond shift everything out (signed right shifts keep the sign). */
+/* Shifts whose count may be anything: counts of the width and beyond shift everything out (signed right shifts keep the
+ * sign). */
 template <class T>
 T shift_left(T a, uint32_t count)
 {

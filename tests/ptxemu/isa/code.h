@@ -124,12 +124,15 @@ struct Function {
     bool has_required_block = false;
     Dim3 required_cluster;
     bool has_required_cluster = false;
-    std::deque<Opnd> opnds_pool; /* owners of what Inst points at */
+    std::vector<uint32_t> register_slots; /* of ast.regs: a row, which several may share, or a predicate number */
+    std::deque<Opnd> opnds_pool;          /* owners of what Inst points at */
     std::vector<std::unique_ptr<Opnd[]>> opnds;
     std::vector<std::shared_ptr<void>> extras;
     ptx::Function ast;
-    std::vector<uint32_t> register_slots; /* by index in ast.regs: its row, or its predicate's number; for reports */
 };
+
+/* The name in the text of the register that is operand `slot` (a row or predicate) of the instruction. */
+std::string register_name(const Function &fn, const Inst &i, bool pred, uint32_t slot);
 
 struct Global { /* a module-scope variable of .global or .const, at its device address */
     std::string name;

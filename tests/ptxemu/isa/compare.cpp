@@ -1,7 +1,8 @@
 /* Comparisons: setp, set, slct.
  *
- * A comparison of two rows is one C++ function that gives a set of lanes; it is instantiated for every type and relation, and
- * setp and set keep a pointer to theirs.  Types are described by how they are read: a key that has an order, and whether it is a NaN. */
+ * A comparison of two rows is one C++ function that gives a set of lanes; it is instantiated for every type and
+ * relation, and setp and set keep a pointer to theirs.  Types are described by how they are read: a key that has an
+ * order, and whether it is a NaN. */
 #include <cfloat>
 #include <cmath>
 #include <iterator>
@@ -31,8 +32,9 @@ struct Real {
     static T key(T v) { return Ftz && std::fabs(v) < T(FLT_MIN) ? T(0) : v; } /* .ftz exists for f32 */
 };
 
-/* f16 and bf16 have an order without being converted: sign and magnitude, +0 and -0 being one.  Infinity is the magnitude beyond
- * which NaNs lie, Normal the smallest that is not flushed.  Shift 16 reads the upper half of an x2 register. */
+/* f16 and bf16 have an order without being converted: sign and magnitude, +0 and -0 being one.  Infinity is the
+ * magnitude beyond which NaNs lie, Normal the smallest that is not flushed.  Shift 16 reads the upper half of an x2
+ * register. */
 template <class T, unsigned Shift, uint16_t Infinity, uint16_t Normal>
 struct Half {
     using Raw = T;
@@ -200,7 +202,8 @@ void check_relation(Decode &d, Relation r, Type t)
     const bool equality = r == Relation::eq || r == Relation::ne, unsigned_ = r >= Relation::lo && r <= Relation::hs,
                unordered = r >= Relation::equ;
     const TypeKind k = type_kind(t);
-    if (type_bits(t) < 16 || type_bits(t) > 64 || k == TypeKind::none || k == TypeKind::pred)
+    const bool packed = t == Type::u16x2 || t == Type::s16x2 || t == Type::f32x2;
+    if (type_bits(t) < 16 || type_bits(t) > 64 || packed || t == Type::tf32 || t == Type::e4m3x2 || t == Type::e5m2x2)
         d.fail("values of type .%s cannot be compared", type_text(t));
     if ((k == TypeKind::bits && !equality) || (unsigned_ && k != TypeKind::unsigned_) ||
         (unordered && k != TypeKind::float_))
@@ -291,8 +294,9 @@ Step set(Warp &w, const Inst &i)
     return Step::next;
 }
 
-/* Which destinations a source type has: f16 and bf16 also 16-bit integers, the x2 types their own pair or a pair of 0xffff in an
- * integer; every scalar can give f16, bf16; only what is at least 32 bits wide (and 16-bit integers) gives f32. */
+/* Which destinations a source type has: f16 and bf16 also 16-bit integers, the x2 types their own pair or a pair of
+ * 0xffff in an integer; f16 and bf16 also themselves, but neither gives the other nor f32; the other scalars give
+ * every float. */
 bool set_exists(Type to, Type from)
 {
     const bool half = from == Type::f16 || from == Type::bf16;

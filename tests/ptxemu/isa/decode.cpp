@@ -531,6 +531,26 @@ void Decode::build(Inst *i)
     s_.end();
 }
 
+static const std::string *name_among(const Function &fn, const std::vector<ptx::Operand> &ops, bool pred, uint32_t slot)
+{
+    for (const ptx::Operand &o : ops) {
+        if (o.kind == ptx::Operand::reg && (fn.ast.regs[o.index].type == Type::pred) == pred &&
+            fn.register_slots[o.index] == slot)
+            return &fn.ast.regs[o.index].name;
+        if (const std::string *inner = name_among(fn, o.items, pred, slot))
+            return inner;
+    }
+    return nullptr;
+}
+
+std::string register_name(const Function &fn, const Inst &i, bool pred, uint32_t slot)
+{
+    if (pred && i.guarded && i.guard == slot)
+        return fn.ast.regs[size_t(i.source->guard)].name;
+    const std::string *name = name_among(fn, i.source->ops, pred, slot);
+    return name ? *name : "a temporary register";
+}
+
 static void build_all(const Linker &linker, Function &f, const std::vector<uint32_t> *rows, uint32_t n_rows)
 {
     Decode::State s(linker, f);
@@ -553,16 +573,26 @@ static std::vector<RegisterUse> register_uses(const Function &f)
             row += rows_of(kept_bits(f.ast.regs[r].type));
         }
     std::vector<RegisterUse> uses(f.code.size());
-    for (size_t k = 0; k < f.code.size(); k++)
+    std::vector<uint32_t> in_flight;
+    for (size_t k = 0; k < f.code.size(); k++) {
+        const ptx::Instr &source = f.ast.body[k];
+        bool is_wgmma = source.opcode == "wgmma"; /* accumulators are read and written */
         for (unsigned n = 0; n < f.code[k].n_op; n++) {
             const Opnd &o = f.code[k].op[n];
             uint32_t r = o.kind == Opnd::reg ? register_of[o.slot] : UINT32_MAX;
             if (r == UINT32_MAX)
                 continue;
-            /* An accumulator of wgmma is read and written, and the write may come as late as the wait. */
-            bool reads = o.use != Opnd::write || f.ast.body[k].opcode == "wgmma";
-            (reads ? uses[k].reads : uses[k].writes).push_back(r);
+            (o.use != Opnd::write || is_wgmma ? uses[k].reads : uses[k].writes).push_back(r);
+            if (is_wgmma)
+                in_flight.push_back(r);
         }
+    }
+    /* wgmma works on its registers until it has been waited for, in a loop by the wait of the next turn. */
+    for (size_t k = 0; k < f.code.size(); k++) {
+        const ptx::Instr &source = f.ast.body[k];
+        if (source.opcode == "wgmma" && !source.mods.empty() && source.mods[0] == "wait_group")
+            uses[k].reads = in_flight;
+    }
     return uses;
 }
 

@@ -121,13 +121,13 @@ struct Family {
 
 /* One line a family.  Defined in isa/families.cpp as a table over these. */
 extern const Family move_family
-    __attribute__((weak)); /* mov, selp, ld.param copies, special registers      isa/move.cpp     */
+    __attribute__((weak)); /* mov, selp, special registers                       isa/move.cpp     */
 extern const Family integer_family
-    __attribute__((weak)); /* add ... sad, mul24, dp4a, carry chains, bit fields isa/integer.cpp  */
+    __attribute__((weak)); /* add ... sad, min, max, dp4a, carry chains          isa/integer.cpp  */
 extern const Family logic_family
-    __attribute__((weak)); /* and or xor not lop3 shl shr shf prmt ...           isa/logic.cpp    */
+    __attribute__((weak)); /* and ... lop3, shifts, prmt, bit fields             isa/logic.cpp    */
 extern const Family compare_family
-    __attribute__((weak)); /* setp, set, selp, slct, min, max of integers        isa/compare.cpp  */
+    __attribute__((weak)); /* setp, set, slct                                    isa/compare.cpp  */
 extern const Family float_family
     __attribute__((weak)); /* f32 and f64 arithmetic, testp, copysign            isa/float.cpp    */
 extern const Family half_family

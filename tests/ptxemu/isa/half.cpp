@@ -1,8 +1,9 @@
 /* Instructions on f16, f16x2, bf16 and bf16x2.
  *
  * A register of a pair is two 16-bit elements side by side, so that a row of pairs is a row of 64 elements.  Arithmetic is done in
- * f64: products are exact there (22 bits at most); sums are rounded to odd, which makes the rounding to 16 bits that follows the
- * only one that counts (see softfloat.h).  A sum in f64 to nearest would not do: (1 + 2^-8) + 2^-60 would become a tie of bf16. */
+ * a wider type in which products are exact: f32 for f16 (22 bits, down to 2^-48), f64 for bf16, whose products leave f32's range.
+ * Sums are rounded to odd, which makes the rounding to 16 bits that follows the only one that counts (see softfloat.h).  A sum to
+ * nearest would not do, not even in f64: (1 + 2^-8) + 2^-60 would become a tie of bf16. */
 #include <cmath>
 
 #include "isa/decode.h"
@@ -33,7 +34,8 @@ inline void for_elements(Lanes lanes, F f)
 
 struct F16Ops {
     static constexpr uint16_t infinity = 0x7c00;
-    static double value(uint16_t h) { return f16_to_f32(h); }
+    static float value(uint16_t h) { return f16_to_f32(h); }
+    static uint16_t rounded(float x) { return f32_to_f16(x); }
     static uint16_t rounded(double x) { return f32_to_f16(f32_to_odd(x)); }
 };
 struct BF16Ops {
@@ -54,19 +56,35 @@ inline bool is_nan(uint16_t h)
 
 struct Add {
     static constexpr unsigned arity = 2;
-    static double apply(double a, double b) { return sum_to_odd(a, b); }
+    template <class T>
+    static T apply(T a, T b)
+    {
+        return sum_to_odd(a, b);
+    }
 };
 struct Sub {
     static constexpr unsigned arity = 2;
-    static double apply(double a, double b) { return sum_to_odd(a, -b); }
+    template <class T>
+    static T apply(T a, T b)
+    {
+        return sum_to_odd(a, -b);
+    }
 };
 struct Mul {
     static constexpr unsigned arity = 2;
-    static double apply(double a, double b) { return a * b; }
+    template <class T>
+    static T apply(T a, T b)
+    {
+        return a * b;
+    }
 };
 struct Fma {
     static constexpr unsigned arity = 3;
-    static double apply(double a, double b, double c) { return sum_to_odd(a * b, c); }
+    template <class T>
+    static T apply(T a, T b, T c)
+    {
+        return sum_to_odd(a * b, c);
+    }
 };
 /* Approximations of hardware, here the exact value to nearest. */
 struct Ex2 {
@@ -84,8 +102,8 @@ enum Flags : uint32_t { ftz = 1, sat = 2, relu = 4, oob = 8 };
 template <class Op, class H, class... A>
 inline uint16_t element(uint32_t flags, A... a)
 {
-    const double exact = (flags & ftz) ? Op::apply(H::value(flush_half<H>(a))...) : Op::apply(H::value(a)...);
-    const double positive = (flags & relu) && exact <= 0 ? 0 : exact;
+    const auto exact = (flags & ftz) ? Op::apply(H::value(flush_half<H>(a))...) : Op::apply(H::value(a)...);
+    const auto positive = (flags & relu) && exact <= 0 ? 0 : exact;
     const uint16_t h = H::rounded((flags & sat) ? saturate(positive) : positive);
     return (flags & ftz) ? flush_half<H>(h) : h;
 }
@@ -129,29 +147,31 @@ inline int16_t order(uint16_t h)
 }
 
 struct MinMaxFlags {
-    bool max, nan, xorsign, ftz;
+    uint16_t sign; /* the bits of the operands that are compared apart: 0x8000 for .xorsign.abs */
+    bool max, nan, ftz;
 };
+/* Without short-circuits: the loop becomes vector instructions. */
 template <class H>
 inline uint16_t min_max_element(uint16_t a, uint16_t b, MinMaxFlags m)
 {
     a = m.ftz ? flush_half<H>(a) : a;
     b = m.ftz ? flush_half<H>(b) : b;
-    const uint16_t sign = m.xorsign ? (a ^ b) & 0x8000 : 0;
-    const uint16_t mask = m.xorsign ? 0x7fff : 0xffff;
-    a &= mask;
-    b &= mask;
+    const uint16_t sign = (a ^ b) & m.sign;
+    a &= uint16_t(~m.sign);
+    b &= uint16_t(~m.sign);
     const bool a_nan = is_nan<H>(a), b_nan = is_nan<H>(b);
-    const uint16_t number = (order(a) < order(b)) != m.max ? a : b;
-    const uint16_t lone = a_nan ? b : b_nan ? a : number; /* a NaN loses against a number */
-    const bool result_nan = m.nan ? a_nan || b_nan : a_nan && b_nan;
-    return result_nan ? NAN_16 : lone | sign;
+    const uint16_t number = (order(a) < order(b)) ^ m.max ? a : b;
+    const uint16_t without_a = a_nan ? b : number; /* a NaN loses against a number */
+    const uint16_t best = b_nan ? a : without_a;
+    const bool result_nan = (a_nan & b_nan) | (m.nan & (a_nan | b_nan));
+    return result_nan ? NAN_16 : best | sign;
 }
 template <class H, unsigned PerLane>
 Step min_max(Warp &w, const Inst &i)
 {
     uint16_t *d = w.out<uint16_t>(i.op[0]);
     const uint16_t *a = w.in<uint16_t>(i.op[1]), *b = w.in<uint16_t>(i.op[2]);
-    const MinMaxFlags m = {bool(i.flags & 1), bool(i.flags & 2), bool(i.flags & 4), bool(i.flags & 8)};
+    const MinMaxFlags m = {uint16_t(i.imm), bool(i.flags & 1), bool(i.flags & 2), bool(i.flags & 4)};
     for_elements<PerLane>(w.active, [=](unsigned e) { d[e] = min_max_element<H>(a[e], b[e], m); });
     return Step::next;
 }
@@ -245,7 +265,8 @@ void build_min_max(Decode &d, Inst &i)
     finish(d, i, min_max_handlers, 2, 80, 80);
     if (flushes && is_bf16(i.type))
         d.fail(".ftz is for f16");
-    i.flags = (Max ? 1u : 0u) | (nan ? 2u : 0u) | (xorsign ? 4u : 0u) | (flushes ? 8u : 0u);
+    i.flags = (Max ? 1u : 0u) | (nan ? 2u : 0u) | (flushes ? 4u : 0u);
+    i.imm = xorsign ? 0x8000 : 0;
 }
 
 template <bool Abs>

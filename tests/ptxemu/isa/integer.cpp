@@ -1,7 +1,8 @@
-/* Integer arithmetic: add ... mad, the 24-bit forms, sad, dot products, carry chains.  Bit fields are in isa/bitfield.cpp.
+/* Integer arithmetic: add ... mad, the 24-bit forms, sad, min, max, dot products, carry chains.  Bit fields are in
+ * isa/logic.cpp.
  *
- * The opcodes that floating point has too (add, sub, mul, fma, div, neg, abs, min, max) stand here with their integer types, so that the
- * shorter names are free for isa/float.cpp. */
+ * A row of the table names the instruction with all its modifiers: the types that floating point has as well (add, mul,
+ * min, ...) are told apart by that. */
 #include <iterator>
 
 #include "isa/bits.h"
@@ -84,7 +85,7 @@ int32_t mad_hi_sat(int32_t a, int32_t b, int32_t c)
     return saturated(int64_t(mul_hi(a, b)) + c);
 }
 
-/* ---- 24-bit factors: what lies above bit 23 is ignored; .lo gives bits 0-31 of the 48-bit product, .hi bits 16-47 ---- */
+/* ---- 24-bit factors: what lies above bit 23 is ignored; .lo gives bits 0-31 of the product, .hi bits 16-47 ---- */
 
 template <class T>
 Wide<T> product24(T a, T b)
@@ -117,8 +118,8 @@ int32_t mad24_hi_sat(int32_t a, int32_t b, int32_t c)
     return saturated(int64_t(mul24_hi(a, b)) + c);
 }
 
-/* ---- division: by zero the quotient is all ones and the remainder the dividend, which is what an unsigned restoring division gives
- * and what GPUs give for the unsigned types; PTX leaves it open.  The smallest number divided by -1 wraps to itself. ---- */
+/* ---- division.  By zero PTX promises nothing; here the quotient is all ones and the remainder the dividend, as in a
+ * division bit by bit.  The smallest number divided by -1 wraps to itself. ---- */
 
 template <class T>
 T div(T a, T b)
@@ -200,7 +201,7 @@ uint32_t dp2a(uint32_t a, uint32_t b, uint32_t c)
     return c;
 }
 
-/* ---- carry chains: each lane's carry flag (CC.CF) is a bit of Warp::carry; for subtractions it holds the borrow ---- */
+/* ---- carry chains: each lane's carry flag (CC.CF) is a bit of Warp::carry; for subtractions it is the borrow ---- */
 
 template <class T>
 T add_carry(bool &carry, T a, T b)

@@ -1,7 +1,7 @@
 /* Instructions that do the same to every lane: a C++ function of one lane's values becomes the handler and the builder.
  *
- * The function's signature says everything: `uint64_t mul_wide(uint32_t, uint32_t)` has a 64-bit destination and two 32-bit
- * sources.  So a family's table can read as PTX does:  {"mul.wide.u32", elementwise<mul_wide<uint32_t>>}. */
+ * The function's signature says everything: `uint64_t mul_wide(uint32_t, uint32_t)` has a 64-bit destination and two
+ * 32-bit sources.  So a family's table can read as PTX does:  {"mul.wide.u32", elementwise<mul_wide<uint32_t>>}. */
 #ifndef PTXEMU_ISA_LANES_H
 #define PTXEMU_ISA_LANES_H
 
@@ -15,15 +15,17 @@
 namespace ptxemu
 {
 
-/* A destination row may be a source row (add %r1, %r1, %r2), but never a part of one: lane l depends on lane l alone. */
+/* A destination row may be a source row (add %r1, %r1, %r2), but never a part of one: lane l depends on itself. */
 #if defined(__clang__)
-#pragma clang diagnostic ignored "-Wpass-failed" /* a loop that calls the C library stays scalar, and that is all right */
+/* A loop that calls the C library stays scalar, and that is all right. */
+#pragma clang diagnostic ignored "-Wpass-failed"
 #define PTXEMU_INDEPENDENT_LANES _Pragma("clang loop vectorize(assume_safety)")
 #else
 #define PTXEMU_INDEPENDENT_LANES _Pragma("GCC ivdep")
 #endif
 
-/* f(lane) for every lane of a set.  The full warp is the common case and gets a loop that the compiler turns into vector code. */
+/* f(lane) for every lane of a set.  The full warp is the common case and gets a loop that the compiler turns into
+ * vector code. */
 template <class F>
 inline void for_lanes(Lanes lanes, F f)
 {

@@ -152,7 +152,7 @@ void Linker::initialize(const ptx::Variable &v, const std::string &owner)
     const Function *fn = owner.empty() ? nullptr : function(owner);
     uint8_t *to = reinterpret_cast<uint8_t *>((fn ? local_[fn]->names : names_)[v.name].address);
     memset(to, 0, v.bytes);
-    memcpy(to, v.init.data(), std::min(v.init.size(), v.bytes));
+    std::copy_n(v.init.begin(), std::min(v.init.size(), v.bytes), to);
     for (const ptx::Reloc &r : v.relocs)
         relocate(v, r, fn, to + r.at);
 }
@@ -301,7 +301,7 @@ void Linker::build_call_graph()
                     take_address(o.name);
                 Place p = find(*out_.functions[f], o.name);
                 if (p.space == Space::shared && p.kind == Place::memory)
-                    mentions_[f].push_back(o.name);
+                    mentions_[f].insert(o.name);
                 if (p.kind == Place::dynamic)
                     uses_dynamic_[f] = true;
             });
@@ -395,7 +395,7 @@ void Linker::lay_out_shared()
     for (const ptx::Variable &v : m_.variables) {
         Set users(n);
         for (size_t f = 0; f < n; f++)
-            users[f] = std::count(mentions_[f].begin(), mentions_[f].end(), v.name) != 0;
+            users[f] = mentions_[f].count(v.name) != 0;
         place(v, NOBODY, users);
     }
     for (size_t f = 0; f < n; f++) {

@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -79,9 +80,8 @@ class Linker
     std::map<std::string, size_t> index_; /* of functions in out_.functions */
     std::vector<std::vector<size_t>> callees_;
     std::vector<bool> calls_pointers_, uses_dynamic_;
-    std::vector<std::vector<std::string>> mentions_; /* names of the module that a function's operands have */
+    std::vector<std::set<std::string>> mentions_; /* shared names of the module that a function's operands have */
     Set address_taken_;
-    std::vector<std::string> initialized_; /* for messages */
 };
 
 } // namespace ptxemu

@@ -71,8 +71,8 @@ void build_pred_not(Decode &d, Inst &i)
 
 /* ---- lop3: bit k of the table is the function's value where a, b and c have the bits k >> 2, k >> 1 and k ----
  *
- * Written as a choice by a, then by b, between what c makes of the two table entries that are left: with x = c ? t1 : t0 on all 32
- * bits at once, x = t0 ^ ((t0 ^ t1) & c).  The entries as 0 or all ones do not change from lane to lane. */
+ * Written as a choice by a, then by b, between what c makes of the two table entries that are left: with
+ * x = c ? t1 : t0 on all 32 bits at once, x = t0 ^ ((t0 ^ t1) & c).  The entries are 0 or all ones in every lane. */
 
 struct Lop3 {
     uint32_t entry[8];
@@ -153,7 +153,8 @@ T shr(T a, uint32_t count)
     return shift_right(a, count);
 }
 
-/* shf: the 64 bits b:a shifted; .l keeps the upper half, .r the lower.  Counts are modulo 32 (.wrap) or at most 32 (.clamp). */
+/* shf: the 64 bits b:a shifted; .l keeps the upper half, .r the lower.  Counts are modulo 32 (.wrap) or at most 32
+ * (.clamp). */
 uint32_t wrapped(uint32_t count)
 {
     return count & 31;
@@ -230,7 +231,8 @@ uint32_t bfind_shiftamt(T a)
     return at == 0xffffffff ? at : width_of<T> - 1 - at;
 }
 
-/* The |offset|-th set bit counted from bit `base` upwards (offset > 0) or downwards (< 0); offset 0 asks for bit `base` itself. */
+/* The |offset|-th set bit counted from bit `base` upwards (offset > 0) or downwards (< 0); offset 0 asks for bit `base`
+ * itself. */
 uint32_t fns(uint32_t mask, uint32_t base, int32_t offset)
 {
     if (base > 31)
@@ -262,7 +264,8 @@ T ones(uint32_t count)
     return T(~shift_left(T(~T(0)), count));
 }
 
-/* Beyond its top, `a` continues with zeros, or with its sign if T is signed; so does the field above its length, with its own top bit. */
+/* Beyond its top, `a` continues with zeros, or with its sign if T is signed; so does the field above its length, with
+ * its own top bit. */
 template <class T>
 T bfe(T a, uint32_t position, uint32_t length)
 {
@@ -313,8 +316,8 @@ T szext_clamp(T a, uint32_t n)
     return extended(a, n);
 }
 
-/* ---- vabsdiff2 and 4, the only video instructions that nvcc still prints (for __vsadu4 and the like): the distances of two pairs of
- * halves or four pairs of bytes, side by side or added to c ---- */
+/* ---- vabsdiff2 and 4, the only video instructions that nvcc still prints (for __vsadu4 and the like): the distances
+ * of two pairs of halves or four pairs of bytes, side by side or added to c ---- */
 
 template <class Part, bool Add>
 uint32_t vabsdiff(uint32_t a, uint32_t b, uint32_t c)

@@ -1,7 +1,7 @@
 /* Moves: mov in all its forms (registers, vectors packed and unpacked, addresses of symbols, special registers), selp.
  *
- * A copy of a register that was never written is not an error: compilers emit such copies for values that nobody uses.  The copy
- * is marked as never written in turn, and whoever computes with it is reported. */
+ * A copy of a register that was never written is not an error: compilers emit such copies for values that nobody uses.
+ * The copy is marked as never written in turn, and whoever computes with it is reported. */
 #include <iterator>
 
 #include "isa/lanes.h"
@@ -51,7 +51,7 @@ Step select(Warp &w, const Inst &i)
     return Step::next;
 }
 
-/* ---- {a, b, ...} <-> a register N times as wide; Bits is the width of a part, Part the type in whose rows parts lie ---- */
+/* ---- {a, b, ...} <-> a register as wide as all; Bits: width of a part, Part: the type in whose rows it lies ---- */
 
 template <class Whole, class Part, unsigned Bits>
 Step pack(Warp &w, const Inst &i)
@@ -128,7 +128,7 @@ void build_vector(Decode &d, Inst &i, Type t, bool packs)
     d.fail("a .%s register does not hold %zu values", type_text(t), list.items.size());
 }
 
-/* ---- what a lane cannot see in its registers: addresses that only the launch or the activation knows, special registers ---- */
+/* ---- what is in no register: addresses that only the launch or the activation knows, special registers ---- */
 
 template <class T>
 Step fill(Warp &w, const Inst &i, uint64_t value)

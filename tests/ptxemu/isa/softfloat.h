@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "types.h"
 
@@ -85,19 +86,21 @@ inline T saturate(T x)
     return low < T(1) ? low : T(1);
 }
 
-/* Exactly a + b, rounded to odd.  The error of the rounded sum is a double itself (Knuth's TwoSum), as long as nothing overflows:
- * the callers' operands are sums and products of narrower formats.  If it is not zero and the sum's last bit is even, the odd
- * neighbour lies towards the error. */
-inline double sum_to_odd(double a, double b)
+/* Exactly a + b, rounded to odd.  The error of the rounded sum is a T itself (Knuth's TwoSum), as long as nothing overflows or
+ * falls below the denormals: the callers' operands are sums and products of narrower formats.  If it is not zero and the sum's
+ * last bit is even, the odd neighbour lies towards the error. */
+template <class T>
+inline T sum_to_odd(T a, T b)
 {
-    double s = a + b;
-    double from_b = s - a;
-    double error = (a - (s - from_b)) + (b - from_b);
-    int64_t bits = bits_as<int64_t>(s);
+    using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    T s = a + b;
+    T from_b = s - a;
+    T error = (a - (s - from_b)) + (b - from_b);
+    Bits bits = bits_as<Bits>(s);
     bool away = (error > 0) == (s > 0);
-    int64_t odd = bits + (away ? 1 : -1);
+    Bits odd = bits + (away ? 1 : -1);
     bool inexact = (error < 0 || error > 0) && !(bits & 1); /* a NaN's or infinity's error is a NaN: unchanged */
-    return bits_as<double>(inexact ? odd : bits);
+    return bits_as<T>(inexact ? odd : bits);
 }
 
 /* An f32 rounded to odd from an f64.  Overflow gives the largest finite f32, which is odd. */

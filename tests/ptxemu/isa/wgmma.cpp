@@ -289,10 +289,12 @@ class Pending
         auto group_has = [&](const Group &g) { return std::any_of(g.begin(), g.end(), issue_has); };
         return group_has(open_) || std::any_of(committed_.begin(), committed_.end(), group_has);
     }
+    /* Until it is waited for, D counts as never written. */
     void issue(const std::shared_ptr<Frame> &frame, const Opnd *d, unsigned n_d)
     {
         open_.push_back({frame, d, n_d});
-        mark(open_.back(), false);
+        for (unsigned r = 0; r < n_d; r++)
+            frame->defined[d[r].slot] = 0;
     }
     void commit()
     {
@@ -302,16 +304,13 @@ class Pending
     void wait(size_t left)
     {
         while (committed_.size() > left) {
-            for (const Issue &i : committed_.front())
-                mark(i, true);
+            Group done = std::move(committed_.front());
             committed_.erase(committed_.begin());
+            for (const Issue &i : done)
+                for (unsigned r = 0; r < i.n_d; r++)
+                    if (!has(i.frame.get(), i.d[r].slot)) /* a later group may be writing it still */
+                        i.frame->defined[i.d[r].slot] = ALL_LANES;
         }
-        /* registers of a later group are in flight still */
-        for (const Group &g : committed_)
-            for (const Issue &i : g)
-                mark(i, false);
-        for (const Issue &i : open_)
-            mark(i, false);
     }
 
   private:
@@ -321,11 +320,6 @@ class Pending
         unsigned n_d;
     };
     using Group = std::vector<Issue>;
-    static void mark(const Issue &i, bool defined)
-    {
-        for (unsigned r = 0; r < i.n_d; r++)
-            i.frame->defined[i.d[r].slot] = defined ? ALL_LANES : 0;
-    }
     Group open_;
     std::vector<Group> committed_;
 };

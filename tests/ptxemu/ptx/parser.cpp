@@ -88,8 +88,7 @@ void Parser::target()
         std::string t = word("a target like sm_80");
         char suffix = 0;
         int used = 0;
-        if (sscanf(t.c_str(), "sm_%u%n", &module_.sm, &used) == 1 ||
-            sscanf(t.c_str(), "compute_%u%n", &module_.sm, &used) == 1) {
+        if (sscanf(t.c_str(), "sm_%u%n", &module_.sm, &used) == 1) {
             suffix = t[size_t(used)];
             if (suffix && ((suffix != 'a' && suffix != 'f') || t.size() != size_t(used) + 1))
                 error_at(where, "`%s` is not a target that the emulator knows", t.c_str());
@@ -227,14 +226,7 @@ Variable Parser::formal(bool named)
     }
     if (!accept_dotted("param"))
         fail_here(".param or .reg");
-    Variable v;
-    size_t align = 0;
-    if (accept_dotted("align"))
-        align = unsigned_number("an alignment");
-    Variable d = declaration(Space::param);
-    v = d;
-    if (align)
-        v.align = align;
+    Variable v = declaration(Space::param);
     if (accept_dotted("ptr")) { /* what the pointer points at: a hint for the compiler */
         for (const char *space : {"global", "const", "shared", "local"})
             if (accept_dotted(space))

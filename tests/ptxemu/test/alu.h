@@ -1,10 +1,10 @@
-/* For the tests of integer instructions: values worth trying, and one call that runs an instruction over them and compares every
- * result with a formula of the host.
+/* For the tests of integer instructions: values worth trying, and one call that runs an instruction over them and
+ * compares every result with a formula of the host.
  *
  *   expect("add.s32", [](int32_t a, int32_t b) -> int32_t { ... });
  *
- * The lambda's signature gives the registers.  All combinations of the edge values are tried where there are one or two operands,
- * random mixtures of edge values and random numbers in any case. */
+ * The lambda's signature gives the registers.  All combinations of the edge values are tried where there are one or two
+ * operands, random mixtures of edge values and random numbers in any case. */
 #ifndef PTXEMU_TEST_ALU_H
 #define PTXEMU_TEST_ALU_H
 
@@ -121,8 +121,8 @@ std::tuple<std::vector<A>...> inputs(unsigned seed = 1)
     return in;
 }
 
-/* Runs `statement` (with %a, %b, ... and %d) over the inputs and compares with f.  untouched: where it gives true, 0x5a is
- * expected instead. */
+/* Runs `statement` (with %a, %b, ... and %d) over the inputs and compares with f.  untouched: where it gives true, 0x5a
+ * is expected instead. */
 template <class D, class... A>
 void expect_statement(
     const std::string &statement, const std::function<D(A...)> &f, const std::tuple<std::vector<A>...> &in,

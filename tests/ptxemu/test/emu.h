@@ -146,7 +146,11 @@ struct Buffer {
     ~Buffer() { CU(cuMemFree)(p); }
     Buffer(const Buffer &) = delete;
     void put(const std::vector<T> &v) { EXPECT_CU(CU(cuMemcpyHtoD)(p, v.data(), v.size() * sizeof(T))); }
-    void zero() { EXPECT_CU(CU(cuMemsetD8)(p, 0, n * sizeof(T))); }
+    void zero()
+    {
+        EXPECT_CU(CU(cuMemsetD8)(p, 0, n * sizeof(T)));
+        EXPECT_CU(CU(cuCtxSynchronize)()); /* a non-blocking stream would not wait for it */
+    }
     std::vector<T> get() const
     {
         std::vector<T> v(n);

@@ -1,5 +1,5 @@
-/* setp, set and slct of every type and relation.  The host compares long doubles, which hold every integer and every float exactly;
- * floats are taken apart by sign, exponent and fraction. */
+/* setp, set and slct of every type and relation.  The host compares long doubles, which hold every integer and every
+ * float exactly; floats are taken apart by sign, exponent and fraction. */
 #include "test/alu.h"
 
 #include <cmath>
@@ -384,7 +384,7 @@ TEST(Refused, RelationsThatATypeDoesNotHave)
 {
     emu::Device device("8.0");
     for (const char *name : {"setp.lt.b32", "setp.lo.s32", "setp.equ.s32", "setp.lo.f32", "setp.f32", "setp.lt.ftz.s32",
-                             "setp.lt.nand.s32"}) {
+                             "setp.lt.nand.s32", "setp.lt.u16x2", "setp.lt.tf32"}) {
         const std::string statement = std::string("{\n.reg .pred %g;\n") + name + " %g, %a, %b;\nmov.b32 %d, %a;\n}";
         emu::Module m(emu::op_module(statement, "b32", {"b32", "b32"}), false);
         EXPECT_EQ(CUDA_ERROR_INVALID_PTX, m.result) << name;

@@ -499,27 +499,17 @@ TEST_F(EmuConvert, what_cvt_cannot_do_is_refused_with_a_reason)
     struct Bad {
         const char *statement, *d_type, *a_type;
     };
-    for (const Bad &b : {Bad{"cvt.f32.s32 %d, %a;", "b32", "b32"},
-                         Bad{"cvt.s32.f32 %d, %a;", "b32", "b32"},
-                         Bad{"cvt.rn.f32.f32 %d, %a;", "b32", "b32"},
-                         Bad{"cvt.f16.f32 %d, %a;", "b16", "b32"},
-                         Bad{"cvt.rn.f32.f16 %d, %a;", "b32", "b16"},
-                         Bad{"cvt.rzi.f32.f16 %d, %a;", "b32", "b16"},
-                         Bad{"cvt.rna.f16.f32 %d, %a;", "b16", "b32"},
-                         Bad{"cvt.rn.sat.bf16.f32 %d, %a;", "b16", "b32"},
-                         Bad{"cvt.rn.e4m3x2.f32 %d, %a, %a;", "b16", "b32"},
-                         Bad{"cvt.rs.f16x2.f32 %d, %a, %a, %a;", "b32", "b32"},
-                         Bad{"cvt.rm.f16x2.f32 %d, %a, %a;", "b32", "b32"},
-                         Bad{"cvt.b32.u16 %d, %a;", "b32", "b16"},
-                         Bad{"cvt.rn.relu.f32.s32 %d, %a;", "b32", "b32"},
-                         Bad{"cvt.u32.u32 %d, %a, %a;", "b32", "b32"},
-                         Bad{"cvt.rn.bf16x2.bf16x2 %d, %a;", "b32", "b32"},
-                         Bad{"cvt.u64.u64 %d, %a;", "b32", "b64"},
-                         Bad{"cvt.rn.bf16.u16 %d, %a;", "b16", "b32"},
-
-                         Bad{"cvt.u64.u64 %d, %a;", "b64", "b32"},
-                         Bad{"cvt.pack.s16.s32 %d, %a, %a;", "b32", "b32"},
-                         Bad{"cvt.pack.sat.s8.s32 %d, %a, %a;", "b32", "b32"}}) {
+    for (const Bad &b :
+         {Bad{"cvt.f32.s32 %d, %a;", "b32", "b32"},           Bad{"cvt.s32.f32 %d, %a;", "b32", "b32"},
+          Bad{"cvt.rn.f32.f32 %d, %a;", "b32", "b32"},        Bad{"cvt.f16.f32 %d, %a;", "b16", "b32"},
+          Bad{"cvt.rn.f32.f16 %d, %a;", "b32", "b16"},        Bad{"cvt.rzi.f32.f16 %d, %a;", "b32", "b16"},
+          Bad{"cvt.rna.f16.f32 %d, %a;", "b16", "b32"},       Bad{"cvt.rn.sat.bf16.f32 %d, %a;", "b16", "b32"},
+          Bad{"cvt.rn.e4m3x2.f32 %d, %a, %a;", "b16", "b32"}, Bad{"cvt.rs.f16x2.f32 %d, %a, %a, %a;", "b32", "b32"},
+          Bad{"cvt.rm.f16x2.f32 %d, %a, %a;", "b32", "b32"},  Bad{"cvt.b32.u16 %d, %a;", "b32", "b16"},
+          Bad{"cvt.rn.relu.f32.s32 %d, %a;", "b32", "b32"},   Bad{"cvt.u32.u32 %d, %a, %a;", "b32", "b32"},
+          Bad{"cvt.rn.bf16x2.bf16x2 %d, %a;", "b32", "b32"},  Bad{"cvt.u64.u64 %d, %a;", "b32", "b64"},
+          Bad{"cvt.rn.bf16.u16 %d, %a;", "b16", "b32"},       Bad{"cvt.u64.u64 %d, %a;", "b64", "b32"},
+          Bad{"cvt.pack.s16.s32 %d, %a, %a;", "b32", "b32"},  Bad{"cvt.pack.sat.s8.s32 %d, %a, %a;", "b32", "b32"}}) {
         Module m(op_module(b.statement, b.d_type, {b.a_type}, "sm_90"), false);
         EXPECT_NE(CUDA_SUCCESS, m.result) << b.statement;
     }

@@ -432,6 +432,17 @@ TEST(Rows, WidthsAreKeptApart)
             }
 }
 
+TEST(Rows, ARowHasTheNameThatTheInstructionGivesIt)
+{
+    Loaded m(
+        in_kernel("mov.u32 %r1, 1;\nadd.u32 %r2, %r1, 1;\nadd.u32 %r3, %r2, 1;\n@%p4 add.u32 %r4, %r3, %r3;\nret;"));
+    const Function &k = m["k"];
+    for (size_t i = 1; i < 4; i++)
+        for (unsigned n = 0; n < 2; n++)
+            EXPECT_EQ("%r" + std::to_string(i + 1 - n), register_name(k, k.code[i], false, k.code[i].op[n].slot));
+    EXPECT_EQ("%p4", register_name(k, k.code[3], true, k.code[3].guard));
+}
+
 TEST(Rows, LaunchBoundsLimitTheRegisters)
 {
     std::string text;

@@ -377,12 +377,20 @@ TEST(Video, AbsoluteDifferencesOfBytesAndHalves)
 TEST(Refused, FormsThatDoNotExist)
 {
     emu::Device device("8.0");
-    for (const char *statement :
-         {"and.u32 %d, %a, %b;", "shl.u32 %d, %a, %b;", "lop3.b32 %d, %a, %b, %a, 256;", "shf.l.b32 %d, %a, %b, %a;",
-          "prmt.b32.f8 %d, %a, %b, %a;", "bfe.b32 %d, %a, %b, %a;", "popc.u32 %d, %a;"}) {
+    for (const char *statement : {"and.u32 %d, %a, %b;", "shl.u32 %d, %a, %b;", "shf.l.b32 %d, %a, %b, %a;",
+                                  "prmt.b32.f8 %d, %a, %b, %a;", "bfe.b32 %d, %a, %b, %a;", "popc.u32 %d, %a;"}) {
         emu::Module m(emu::op_module(statement, "b32", {"b32", "b32"}), false);
         EXPECT_EQ(CUDA_ERROR_INVALID_PTX, m.result) << statement;
     }
+}
+
+TEST(Refused, ALookupTableOfMoreThan8Bits)
+{
+    emu::Device device("8.0");
+    if (!emu::Driver::get().emulated())
+        GTEST_SKIP() << "drivers take it, though the manual does not allow it";
+    emu::Module m(emu::op_module("lop3.b32 %d, %a, %b, %a, 256;", "b32", {"b32", "b32"}), false);
+    EXPECT_EQ(CUDA_ERROR_INVALID_PTX, m.result);
 }
 
 } // namespace

@@ -2,16 +2,17 @@
  *
  * The host spreads plain matrices over the registers as the tables of the PTX ISA say: which element of A, B, C thread `lane` holds in
  * which place.  Small integers make floating-point sums exact, so that hardware and emulator have to agree to the bit. */
-#include "test/emu.h"
+#include "test/matrices.h"
 
-#include <cmath>
-#include <limits>
+#include <algorithm>
 #include <random>
 
 namespace
 {
 
-constexpr unsigned WARP = 32, N = 8;
+using namespace matrices;
+
+constexpr unsigned N = 8;
 
 struct Case {
     unsigned m, k;
@@ -25,126 +26,12 @@ std::ostream &operator<<(std::ostream &s, const Case &c)
     return s << "m" << c.m << "n8k" << c.k << c.middle << "." << c.acc << "." << c.a << "." << c.b << c.end;
 }
 
-unsigned bits_of(const std::string &type)
-{
-    if (type == "tf32")
-        return 32;
-    return type == "bf16" ? 16 : type[0] == 'e' ? 8 : unsigned(std::stoi(type.substr(1)));
-}
 bool is_integer(const Case &c)
 {
     return c.acc == "s32";
 }
 
-/* ---- numbers and their bits ---- */
-
-/* The bits of x, which the format holds exactly: exponent and mantissa bits as given. */
-uint64_t small_float(double x, int exponent_bits, int mantissa_bits)
-{
-    if (x == 0)
-        return 0;
-    int e;
-    double f = std::frexp(std::fabs(x), &e); /* [0.5, 1) */
-    uint64_t mantissa = uint64_t(std::ldexp(f, mantissa_bits + 1)) - (uint64_t(1) << mantissa_bits);
-    uint64_t exponent = uint64_t(e - 1 + (1 << (exponent_bits - 1)) - 1);
-    uint64_t sign = uint64_t(x < 0) << (exponent_bits + mantissa_bits);
-    return sign | exponent << mantissa_bits | mantissa;
-}
-
-uint64_t encode(const std::string &type, double x)
-{
-    if (type == "f16")
-        return small_float(x, 5, 10);
-    if (type == "bf16")
-        return small_float(x, 8, 7);
-    if (type == "f32" || type == "tf32")
-        return small_float(x, 8, 23);
-    if (type == "f64")
-        return small_float(x, 11, 52);
-    if (type == "e4m3")
-        return small_float(x, 4, 3);
-    if (type == "e5m2")
-        return small_float(x, 5, 2);
-    uint64_t mask = bits_of(type) == 64 ? ~0ull : (1ull << bits_of(type)) - 1;
-    return uint64_t(int64_t(x)) & mask;
-}
-
-/* ---- where elements lie (PTX ISA, "Matrix Fragments for mma") ---- */
-
-struct Place {
-    unsigned row, col;
-};
-/* Element i of thread `lane`.  A register holds e elements of 32 bits together (f64: one). */
-Place a_place(unsigned m, unsigned e, unsigned lane, unsigned i)
-{
-    unsigned group = lane >> 2, thread = lane % 4, reg = i / e;
-    unsigned row = m == 16 && reg % 2 == 1 ? group + 8 : group;
-    unsigned step = m == 16 ? reg / 2 : reg;
-    return {row, thread * e + i % e + step * 4 * e};
-}
-Place b_place(unsigned e, unsigned lane, unsigned i)
-{
-    return {lane % 4 * e + i % e + i / e * 4 * e, lane >> 2};
-}
-Place c_place(unsigned lane, unsigned i)
-{
-    return {(lane >> 2) + (i < 2 ? 0 : 8), lane % 4 * 2 + (i & 1)};
-}
-
-/* A lane's registers of all lanes, one after the other; 32-bit words, f64 as two. */
-using Words = std::vector<uint32_t>;
-
-void put(Words &words, size_t bit, unsigned bits, uint64_t value)
-{
-    if (bits == 64) {
-        words[bit / 32] = uint32_t(value);
-        words[bit / 32 + 1] = uint32_t(value >> 32);
-    } else {
-        words[bit / 32] |= uint32_t(value) << bit % 32;
-    }
-}
-uint64_t get(const Words &words, size_t bit, unsigned bits)
-{
-    if (bits == 64)
-        return words[bit / 32] | uint64_t(words[bit / 32 + 1]) << 32;
-    return words[bit / 32] >> bit % 32 & (bits == 32 ? ~0u : (1u << bits) - 1);
-}
-
-template <class PlaceOf>
-Words spread(const std::vector<uint64_t> &matrix, unsigned columns, unsigned bits, PlaceOf place)
-{
-    size_t a_lane = matrix.size() / WARP;
-    Words words(matrix.size() * bits / 32);
-    for (unsigned lane = 0; lane < WARP; lane++)
-        for (unsigned i = 0; i < a_lane; i++) {
-            Place p = place(lane, i);
-            put(words, (lane * a_lane + i) * bits, bits, matrix[p.row * columns + p.col]);
-        }
-    return words;
-}
-
 /* ---- the kernel: each lane loads its registers, one mma, each lane stores its registers ---- */
-
-std::string names(const std::string &prefix, size_t n)
-{
-    std::string s = "{";
-    for (size_t i = 0; i < n; i++)
-        s += (i ? ", %" : "%") + prefix + std::to_string(i);
-    return s + "}";
-}
-
-struct Registers {
-    std::string type;
-    size_t n;
-    unsigned bytes() const { return type == "f64" ? 8 : 4; }
-};
-Registers registers(const std::string &type, size_t elements)
-{
-    size_t bits = elements / WARP * bits_of(type);
-    if (type == "f64")
-        return {"f64", bits / 64};
-    return {type == "f32" ? "f32" : "b32", bits / 32};
-}
 
 std::string kernel(const Case &c, const std::string &version = "8.7")
 {
@@ -244,19 +131,6 @@ std::vector<Case> cases()
     return v;
 }
 
-/* A random number that the type holds exactly; of floats, one whose products and sums stay exact too. */
-double random_element(std::mt19937 &r, const std::string &type)
-{
-    if (type == "s8" || type == "s4") {
-        int half = 1 << (bits_of(type) - 1);
-        int x = int(r() % unsigned(2 * half + 4)) - half;
-        return x < half ? x : -half; /* the lowest number more often */
-    }
-    if (type == "u8" || type == "u4" || type == "b1")
-        return double(r() % (1u << bits_of(type)));
-    return int(r() % 15) - 7;
-}
-
 /* The exact result, as an integer: all our floats are integers too. */
 int64_t exact(const Case &c, const std::vector<double> &a, const std::vector<double> &b, double acc, unsigned row,
               unsigned col)
@@ -276,12 +150,6 @@ uint64_t expected_bits(const Case &c, int64_t sum)
     if (c.middle == ".satfinite")
         sum = std::min<int64_t>(std::max<int64_t>(sum, INT32_MIN), INT32_MAX);
     return uint32_t(sum);
-}
-
-void encode_all(const std::vector<double> &x, const std::string &type, std::vector<uint64_t> *bits)
-{
-    for (double v : x)
-        bits->push_back(encode(type, v));
 }
 
 class Mma : public testing::TestWithParam<Case>

@@ -1,4 +1,5 @@
-/* mov and selp: registers, immediates, vectors, special registers, addresses of every kind of symbol, never-written values. */
+/* mov and selp: registers, immediates, vectors, special registers, addresses of every kind of symbol, never-written
+ * values. */
 #include "test/alu.h"
 
 namespace

@@ -88,20 +88,26 @@ uint64_t odd_bits(const emu::Format &f, emu::Exact x)
     return down == nearest_up ? down : down | 1;
 }
 
-TEST(EmuSoftfloat, sums_are_rounded_to_odd)
+/* a * b + c of a narrow format, computed in T, whose format is `wide`. */
+template <class T, class Bits>
+void check_sums(const emu::Format &narrow, const emu::Format &wide, float (*value)(uint16_t))
 {
     std::vector<uint16_t> a, b, c;
-    emu::triples(emu::bf16, &a, &b, &c, 100000);
+    emu::triples(narrow, &a, &b, &c, 100000);
     for (size_t i = 0; i < a.size(); i++) {
-        if (!std::isfinite(ptxemu::bf16_to_f32(a[i])) || !std::isfinite(ptxemu::bf16_to_f32(b[i])) ||
-            !std::isfinite(ptxemu::bf16_to_f32(c[i])))
+        if (!std::isfinite(value(a[i])) || !std::isfinite(value(b[i])) || !std::isfinite(value(c[i])))
             continue;
-        const double product = double(ptxemu::bf16_to_f32(a[i])) * double(ptxemu::bf16_to_f32(b[i]));
-        const double sum = ptxemu::sum_to_odd(product, ptxemu::bf16_to_f32(c[i]));
-        const emu::Exact exact = emu::plus(emu::times(emu::exact(emu::bf16, a[i]), emu::exact(emu::bf16, b[i])),
-                                           emu::exact(emu::bf16, c[i]), false);
-        ASSERT_EQ(odd_bits(emu::f64, exact), emu::as<uint64_t>(sum)) << a[i] << " " << b[i] << " " << c[i];
+        const T sum = ptxemu::sum_to_odd<T>(T(value(a[i])) * T(value(b[i])), value(c[i]));
+        const emu::Exact product = emu::times(emu::exact(narrow, a[i]), emu::exact(narrow, b[i]));
+        const emu::Exact exact = emu::plus(product, emu::exact(narrow, c[i]), false);
+        ASSERT_EQ(Bits(odd_bits(wide, exact)), emu::as<Bits>(sum)) << a[i] << " " << b[i] << " " << c[i];
     }
+}
+
+TEST(EmuSoftfloat, sums_are_rounded_to_odd)
+{
+    check_sums<double, uint64_t>(emu::bf16, emu::f64, ptxemu::bf16_to_f32);
+    check_sums<float, uint32_t>(emu::f16, emu::f32, ptxemu::f16_to_f32);
 }
 
 TEST(EmuSoftfloat, f64_is_rounded_to_an_odd_f32)
