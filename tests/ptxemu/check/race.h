@@ -57,6 +57,8 @@ class RaceShadow
     void engine_release(uint64_t object, uint32_t copy);
     void acquire_engine(uint32_t warp, uint32_t copy); /* cp.async.bulk.wait_group */
     void fence(uint32_t warp);                         /* membar/fence: later relaxed stores publish too */
+    /* fence.proxy.async: what the warp knows of as written may be read by the copy engine. */
+    void proxy_fence(uint32_t warp);
 
   private:
     struct Impl;
