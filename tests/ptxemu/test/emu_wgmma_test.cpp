@@ -146,7 +146,7 @@ std::string kernel(const Registers &d, const std::string &body, const std::strin
         "setp.lt.u32 %more, %i, " +
         text(SHARED_BYTES) +
         ";\n@%more bra FILL;\n"
-        "bar.sync 0;\n"
+        "fence.proxy.async.shared::cta;\nbar.sync 0;\n"
         "shr.u32 %x, %s, 4;\ncvt.u64.u32 %o, %x;\nld.param.u64 %da, [da];\nld.param.u64 %db, [db];\n"
         "add.u64 %da, %da, %o;\nadd.u64 %db, %db, %o;\nld.param.u32 %add, [add];\nsetp.ne.u32 %sd, %add, 0;\n";
     s += "ld.param.u64 %p, [p_a];\nmul.wide.u32 %o, %t, 16;\nadd.u64 %w, %p, %o;\nld.global.v4.u32 {%a0, %a1, %a2, "
