@@ -36,7 +36,8 @@ size_t target_bytes(const CopyWork &w)
     return span(w.width, w.height, w.dst_pitch, w.depth, w.dst_slice);
 }
 
-/* The real driver stages pageable memory while the call lasts; so the host may change it afterwards. A graph reads it when it runs. */
+/* The real driver stages pageable memory while the call lasts; so the host may change it afterwards. A graph reads it
+ * when it runs. */
 void take_snapshot(Call &c, const Stream &stream, CopyWork *w)
 {
     if (stream.capture || !pageable(c.s, w->src) || !source_bytes(*w))
@@ -77,7 +78,7 @@ bool on_device(const State &s, uint64_t address)
     return a && (a->kind == AllocKind::device || a->kind == AllocKind::module_global);
 }
 
-/* A synchronous copy is one in the legacy default stream, waited for; but copies within the device are not waited for. */
+/* A synchronous copy is one in the legacy default stream, waited for; but those within the device are not waited for. */
 CUresult copy(Call &c, End to, End from, const CopyWork &w)
 {
     CUresult r = allowed_now(c);
