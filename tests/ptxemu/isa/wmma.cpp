@@ -207,7 +207,7 @@ Step mma_integer(Warp &w, const Inst &i)
 {
     const Mma &m = mma_of(i);
     need_whole_warp(w);
-    float a[MAX_FACTOR], b[MAX_FACTOR], exact[MAX_C] = {};
+    float a[MAX_FACTOR] = {}, b[MAX_FACTOR] = {}, exact[MAX_C] = {};
     factors(w, i, m, unpack_integer, a, b);
     multiply(a, b, exact, m.shape.m, m.shape.n, m.shape.k);
     int32_t sum[MAX_C];
@@ -268,7 +268,7 @@ Step mma_float(Warp &w, const Inst &i)
 {
     const Mma &m = mma_of(i);
     need_whole_warp(w);
-    double a[MAX_FACTOR], b[MAX_FACTOR], sum[MAX_C];
+    double a[MAX_FACTOR] = {}, b[MAX_FACTOR] = {}, sum[MAX_C];
     factors(w, i, m, unpack_float, a, b);
     read_accumulators(w, m.c, m.c_regs(i), sum);
     multiply(a, b, sum, m.shape.m, m.shape.n, m.shape.k);
@@ -281,7 +281,7 @@ Step mma_f64(Warp &w, const Inst &i)
 {
     const Mma &m = mma_of(i);
     need_whole_warp(w);
-    double a[MAX_FACTOR], b[MAX_FACTOR], sum[MAX_C];
+    double a[MAX_FACTOR] = {}, b[MAX_FACTOR] = {}, sum[MAX_C];
     factors(w, i, m, unpack_float, a, b);
     gather(w, m.c, m.c_regs(i), reinterpret_cast<uint8_t *>(sum));
     const unsigned n = m.shape.n, depth = m.shape.k;
@@ -437,6 +437,8 @@ void build_wmma_mma(Decode &d, Inst &i)
           s,
           false,
           bit_operation == 0};
+    if (a == Type::f64)
+        d.take("rn"); /* the default; there are others, which nvcc does not emit */
     if (!is_float(a) && a != Type::b1)
         m->saturate = d.take("satfinite");
     fragment(d, 0, m->d.n_regs, m->d.reg_type(), Opnd::write);
