@@ -4,6 +4,7 @@
 
 #pragma GCC visibility push(default)
 #include <cuda.h>
+#include <cudaProfiler.h>
 #include "ptxemu.h"
 #pragma GCC visibility pop
 

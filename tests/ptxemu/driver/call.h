@@ -43,7 +43,7 @@ class Call
     CUresult submit(const std::shared_ptr<Stream> &stream, Work work);
     std::shared_ptr<Op> enqueue(Stream &stream, Work work);
     std::shared_ptr<Op> make_op(std::shared_ptr<Context> context, Work work); /* after nothing, in no stream */
-    CUresult wait(const std::shared_ptr<Op> &op); /* runs it.  The context's sticky error. */
+    CUresult wait(std::shared_ptr<Op> op); /* runs it.  The context's sticky error. */
     CUresult wait_stream(Stream &stream);
     CUresult wait_context(Context &context);
     CUresult wait_device(Device &device);

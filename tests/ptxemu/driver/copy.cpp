@@ -209,6 +209,7 @@ CUresult check_fill(const State &s, const FillWork &w)
 }
 } // namespace ptxemu::driver
 
+using namespace ptxemu;
 using namespace ptxemu::driver;
 
 CUresult cuMemcpyHtoD(CUdeviceptr dst, const void *src, size_t bytes)
@@ -339,4 +340,35 @@ CUresult cuMemsetD2D16Async(CUdeviceptr dst, size_t pitch, unsigned short value,
 CUresult cuMemsetD2D32Async(CUdeviceptr dst, size_t pitch, unsigned value, size_t width, size_t height, CUstream stream)
 {
     return fill_call(__func__, &stream, dst, pitch, value, 4, width, height);
+}
+
+namespace
+{
+/* A write in stream order, as wide as `element`. */
+CUresult write_value(Call &c, CUstream h, uint64_t address, uint64_t value, unsigned element, unsigned flags)
+{
+    std::shared_ptr<Stream> stream = c.stream(h);
+    if (!stream)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if ((flags & ~unsigned(CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER)) || address % element ||
+        !allocation_of(c.s, address, element))
+        return CUDA_ERROR_INVALID_VALUE;
+    CopyWork w;
+    w.dst = address;
+    w.width = element;
+    const uint8_t *bytes = reinterpret_cast<const uint8_t *>(&value);
+    w.snapshot = std::make_shared<std::vector<uint8_t>>(bytes, bytes + element);
+    w.src = reinterpret_cast<uint64_t>(w.snapshot->data());
+    return c.submit(stream, std::move(w));
+}
+} // namespace
+
+CUresult cuStreamWriteValue32(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags)
+{
+    return call(__func__, CONTEXT, [&](Call &c) { return write_value(c, stream, address, value, 4, flags); });
+}
+
+CUresult cuStreamWriteValue64(CUstream stream, CUdeviceptr address, cuuint64_t value, unsigned flags)
+{
+    return call(__func__, CONTEXT, [&](Call &c) { return write_value(c, stream, address, value, 8, flags); });
 }

@@ -329,3 +329,11 @@ CUresult cuDeviceGetP2PAttribute(int *value, CUdevice_P2PAttribute attribute, CU
         }
     });
 }
+
+CUresult cuDeviceGetExecAffinitySupport(int *supported, CUexecAffinityType type, CUdevice dev)
+{
+    return device_call(__func__, supported, dev, [&](Device &) {
+        *supported = 0;
+        return type < CU_EXEC_AFFINITY_TYPE_MAX ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    });
+}

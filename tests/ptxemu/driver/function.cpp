@@ -30,6 +30,7 @@ int max_threads(const FunctionObject &f)
     unsigned by_regs = f.context->device->limits.regs_per_sm / regs / WARP_SIZE * WARP_SIZE;
     return int(std::min({most, by_regs, 1024u}));
 }
+} // namespace
 
 CUresult get_attribute(const FunctionObject &f, CUfunction_attribute attribute, int *v)
 {
@@ -72,6 +73,8 @@ CUresult get_attribute(const FunctionObject &f, CUfunction_attribute attribute, 
     }
 }
 
+namespace
+{
 CUresult set_cluster_dimension(FunctionObject &f, uint32_t Dim3::*member, int v)
 {
     if (f.code->has_required_cluster || v < 0)
@@ -79,6 +82,7 @@ CUresult set_cluster_dimension(FunctionObject &f, uint32_t Dim3::*member, int v)
     f.required_cluster.*member = uint32_t(v);
     return CUDA_SUCCESS;
 }
+} // namespace
 
 CUresult set_attribute(FunctionObject &f, CUfunction_attribute attribute, int v)
 {
@@ -112,6 +116,8 @@ CUresult set_attribute(FunctionObject &f, CUfunction_attribute attribute, int v)
     }
 }
 
+namespace
+{
 /* The usual question about a function. */
 template <class Body>
 CUresult function_call(const char *name, CUfunction h, bool answerable, Body &&body)

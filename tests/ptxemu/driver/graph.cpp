@@ -79,6 +79,10 @@ CUresult make_kernel(Call &c, const CUDA_KERNEL_NODE_PARAMS &p, KernelWork *work
     request.dynamic_shared = p.sharedMemBytes;
     request.params = p.kernelParams;
     request.extra = p.extra;
+    if (work->launch.fn) { /* attributes stay with the node when its parameters change */
+        request.cooperative = work->launch.cooperative;
+        request.cluster = work->launch.cluster.count() == 1 ? Dim3{0, 0, 0} : work->launch.cluster;
+    }
     *context = c.s.contexts.find(f->context->handle);
     return prepare_launch(c, *f, request, work);
 }
@@ -243,7 +247,7 @@ CUresult cuGraphKernelNodeGetParams(CUgraphNode h, CUDA_KERNEL_NODE_PARAMS *p)
 CUresult cuGraphKernelNodeSetParams(CUgraphNode h, const CUDA_KERNEL_NODE_PARAMS *p)
 {
     return node_call<KernelWork>(__func__, h, p, [&](Call &c, GraphNode &node, KernelWork &w) {
-        KernelWork changed;
+        KernelWork changed = w;
         std::shared_ptr<Context> context;
         CUresult r = make_kernel(c, *p, &changed, &context);
         if (r == CUDA_SUCCESS) {

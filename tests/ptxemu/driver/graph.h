@@ -57,6 +57,7 @@ void discard_nodes(State &s, Graph &graph); /* their handles, too */
 /* The nodes of these handles, if all belong to the graph. */
 bool find_nodes(State &s, const Graph &graph, const CUgraphNode *handles, size_t n, std::vector<GraphNode *> *out);
 
+/* A node's kernel; *work is what it was before, if it was anything. */
 CUresult make_kernel(Call &c, const CUDA_KERNEL_NODE_PARAMS &p, KernelWork *work, std::shared_ptr<Context> *context);
 CUresult make_fill(const State &s, const CUDA_MEMSET_NODE_PARAMS &p, FillWork *w);
 

@@ -194,7 +194,7 @@ CUresult set_call(const char *function, CUgraphExec h, CUgraphNode origin, const
         for (GraphExec::Node &node : exec->nodes) {
             if (node.origin != origin || !std::holds_alternative<W>(node.work))
                 continue;
-            W changed;
+            W changed = std::get<W>(node.work);
             std::shared_ptr<Context> context = node.context;
             CUresult r = make(c, &changed, &context);
             if (r != CUDA_SUCCESS)

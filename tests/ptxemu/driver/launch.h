@@ -22,6 +22,9 @@ void run_kernel(Context &context, const KernelWork &work);
 /* A CUfunction, or a CUkernel in its place, in the current context. */
 CUresult find_function(Call &c, CUfunction h, std::shared_ptr<FunctionObject> *out);
 
+CUresult get_attribute(const FunctionObject &f, CUfunction_attribute attribute, int *v);
+CUresult set_attribute(FunctionObject &f, CUfunction_attribute attribute, int v);
+
 } // namespace ptxemu::driver
 
 #endif

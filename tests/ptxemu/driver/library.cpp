@@ -170,3 +170,33 @@ CUresult cuKernelGetName(const char **out, CUkernel h)
         return CUDA_SUCCESS;
     });
 }
+
+namespace
+{
+/* The function of a kernel on one device: the current context's. */
+template <class Body>
+CUresult kernel_attribute(const char *name, CUkernel kernel, CUdevice dev, bool answerable, Body &&body)
+{
+    return call(name, CONTEXT, [&](Call &c) -> CUresult {
+        if (!answerable)
+            return CUDA_ERROR_INVALID_VALUE;
+        if (dev != c.context->device->ordinal)
+            return dev < 0 || size_t(dev) >= c.s.devices.size() ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_NOT_SUPPORTED;
+        CUfunction h = nullptr;
+        CUresult r = function_of_kernel(c, kernel, &h);
+        return r == CUDA_SUCCESS ? body(*c.s.functions.find(h)) : r;
+    });
+}
+} // namespace
+
+CUresult cuKernelGetAttribute(int *v, CUfunction_attribute attribute, CUkernel kernel, CUdevice dev)
+{
+    return kernel_attribute(__func__, kernel, dev, v,
+                            [&](FunctionObject &f) { return get_attribute(f, attribute, v); });
+}
+
+CUresult cuKernelSetAttribute(CUfunction_attribute attribute, int v, CUkernel kernel, CUdevice dev)
+{
+    return kernel_attribute(__func__, kernel, dev, true,
+                            [&](FunctionObject &f) { return set_attribute(f, attribute, v); });
+}

@@ -1,5 +1,6 @@
 /* The order of work, and its execution when somebody waits. */
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -22,7 +23,10 @@ void order_with_legacy(State &s, Stream &stream, Op &op)
         return;
     }
     auto add = [&](const Stream &other) {
-        if (other.context == &context && !(other.flags & CU_STREAM_NON_BLOCKING) && other.last)
+        if (other.context != &context || (other.flags & CU_STREAM_NON_BLOCKING))
+            return;
+        op.after.insert(op.after.end(), other.waits.begin(), other.waits.end());
+        if (other.last)
             op.after.push_back(other.last);
     };
     s.streams.each(add);
@@ -188,7 +192,7 @@ CUresult Call::submit(const std::shared_ptr<Stream> &stream, Work work)
     return CUDA_SUCCESS;
 }
 
-CUresult Call::wait(const std::shared_ptr<Op> &op)
+CUresult Call::wait(std::shared_ptr<Op> op)
 {
     if (!op)
         return context ? context->sticky : CUDA_SUCCESS;

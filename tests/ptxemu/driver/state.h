@@ -36,6 +36,7 @@ struct Stream {
     int priority = 0;
     uint64_t id = 0;
     bool legacy = false;
+    std::map<CUstreamAttrID, CUstreamAttrValue> attributes; /* advice */
     std::shared_ptr<Op> last;
     std::vector<std::shared_ptr<Op>> waits;   /* of cuStreamWaitEvent: the next operation comes after these, too */
     std::shared_ptr<Capture> capture;         /* being recorded instead of submitted */

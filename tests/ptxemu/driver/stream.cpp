@@ -79,6 +79,8 @@ CUresult cuStreamSynchronize(CUstream h)
 {
     return stream_call(__func__, CONTEXT, h, true, [](Call &c, auto &stream) {
         CUresult r = waiting_allowed(c, *stream);
+        if (r == CUDA_SUCCESS && stream->legacy) /* which stands behind the blocking streams at any time */
+            c.enqueue(*stream, EmptyWork{});
         return r == CUDA_SUCCESS ? c.wait_stream(*stream) : r;
     });
 }

@@ -2,7 +2,12 @@
  *
  * Nothing runs when it is submitted.  An operation knows the earlier ones that it has to come after; it runs when somebody waits
  * for it (a synchronise call, a synchronous copy, a free, a query), after all of those, and work that nobody waits for yet
- * stays undone.  So host code that forgets to wait reads old data, every time. */
+ * stays undone.  So host code that forgets to wait reads old data, every time.
+ *
+ * Of host memory in asynchronous copies: a pageable source is copied aside while the call lasts, as the real driver stages it; a
+ * pinned source is read when the copy runs; a target, pinned or pageable, is written when the copy runs (the real driver may wait
+ * for copies to pageable memory, and promises nothing).  Fills and copies within the device are never waited for, also those
+ * without "Async" in their name: they are work of the default stream. */
 #ifndef PTXEMU_DRIVER_WORK_H
 #define PTXEMU_DRIVER_WORK_H
 

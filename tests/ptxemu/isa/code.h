@@ -129,7 +129,6 @@ struct Function {
     std::vector<std::unique_ptr<Opnd[]>> opnds;
     std::vector<std::shared_ptr<void>> extras;
     ptx::Function ast;
-    std::vector<uint32_t> register_slots; /* by index in ast.regs: its row, or its predicate's number; for reports */
 };
 
 /* The name in the text of the register that is operand `slot` (a row or predicate) of the instruction. */

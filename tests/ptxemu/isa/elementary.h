@@ -33,11 +33,11 @@ inline double exp2_of_f32(double x)
 /* x is a number that f32 has: no denormal of f64. */
 inline double log2_of_f32(double x)
 {
-    constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcd;
-    const int64_t bits = bits_as<int64_t>(x);
-    const int64_t exponent = (bits - sqrt_half) >> 52;
-    const double m = bits_as<double>(bits - int64_t(uint64_t(exponent) << 52)); /* in [sqrt(1/2), sqrt(2)) */
-    const double s = (m - 1) / (m + 1);                                         /* log(m) = 2 atanh(s), |s| < 0.172 */
+    constexpr uint64_t sqrt_half = 0x3fe6a09e667f3bcd;
+    const uint64_t bits = bits_as<uint64_t>(x);
+    const int64_t exponent = int64_t(bits - sqrt_half) >> 52;
+    const double m = bits_as<double>(bits - (uint64_t(exponent) << 52)); /* in [sqrt(1/2), sqrt(2)) */
+    const double s = (m - 1) / (m + 1);                                  /* log(m) = 2 atanh(s), |s| < 0.172 */
     const double z = s * s;
     constexpr double inverse_odd[] = {1.0 / 23, 1.0 / 21, 1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13,
                                       1.0 / 11, 1.0 / 9,  1.0 / 7,  1.0 / 5,  1.0 / 3};

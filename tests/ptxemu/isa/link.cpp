@@ -316,17 +316,17 @@ void Linker::build_call_graph()
 
 void Linker::mark_reached(size_t from, Set *seen) const
 {
-    std::vector<size_t> todo{from};
-    while (!todo.empty()) {
-        size_t f = todo.back();
-        todo.pop_back();
+    std::vector<size_t> waiting{from};
+    while (!waiting.empty()) {
+        size_t f = waiting.back();
+        waiting.pop_back();
         if ((*seen)[f])
             continue;
         (*seen)[f] = true;
-        todo.insert(todo.end(), callees_[f].begin(), callees_[f].end());
+        waiting.insert(waiting.end(), callees_[f].begin(), callees_[f].end());
         for (size_t g = 0; calls_pointers_[f] && g < address_taken_.size(); g++)
             if (address_taken_[g])
-                todo.push_back(g);
+                waiting.push_back(g);
     }
 }
 

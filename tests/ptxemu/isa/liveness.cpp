@@ -125,13 +125,13 @@ class Analysis
 
     void propagate()
     {
-        std::vector<uint32_t> todo(blocks_.size());
+        std::vector<uint32_t> waiting(blocks_.size());
         std::vector<bool> queued(blocks_.size(), true);
-        for (uint32_t b = 0; b < todo.size(); b++) /* the last block first: values are wanted backwards */
-            todo[b] = b;
-        while (!todo.empty()) {
-            uint32_t b = todo.back();
-            todo.pop_back();
+        for (uint32_t b = 0; b < waiting.size(); b++) /* the last block first: values are wanted backwards */
+            waiting[b] = b;
+        while (!waiting.empty()) {
+            uint32_t b = waiting.back();
+            waiting.pop_back();
             queued[b] = false;
             Bits wanted = blocks_[b].wanted;
             for (uint32_t k = blocks_[b].end; k-- > blocks_[b].begin;)
@@ -139,7 +139,7 @@ class Analysis
             for (uint32_t p : blocks_[b].before)
                 if (blocks_[p].wanted.merge(wanted) && !queued[p]) {
                     queued[p] = true;
-                    todo.push_back(p);
+                    waiting.push_back(p);
                 }
         }
     }

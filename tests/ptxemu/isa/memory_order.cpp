@@ -82,9 +82,10 @@ template <class F>
 void each_object(Warp &w, uint8_t *const p[WARP_SIZE], F f)
 {
     const Block &b = *w.block;
+    const uint64_t shared = reinterpret_cast<uint64_t>(b.shared);
     const uint8_t *last = nullptr;
     each_lane(w.active, [&](unsigned l) {
-        if (p[l] != last && uint64_t(p[l] - b.shared) >= b.shared_bytes)
+        if (p[l] != last && reinterpret_cast<uint64_t>(p[l]) - shared >= b.shared_bytes)
             f(reinterpret_cast<uint64_t>(p[l]));
         last = p[l];
     });

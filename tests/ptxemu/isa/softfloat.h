@@ -92,13 +92,13 @@ inline T saturate(T x)
 template <class T>
 inline T sum_to_odd(T a, T b)
 {
-    using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
     T s = a + b;
     T from_b = s - a;
     T error = (a - (s - from_b)) + (b - from_b);
     Bits bits = bits_as<Bits>(s);
     bool away = (error > 0) == (s > 0);
-    Bits odd = bits + (away ? 1 : -1);
+    Bits odd = away ? bits + 1 : bits - 1;
     bool inexact = (error < 0 || error > 0) && !(bits & 1); /* a NaN's or infinity's error is a NaN: unchanged */
     return bits_as<T>(inexact ? odd : bits);
 }

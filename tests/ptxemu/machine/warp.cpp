@@ -360,41 +360,10 @@ Warp::Run stuck(Warp &w)
 /* ---- the loop ---- */
 namespace
 {
-<<<<<<< HEAD
-/* Which of an instruction's registers lies in a row (registers may share one, but not within an instruction). */
-const ptx::Register *find_register(const Function &fn, const std::vector<ptx::Operand> &ops, bool pred, uint32_t slot)
-{
-    for (const ptx::Operand &o : ops) {
-        if (o.kind == ptx::Operand::reg && fn.register_slots[o.index] == slot &&
-            (fn.ast.regs[o.index].type == Type::pred) == pred)
-            return &fn.ast.regs[o.index];
-        if (const ptx::Register *r = find_register(fn, o.items, pred, slot))
-            return r;
-    }
-    return nullptr;
-}
-
-[[noreturn]] void undefined_use(const Warp &w, const char *role, const std::string &name, Lanes lanes)
-{
-    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
-          role, name.c_str(), lane_list(lanes).c_str(), w.index);
-}
-
-[[noreturn]] void undefined_operand(const Warp &w, const Inst &i, const Opnd &o, Lanes lanes)
-{
-    const ptx::Register *r = find_register(*w.frame->fn, i.source->ops, o.kind == Opnd::pred, o.slot);
-    undefined_use(w, "", r ? r->name : "a source register", lanes);
-}
-
-[[noreturn]] void undefined_guard(const Warp &w, const Inst &i, Lanes lanes)
-{
-    undefined_use(w, "the guard ", w.frame->fn->ast.regs[size_t(i.source->guard)].name, lanes);
-=======
 [[noreturn]] void undefined_use(const Warp &w, const Inst &i, const char *role, bool pred, uint32_t slot, Lanes lanes)
 {
     fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
           role, register_name(*w.frame->fn, i, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
->>>>>>> emu-ptx
 }
 
 /* Reads are checked before the results are marked: the destination may be a source as well. */
@@ -406,11 +375,7 @@ void check_operands(Warp &w, const Inst &i)
             continue;
         const Lanes bad = w.undefined(o);
         if (__builtin_expect(bad != 0, 0))
-<<<<<<< HEAD
-            undefined_operand(w, i, o, bad);
-=======
             undefined_use(w, i, "", o.kind == Opnd::pred, o.slot, bad);
->>>>>>> emu-ptx
     }
     for (unsigned k = 0; k < i.n_op; k++) {
         const Opnd &o = i.op[k];
@@ -428,11 +393,7 @@ Lanes guarded(Warp &w, const Inst &i, Lanes lanes)
 {
     const Lanes bad = check ? lanes & ~w.pred_defined[i.guard] : 0;
     if (__builtin_expect(bad != 0, 0))
-<<<<<<< HEAD
-        undefined_guard(w, i, bad);
-=======
         undefined_use(w, i, "the guard ", true, i.guard, bad);
->>>>>>> emu-ptx
     return lanes & (i.guard_negate ? ~w.preds[i.guard] : w.preds[i.guard]);
 }
 

@@ -9,6 +9,7 @@
 
 #include "check/race.h"
 #include "memory/heap.h"
+#include "memory/written.h"
 
 namespace ptxemu
 {
@@ -53,41 +54,21 @@ bool checks(const Warp &w)
 
 /* ---- the written bytes ---- */
 
-template <class T>
-bool ones(const uint8_t *s)
+/* Does to the written bytes what the access means.  Returns the lanes that read what nobody ever wrote; then nothing is marked.
+ * consecutive: all 32 lanes take part, and their bytes follow each other without gaps. */
+Lanes update_written(const Access &a, Shadow s, const uint64_t *address, Lanes lanes, bool consecutive)
 {
-    T v;
-    memcpy(&v, s, sizeof v);
-    return v == T(0x0101010101010101ull);
-}
-
-bool all_written(const uint8_t *s, size_t bytes)
-{
-    for (; bytes >= 8; bytes -= 8, s += 8)
-        if (!ones<uint64_t>(s))
-            return false;
-    return (!(bytes & 4) || ones<uint32_t>(s)) && (!(bytes & 2) || ones<uint16_t>(s + (bytes & 4))) &&
-           (!(bytes & 1) || ones<uint8_t>(s + (bytes & 6)));
-}
-
-void set_written(uint8_t *s, size_t bytes, bool value)
-{
-    const uint64_t v = value ? 0x0101010101010101ull : 0;
-    if (bytes == 4)
-        memcpy(s, &v, 4);
-    else if (bytes == 8)
-        memcpy(s, &v, 8);
+    const size_t all = size_t(a.bytes) * WARP_SIZE;
+    if (reads(a.use) && !(consecutive && all_written(s.of(address[0]), all)))
+        if (Lanes missing = unwritten(s, address, lanes, a.bytes))
+            return missing;
+    if (!writes(a.use))
+        return 0;
+    if (consecutive && !a.undefined)
+        memset(s.of(address[0]), 1, all);
     else
-        memset(s, value, bytes);
-}
-
-/* Does to the written bytes of one lane what its access means; false: it reads what nobody ever wrote. */
-bool written_by_access(const Access &a, unsigned lane, uint8_t *s)
-{
-    bool known = !reads(a.use) || all_written(s, a.bytes);
-    if (known && writes(a.use))
-        set_written(s, a.bytes, !(a.undefined >> lane & 1));
-    return known;
+        set_written(s, address, lanes, a.undefined, a.bytes);
+    return 0;
 }
 
 void aligned(const Access &a, Space space, unsigned lane, uint64_t address)
@@ -168,21 +149,27 @@ void right_kind(const Access &a, Space space, unsigned lane, uint64_t address, c
         blame(FaultKind::wrong_space, lane, a, space, address, ", but that lies in constant memory");
 }
 
-/* Whether all 32 lanes are inside `al` and aligned; fills p, and says whether the lanes follow each other without gaps. */
-bool full_warp(const Access &a, const Allocation &al, const uint64_t *address, uint8_t **p, bool *consecutive)
+/* Whether all 32 lanes are inside [begin, begin + bytes) and aligned; fills p, and says whether the lanes follow each other without gaps. */
+bool full_warp(const Access &a, uint64_t begin, uint64_t bytes, const uint8_t *memory, const uint64_t *address,
+               uint8_t **p, bool *consecutive)
 {
-    if (al.bytes < a.bytes)
+    if (bytes < a.bytes)
         return false;
-    const uint64_t limit = al.bytes - a.bytes, begin = al.address, first = address[0];
+    const uint64_t limit = bytes - a.bytes, first = address[0];
     const uint64_t align = (a.align ? a.align : a.bytes) - 1;
+    const uint64_t to_host = reinterpret_cast<uint64_t>(memory) - begin; /* numbers: an address may be far outside */
     uint64_t bad = 0, gaps = 0;
     for (unsigned l = 0; l < WARP_SIZE; l++) {
         bad |= uint64_t(address[l] - begin > limit) | (address[l] & align);
         gaps |= address[l] ^ (first + uint64_t(l) * a.bytes);
-        p[l] = reinterpret_cast<uint8_t *>(address[l]);
+        p[l] = reinterpret_cast<uint8_t *>(address[l] + to_host);
     }
     *consecutive = !gaps;
     return !bad;
+}
+bool full_warp(const Access &a, const Allocation &al, const uint64_t *address, uint8_t **p, bool *consecutive)
+{
+    return full_warp(a, al.address, al.bytes, reinterpret_cast<uint8_t *>(al.address), address, p, consecutive);
 }
 
 [[noreturn]] void never_written(const Warp &w, const Access &a, unsigned lane, uint64_t address)
@@ -191,22 +178,20 @@ bool full_warp(const Access &a, const Allocation &al, const uint64_t *address, u
           ", which nobody has written: " + w.block->grid->launch.heap->describe(address));
 }
 
-void shadow_of_full_warp(const Warp &w, const Access &a, const Allocation &al, const uint64_t *address,
-                         bool consecutive)
+/* Lane by lane: each may be in another allocation, and one of them may be at fault. */
+void each_in_heap(Warp &w, const Access &a, Space space, const uint64_t *address, Lanes lanes, uint8_t **p)
 {
-    uint8_t *shadow = al.written - al.address; /* indexed by address */
-    const size_t all = size_t(a.bytes) * WARP_SIZE;
-    if (consecutive && !a.undefined && a.use != Use::atomic) {
-        if (!reads(a.use)) {
-            memset(shadow + address[0], 1, all);
-            return;
-        }
-        if (all_written(shadow + address[0], all))
-            return;
-    }
-    for (unsigned l = 0; l < WARP_SIZE; l++)
-        if (!written_by_access(a, l, shadow + address[l]))
+    const Allocation *&al = recent(w);
+    const bool check = checks(w);
+    each_lane(lanes, [&](unsigned l) {
+        if (!holds(al, address[l], a.bytes))
+            al = look_up(w, a, space, l, address[l]);
+        right_kind(a, space, l, address[l], *al);
+        aligned(a, space, l, address[l]);
+        if (check && al->written && update_written(a, Shadow(al->written, al->address), address, 1u << l, false))
             never_written(w, a, l, address[l]);
+        p[l] = reinterpret_cast<uint8_t *>(address[l]);
+    });
 }
 
 void in_heap(Warp &w, const Access &a, Space space, const uint64_t *address, Lanes lanes, uint8_t **p)
@@ -215,22 +200,14 @@ void in_heap(Warp &w, const Access &a, Space space, const uint64_t *address, Lan
     const unsigned first = unsigned(__builtin_ctz(lanes));
     if (!holds(al, address[first], a.bytes))
         al = look_up(w, a, space, first, address[first]);
-    right_kind(a, space, first, address[first], *al);
-    bool consecutive, check = checks(w);
+    bool consecutive;
     if (lanes == ALL_LANES && full_warp(a, *al, address, p, &consecutive)) {
-        if (check && al->written)
-            shadow_of_full_warp(w, a, *al, address, consecutive);
+        right_kind(a, space, first, address[first], *al);
+        if (al->written && checks(w))
+            if (Lanes missing = update_written(a, Shadow(al->written, al->address), address, lanes, consecutive))
+                never_written(w, a, unsigned(__builtin_ctz(missing)), address[__builtin_ctz(missing)]);
     } else {
-        each_lane(lanes, [&](unsigned l) {
-            if (!holds(al, address[l], a.bytes)) {
-                al = look_up(w, a, space, l, address[l]);
-                right_kind(a, space, l, address[l], *al);
-            }
-            aligned(a, space, l, address[l]);
-            if (check && al->written && !written_by_access(a, l, al->written + (address[l] - al->address)))
-                never_written(w, a, l, address[l]);
-            p[l] = reinterpret_cast<uint8_t *>(address[l]);
-        });
+        each_in_heap(w, a, space, address, lanes, p);
     }
     if (a.count && w.block->grid->launch.options.profile && space != Space::constant)
         count_global(w, writes(a.use), address, lanes, a.bytes);
@@ -266,43 +243,60 @@ Block *owner_of(Warp &w, const Access &a, Space space, unsigned lane, uint64_t a
     return b;
 }
 
-uint8_t *shared_lane(Warp &w, const Access &a, Space space, unsigned lane, uint64_t address)
+uint8_t *shared_lane(Block &b, const Access &a, Space space, unsigned lane, uint64_t address)
 {
-    Block *b = owner_of(w, a, space, lane, address);
     const uint64_t offset = address & SHARED_OFFSET;
-    if (offset + a.bytes > b->shared_bytes)
+    if (offset + a.bytes > b.shared_bytes)
         blame(FaultKind::out_of_bounds, lane, a, space, address,
-              format(": the block has %u bytes of shared memory", b->shared_bytes));
+              format(": the block has %u bytes of shared memory", b.shared_bytes));
     aligned(a, space, lane, offset);
-    return b->shared + offset;
+    return b.shared + offset;
+}
+
+[[noreturn]] void never_written_shared(const Access &a, Space space, Lanes missing, const uint64_t *address)
+{
+    const unsigned lane = unsigned(__builtin_ctz(missing));
+    blame(FaultKind::uninitialized_memory, lane, a, space, address[lane], ", which nobody has written");
+}
+
+/* What is checked of lanes whose offsets in the block's own memory are known to be good. */
+void own_shared(Warp &w, const Access &a, Space space, const uint64_t *offset, Lanes lanes, bool consecutive)
+{
+    Block &b = *w.block;
+    uint32_t narrow[WARP_SIZE];
+    for (unsigned l = 0; l < WARP_SIZE; l++)
+        narrow[l] = uint32_t(offset[l]);
+    if (checks(w)) {
+        if (b.race && a.race)
+            b.race->access(w, a.use, lanes, narrow, a.bytes);
+        if (!b.shared_written.empty())
+            if (Lanes missing = update_written(a, Shadow(b.shared_written.data(), 0), offset, lanes, consecutive))
+                never_written_shared(a, space, missing, offset);
+    }
+    if (a.count && w.block->grid->launch.options.profile)
+        count_shared(w, narrow, lanes, a.bytes);
 }
 
 /* Races are looked for in the block's own accesses; those of the other blocks of a cluster have clocks of their own, which this
  * block's shadow knows nothing of. */
 void in_shared(Warp &w, const Access &a, Space space, const uint64_t *address, Lanes lanes, uint8_t **p)
 {
-    Block &own = *w.block;
-    const bool check = checks(w);
+    bool consecutive;
+    if (lanes == ALL_LANES && full_warp(a, 0, w.block->shared_bytes, w.block->shared, address, p, &consecutive))
+        return own_shared(w, a, space, address, lanes, consecutive);
     Lanes mine = 0;
-    uint32_t offset[WARP_SIZE];
+    uint64_t offset[WARP_SIZE] = {};
     each_lane(lanes, [&](unsigned l) {
-        p[l] = shared_lane(w, a, space, l, address[l]);
-        offset[l] = uint32_t(p[l] - own.shared);
-        bool is_mine = address[l] >> RANK_SHIFT == 0 || own.cluster->blocks[(address[l] >> RANK_SHIFT) - 1] == &own;
-        mine |= Lanes(is_mine) << l;
+        Block *b = owner_of(w, a, space, l, address[l]);
+        p[l] = shared_lane(*b, a, space, l, address[l]);
+        offset[l] = address[l] & SHARED_OFFSET;
+        mine |= Lanes(b == w.block) << l;
+        if (b != w.block && checks(w) && !b->shared_written.empty())
+            if (Lanes missing = update_written(a, Shadow(b->shared_written.data(), 0), offset, 1u << l, false))
+                never_written_shared(a, space, missing, address);
     });
-    if (own.race && a.race && check)
-        own.race->access(w, a.use, mine, offset, a.bytes);
-    if (check)
-        each_lane(lanes, [&](unsigned l) {
-            std::vector<uint8_t> &written = mine >> l & 1
-                                                ? own.shared_written
-                                                : own.cluster->blocks[(address[l] >> RANK_SHIFT) - 1]->shared_written;
-            if (!written.empty() && !written_by_access(a, l, &written[address[l] & SHARED_OFFSET]))
-                blame(FaultKind::uninitialized_memory, l, a, space, address[l], ", which nobody has written");
-        });
-    if (a.count && mine && w.block->grid->launch.options.profile)
-        count_shared(w, offset, mine, a.bytes);
+    if (mine)
+        own_shared(w, a, space, offset, mine, false);
 }
 
 /* ---- local memory, parameters ---- */
@@ -312,19 +306,18 @@ void in_shared(Warp &w, const Access &a, Space space, const uint64_t *address, L
 Lanes in_local(Warp &w, const Access &a, const uint64_t *address, Lanes lanes, uint8_t **p)
 {
     Block &b = *w.block;
-    const bool check = checks(w) && !b.local_written.empty();
-    Lanes unknown = 0;
+    uint64_t at[WARP_SIZE];
     each_lane(lanes, [&](unsigned l) {
         if (address[l] > b.stack_bytes || address[l] + a.bytes > b.stack_bytes)
             blame(FaultKind::out_of_bounds, l, a, Space::local, address[l],
                   format(": the thread has %u bytes of local memory", b.stack_bytes));
         aligned(a, Space::local, l, address[l]);
-        size_t at = size_t(w.thread(l)) * b.stack_bytes + address[l];
-        p[l] = &b.local[at];
-        if (check && !written_by_access(a, l, &b.local_written[at]))
-            unknown |= 1u << l;
+        at[l] = uint64_t(w.thread(l)) * b.stack_bytes + address[l];
+        p[l] = &b.local[at[l]];
     });
-    return unknown;
+    if (!checks(w) || b.local_written.empty())
+        return 0;
+    return update_written(a, Shadow(b.local_written.data(), 0), at, lanes, false);
 }
 
 void in_params(Warp &w, const Access &a, const uint64_t *address, Lanes lanes, uint8_t **p)

@@ -1,4 +1,6 @@
 // The driver API: devices, contexts, memory, modules, functions, launches, and what they refuse.
+#include <unistd.h>
+
 #include <set>
 #include <thread>
 
@@ -402,8 +404,9 @@ TEST(EmuModule, VariablesKeepTheirValuesBetweenLaunches)
 TEST(EmuModule, WhatCannotBeLoadedIsExplainedInTheLog)
 {
     emu::Device d("8.0");
-    emu::Module broken(
-        ".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\n.reg .b32 %r1;\nfrobnicate.u32 %r1;\n}\n", false);
+    emu::Module broken(".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\n.reg .b32 "
+                       "%r1;\nfrobnicate.u32 %r1;\n}\n",
+                       false);
     EXPECT_EQ(CUDA_ERROR_INVALID_PTX, broken.result);
     EXPECT_FALSE(broken.log.empty());
     emu::Module future(".version 99.0\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\nret;\n}\n", false);
@@ -604,5 +607,53 @@ TEST(EmuLeaks, WhatIsAliveIsListed)
     ASSERT_CU(CU(cuDevicePrimaryCtxRelease)(d.dev));
     EXPECT_NE(nullptr, strstr(leaks(), "12 bytes")) << "the context is gone, the leak is remembered";
     ASSERT_CU(CU(cuDevicePrimaryCtxRetain)(&again, d.dev));
+}
+
+/* A process that leaves memory behind and runs a kernel, with a setting of the environment. */
+void run_and_exit(const char *name, const char *value)
+{
+    setenv(name, value, 1);
+    emu::Device d("8.0", {{"NB_EMU_PROFILE", strcmp(name, "NB_EMU_PROFILE") ? "" : value}});
+    emu::Module m(emu::driver_kernels());
+    CUdeviceptr p = 0;
+    CU(cuMemAlloc)(&p, 124);
+    CU(cuMemsetD8)(p, 0, 124);
+    emu::launch(m.get("add"), emu::Dim(1), emu::Dim(32), 0, p, 31u, 1u);
+    exit(0);
+}
+
+TEST(EmuLeaks, AreListedWhenTheProcessEnds)
+{
+    if (!emulated())
+        GTEST_SKIP();
+    EXPECT_EXIT(run_and_exit("NB_EMU_LEAKS", "1"), testing::ExitedWithCode(0), "leaks:\n.*124 bytes.*cuMemAlloc");
+}
+
+TEST(EmuProfile, IsWrittenWhenTheProcessEnds)
+{
+    if (!emulated())
+        GTEST_SKIP();
+    std::string path = testing::TempDir() + "emu_profile_" + std::to_string(getpid()) + ".json";
+    EXPECT_EXIT(run_and_exit("NB_EMU_PROFILE", path.c_str()), testing::ExitedWithCode(0), "");
+    std::string text = emu::read_file(path);
+    unlink(path.c_str());
+    EXPECT_NE(std::string::npos, text.find("\"kernels\""));
+    EXPECT_NE(std::string::npos, text.find("add"));
+}
+
+TEST(EmuMemory, AdviceIsForManagedMemory)
+{
+    emu::Device d;
+    CUdeviceptr p = 0;
+    CUmemLocation here = {};
+    here.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    ASSERT_CU(FN(cuMemAllocManaged)(&p, 4096, CU_MEM_ATTACH_GLOBAL));
+    EXPECT_CU(FN(cuMemAdvise)(p, 4096, CU_MEM_ADVISE_SET_PREFERRED_LOCATION, here));
+    EXPECT_CU(FN(cuMemPrefetchAsync)(p, 4096, here, 0, nullptr));
+    ASSERT_CU(CU(cuMemFree)(p));
+    if (emulated()) {
+        emu::Buffer<uint32_t> b(16);
+        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, FN(cuMemPrefetchAsync)(b.p, 64, here, 0, nullptr));
+    }
 }
 } // namespace

@@ -314,4 +314,79 @@ TEST_F(EmuGraph, APageableSourceIsReadAtEveryLaunch)
     run();
     EXPECT_EQ(6u, b.get()[0]);
 }
+
+TEST_F(EmuGraph, AGraphLaunchedIntoACaptureBecomesPartOfIt)
+{
+    begin();
+    ASSERT_CU(emu::launch_add(add, s, b.p, 1, 2));
+    ASSERT_CU(end());
+    instantiate();
+    CUgraph inner = graph;
+    CUgraphExec inner_exec = exec;
+    begin();
+    ASSERT_CU(emu::launch_multiply(multiply, s, b.p, 10));
+    ASSERT_CU(FN(cuGraphLaunch)(inner_exec, s));
+    ASSERT_CU(emu::launch_multiply(multiply, s, b.p, 3));
+    ASSERT_CU(end());
+    instantiate();
+    run();
+    EXPECT_EQ(36u, b.get()[0]);
+    FN(cuGraphExecDestroy)(inner_exec);
+    FN(cuGraphDestroy)(inner);
+}
+
+TEST_F(EmuGraph, ACopyOfAGraphStandsOnItsOwn)
+{
+    begin();
+    ASSERT_CU(emu::launch_add(add, s, b.p, 1, 2));
+    ASSERT_CU(emu::launch_multiply(multiply, s, b.p, 10));
+    ASSERT_CU(end());
+    CUgraph copy = nullptr;
+    ASSERT_CU(FN(cuGraphClone)(&copy, graph));
+    ASSERT_CU(FN(cuGraphDestroy)(graph));
+    graph = copy;
+    size_t edges = 0;
+    ASSERT_CU(FN(cuGraphGetEdges)(graph, nullptr, nullptr, nullptr, &edges));
+    EXPECT_EQ(1u, edges);
+    instantiate();
+    run();
+    EXPECT_EQ(30u, b.get()[0]);
+}
+
+TEST_F(EmuGraph, TheCaptureTellsWhatTheNextNodeDependsOn)
+{
+    CUstreamCaptureStatus status;
+    cuuint64_t id = 0;
+    CUgraph inside = nullptr;
+    const CUgraphNode *after = nullptr;
+    size_t n = 77;
+    begin();
+    ASSERT_CU(FN(cuStreamGetCaptureInfo)(s, &status, &id, &inside, &after, nullptr, &n));
+    EXPECT_EQ(0u, n);
+    ASSERT_CU(emu::launch_add(add, s, b.p, 1, 2));
+    ASSERT_CU(FN(cuStreamGetCaptureInfo)(s, &status, &id, &inside, &after, nullptr, &n));
+    ASSERT_EQ(1u, n);
+    CUgraphNodeType type;
+    ASSERT_CU(FN(cuGraphNodeGetType)(after[0], &type));
+    EXPECT_EQ(CU_GRAPH_NODE_TYPE_KERNEL, type);
+    ASSERT_CU(end());
+    EXPECT_EQ(inside, graph);
+}
+
+TEST_F(EmuGraph, AnEventNodeIsRecordedByEveryLaunch)
+{
+    emu::Event e;
+    begin();
+    ASSERT_CU(emu::launch_add(add, s, b.p, 1, 2));
+    ASSERT_CU(FN(cuEventRecordWithFlags)(e, s, CU_EVENT_RECORD_EXTERNAL));
+    ASSERT_CU(end());
+    EXPECT_CU(FN(cuEventQuery)(e));
+    instantiate();
+    ASSERT_CU(FN(cuGraphLaunch)(exec, s));
+    if (Driver::get().emulated()) {
+        EXPECT_EQ(CUDA_ERROR_NOT_READY, FN(cuEventQuery)(e));
+    }
+    ASSERT_CU(FN(cuEventSynchronize)(e));
+    EXPECT_EQ(3u, b.get()[0]);
+}
 } // namespace

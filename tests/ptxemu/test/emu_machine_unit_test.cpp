@@ -166,7 +166,7 @@ TEST_F(Machine, LanesThatSpinOnAFlagLetTheLaneOfTheirWarpSetIt)
     setp.eq.u32 %p, %x, 5;
     @%p bra SET;
 SPIN:
-    ld.volatile.global.u32 %r, [%base];
+    ld.global.u32 %r, [%base];
     setp.eq.u32 %p, %r, 0;
     @%p bra SPIN;
     st.global.u32 [%o+128], %r;

@@ -279,6 +279,18 @@ TEST(Shared, OffsetsOf32And64BitsAndNegativeOnes)
     }
 }
 
+TEST(Shared, AddressesOf32BitsWrapAround)
+{
+    emu::Device device;
+    emu::Buffer<uint32_t> b(1);
+    emu::Text t{
+        "st.shared.u32 [buffer], 7;\nmov.u32 %r1, buffer;\nsub.u32 %r1, %r1, 16;\nld.shared.u32 %r0, [%r1+16];\n"
+        "st.global.u32 [%b], %r0;",
+        "", ".shared .align 16 .b8 buffer[16];\n"};
+    ASSERT_CU(emu::run(t, 1, 0, b.p));
+    EXPECT_EQ(7u, b.get()[0]);
+}
+
 TEST(Shared, StaticAndDynamicMemoryLieBesideEachOther)
 {
     emu::Device device;

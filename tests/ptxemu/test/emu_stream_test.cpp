@@ -289,4 +289,63 @@ TEST_F(EmuStream, NeverWrittenBytesStaySoWhenTheyAreCopied)
     EXPECT_EQ(CUDA_ERROR_LAUNCH_FAILED, emu::launch(add, emu::Dim(1), emu::Dim(32), 0, copy.p, 8u, 1u));
     EXPECT_NE(std::string::npos, testing::internal::GetCapturedStderr().find("never-written"));
 }
+
+TEST_F(EmuStream, WaitingForTheDefaultStreamWaitsForBlockingStreams)
+{
+    emu::Stream s(CU_STREAM_DEFAULT);
+    emu::Pinned<uint32_t> v(1);
+    v[0] = 1;
+    ASSERT_CU(emu::launch_add(add, s, CUdeviceptr(v.p), 1, 2));
+    ASSERT_CU(FN(cuStreamSynchronize)(nullptr));
+    EXPECT_EQ(3u, v[0]);
+}
+
+TEST_F(EmuStream, AValueIsWrittenInStreamOrder)
+{
+    emu::Stream s;
+    emu::Buffer<uint32_t> b(std::vector<uint32_t>{1, 1});
+    ASSERT_CU(FN(cuStreamWriteValue32)(s, b.p, 20, 0));
+    ASSERT_CU(emu::launch_add(add, s, b.p, 1, 2));
+    ASSERT_CU(FN(cuStreamWriteValue32)(s, b.p + 4, 30, 0));
+    ASSERT_CU(FN(cuStreamSynchronize)(s));
+    EXPECT_EQ((std::vector<uint32_t>{22, 30}), b.get());
+}
+
+TEST_F(EmuStream, ThreadsMayWorkAtTheSameTime)
+{
+    std::vector<std::thread> threads;
+    std::vector<uint32_t> results(4);
+    for (uint32_t t = 0; t < 4; t++)
+        threads.emplace_back([&, t] {
+            EXPECT_CU(CU(cuCtxSetCurrent)(d.ctx));
+            emu::Stream s;
+            emu::Buffer<uint32_t> b(std::vector<uint32_t>{t});
+            for (int i = 0; i < 50; i++) {
+                EXPECT_CU(emu::launch_add(add, s, b.p, 1, 1));
+                if (i % 7 == 0) {
+                    EXPECT_CU(FN(cuStreamSynchronize)(s));
+                }
+            }
+            results[t] = read(b.p, s);
+        });
+    for (std::thread &t : threads)
+        t.join();
+    EXPECT_EQ((std::vector<uint32_t>{50, 51, 52, 53}), results);
+}
+
+TEST_F(EmuStream, APerThreadDefaultStreamIsAStreamOfItsOwn)
+{
+    if (!emulated())
+        GTEST_SKIP();
+    emu::Pinned<uint32_t> v(1);
+    v[0] = 1;
+    ASSERT_CU(emu::launch_add(add, CU_STREAM_PER_THREAD, CUdeviceptr(v.p), 1, 2));
+    std::thread([&] {
+        EXPECT_CU(CU(cuCtxSetCurrent)(d.ctx));
+        EXPECT_CU(FN(cuStreamSynchronize)(CU_STREAM_PER_THREAD));
+    }).join();
+    EXPECT_EQ(1u, v[0]);
+    ASSERT_CU(FN(cuStreamSynchronize)(CU_STREAM_PER_THREAD));
+    EXPECT_EQ(3u, v[0]);
+}
 } // namespace
