@@ -90,6 +90,11 @@ void need_whole_warp(const Warp &w);
 void build_ldmatrix(Decode &d, Inst &i);
 void build_stmatrix(Decode &d, Inst &i);
 void build_movmatrix(Decode &d, Inst &i);
+void build_wmma_load_a(Decode &d, Inst &i);
+void build_wmma_load_b(Decode &d, Inst &i);
+void build_wmma_load_c(Decode &d, Inst &i);
+void build_wmma_store_d(Decode &d, Inst &i);
+void build_wmma_mma(Decode &d, Inst &i);
 
 /* The addresses of [base + offset], operand `base`, in the instruction's space. */
 inline void lane_addresses(const Warp &w, const Inst &i, const Opnd &base, uint64_t address[WARP_SIZE])

@@ -294,6 +294,11 @@ const Opcode opcodes[] = {
     {"ldmatrix", build_ldmatrix},
     {"stmatrix", build_stmatrix},
     {"movmatrix", build_movmatrix},
+    {"wmma.load.a", build_wmma_load_a},
+    {"wmma.load.b", build_wmma_load_b},
+    {"wmma.load.c", build_wmma_load_c},
+    {"wmma.store.d", build_wmma_store_d},
+    {"wmma.mma", build_wmma_mma},
 };
 } // namespace
 
