@@ -2,7 +2,8 @@
  *
  * Each of the four warps executes the instruction for the 16 rows of D that are its own, at once when it is issued; a warp's part of A
  * and D lies in its registers as in mma.m16n8 (isa/fragments.h).  What the hardware leaves open until wgmma.wait_group is still
- * checked: until then the accumulators count as never-written registers for every other instruction.
+ * checked: until then the accumulators count as never-written registers for every other instruction.  Not checked is whether A, B
+ * or the registers of A are overwritten in the meantime: they have been read by then.
  *
  * One instruction covers 32 bytes of K.  A matrix in shared memory is found through a 64-bit descriptor; see Matrix.  Numbers are
  * treated as by mma. */
@@ -545,6 +546,11 @@ const Opcode opcodes[] = {
     {"wgmma.wait_group", build_wait_group},
 };
 } // namespace
+
+bool Warp::wgmma_pending(uint32_t slot) const
+{
+    return wgmma && static_cast<const Pending *>(wgmma.get())->has(frame, slot);
+}
 
 extern const Family wgmma_family = {opcodes, sizeof opcodes / sizeof *opcodes};
 

@@ -398,8 +398,8 @@ TEST_F(WgmmaOrder, AccumulatorsChainWithoutWaiting)
 TEST_F(WgmmaOrder, ReadingAccumulatorsBeforeTheirWaitIsAFault)
 {
     const std::string read = "add.s32 %x, %d3, 1;\n", two = std::string(FENCE) + mma_async(S8) + COMMIT;
-    expect_fault("never-written register", FENCE + mma_async(S8) + read + COMMIT + WAIT);
-    expect_fault("never-written register", two + read + WAIT);
+    expect_fault("that has not been waited for", FENCE + mma_async(S8) + read + COMMIT + WAIT);
+    expect_fault("that has not been waited for", two + read + WAIT);
     expect_fault("never-written register",
                  two + mma_async(S8) + COMMIT + "wgmma.wait_group.sync.aligned 1;\n" + read + WAIT);
     EXPECT_EQ(CUDA_SUCCESS, run(two + WAIT + read)) << emu::report();
