@@ -15,6 +15,9 @@
  * here, in exchange for no false alarm where order comes from a fence that the check could not attribute.  The operations of an
  * mbarrier are exact: arrivals release and successful waits acquire, phase by phase.
  *
+ * What the copy engine reads for a bulk store has to have been written before a fence.proxy.async that is ordered between: stores
+ * and the engine do not see each other's memory in order otherwise.
+ *
  * Lanes that write a word in the same instruction do not race: one of the values arrives, as the CUDA model promises.  Accesses
  * to the shared memory of other blocks are not recorded; bulk copies into it are, but are not checked against earlier accesses. */
 #include "check/race.h"
@@ -37,11 +40,14 @@ constexpr unsigned PENDING = ENGINE + 1; /* and a cp.async that its lane has not
 constexpr unsigned PARTICIPANTS = 40;    /* rounded up for the vector unit */
 
 struct Seen { /* by participant: the latest epoch that is ordered before; 0 for ever for the last two, see Impl::seen */
+    uint32_t fenced[PARTICIPANTS] = {}; /* and the latest whose writes a fence has made visible to the engine since */
     uint32_t at[PARTICIPANTS] = {};
     void join(const Seen &o)
     {
         for (unsigned i = 0; i < PARTICIPANTS; i++)
             at[i] = std::max(at[i], o.at[i]);
+        for (unsigned i = 0; i < PARTICIPANTS; i++)
+            fenced[i] = std::max(fenced[i], o.fenced[i]);
     }
 };
 
@@ -200,10 +206,17 @@ struct RaceShadow::Impl {
         if (!write_before(c.write, q))
             report(q, c.write, true);
     }
+    void check_fence(Cell &c, const Request &q) /* only where the order is right: else that is what has to be said */
+    {
+        const uint32_t who = c.write.who();
+        if (who < ENGINE && c.write.epoch() > now.state->seen.fenced[who] && write_before(c.write, q))
+            report_no_fence(q, c.write);
+    }
     void note_read(Cell &c, const Request &q);
     void check_write(Cell &c, const Request &q);
     void note_write(Cell &c, const Request &q);
     [[noreturn]] void report(const Request &q, const Record &other, bool other_wrote) const;
+    [[noreturn]] void report_no_fence(const Request &q, const Record &other) const;
 
     /* Calls f for the cells of a range: words as a whole where nobody needs them apart, the rest byte by byte. */
     template <class F>
@@ -420,7 +433,10 @@ std::string place(const Warp &w, const Inst *i)
 }
 } // namespace
 
-void RaceShadow::Impl::report(const Request &q, const Record &other, bool other_wrote) const
+namespace
+{
+/* "thread 37 (warp 1) reads 4 bytes at shared offset 128" */
+std::string deed(const Request &q)
 {
     static const char *const verbs[] = {"reads",
                                         "writes",
@@ -428,9 +444,28 @@ void RaceShadow::Impl::report(const Request &q, const Record &other, bool other_
                                         "issues a cp.async that writes",
                                         "issues a bulk copy that reads",
                                         "issues a bulk copy that writes"};
-    const unsigned theirs = other.warp() * WARP_SIZE + unsigned(__builtin_ctz(other.lanes | 1u << 31));
-    const std::string mine = format("thread %u (warp %u) %s %u byte%s at shared offset %u", q.w.thread(q.lane),
-                                    q.w.index, verbs[size_t(q.doing)], q.bytes, q.bytes == 1 ? "" : "s", q.offset);
+    return format("thread %u (warp %u) %s %u byte%s at shared offset %u", q.w.thread(q.lane), q.w.index,
+                  verbs[size_t(q.doing)], q.bytes, q.bytes == 1 ? "" : "s", q.offset);
+}
+
+unsigned thread_of(const Record &r)
+{
+    return r.warp() * WARP_SIZE + unsigned(__builtin_ctz(r.lanes | 1u << 31));
+}
+} // namespace
+
+/* Stores and bulk copies reach memory on different ways ("proxies"), and a barrier alone does not bring them into order. */
+void RaceShadow::Impl::report_no_fence(const Request &q, const Record &other) const
+{
+    fault_at(FaultKind::race, int(q.lane), Space::shared, q.offset,
+             "%s, of which thread %u (warp %u) wrote some at %s with no fence.proxy.async between", deed(q).c_str(),
+             thread_of(other), other.warp(), place(q.w, insts[other.inst]).c_str());
+}
+
+void RaceShadow::Impl::report(const Request &q, const Record &other, bool other_wrote) const
+{
+    const unsigned theirs = thread_of(other);
+    const std::string mine = deed(q);
     const std::string where = place(q.w, insts[other.inst]);
     if (other.who() == PENDING)
         fault_at(FaultKind::early_async_read, int(q.lane), Space::shared, q.offset,
@@ -562,6 +597,8 @@ uint32_t RaceShadow::Impl::engine(const Warp &w, uint32_t offset, uint32_t n, bo
         w, lane, offset, n, writes ? Doing::engine_write : Doing::engine_read, false, make_key(copy, ENGINE, w.index)};
     if (own) {
         enter(w);
+        if (!writes)
+            each(offset, n, [&](Cell &c) { check_fence(c, q); });
         writes ? write(q) : read(q);
         return copy;
     }
@@ -673,6 +710,15 @@ void RaceShadow::Impl::flags_of(Lanes lanes, const uint32_t *offset, bool acquir
             f.join(published(now.warp));
     }
     now.state->published |= releases;
+}
+
+/* Those who issue copies have to know of the fence, as of the writes before it. */
+void RaceShadow::proxy_fence(uint32_t warp)
+{
+    Seen &s = impl_->warp[warp].seen;
+    const Seen all = impl_->published(warp);
+    std::copy(all.at, all.at + PARTICIPANTS, s.fenced);
+    impl_->new_epoch(warp);
 }
 
 /* Synchronising accesses publish everything before them in any case, so that a fence adds nothing to order within a block. */

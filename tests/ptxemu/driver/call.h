@@ -5,8 +5,8 @@
  *         return call(__func__, CONTEXT | UNSAFE_IN_CAPTURE, [&](Call &c) -> CUresult { ... });
  *     }
  *
- * In this order: a failure on order (failure.h), CUDA_ERROR_NOT_INITIALIZED, no current context, the context's sticky error, calls
- * that a stream capture forbids.  Then the body, then the trace. */
+ * In this order: a failure on order (failure.h), CUDA_ERROR_NOT_INITIALIZED, no current context, the context's sticky
+ * error, calls that a stream capture forbids.  Then the body, then the trace. */
 #ifndef PTXEMU_DRIVER_CALL_H
 #define PTXEMU_DRIVER_CALL_H
 

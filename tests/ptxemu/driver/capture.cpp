@@ -25,8 +25,8 @@ std::vector<std::shared_ptr<Capture>> live_captures(State &s)
     return live;
 }
 
-/* The documented table: a relaxed capture forbids nothing, a thread-local one forbids its own thread, a global one everybody;
- * and a thread can loosen what it minds. */
+/* The documented table: a relaxed capture forbids nothing, a thread-local one forbids its own thread, a global one
+ * everybody; and a thread can loosen what it minds. */
 bool forbids(const Capture &capture)
 {
     if (thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED || capture.mode == CU_STREAM_CAPTURE_MODE_RELAXED)

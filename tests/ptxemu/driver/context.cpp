@@ -278,8 +278,8 @@ CUresult cuCtxGetLimit(size_t *value, CUlimit limit)
     });
 }
 
-/* A kernel's local memory is as large as its call chain needs, so the stack size limits nothing here; it is kept for those who ask.
- * Device-side malloc is not there, and printf has no limit. */
+/* A kernel's local memory is as large as its call chain needs, so the stack size limits nothing here; it is kept for
+ * those who ask. Device-side malloc is not there, and printf has no limit. */
 CUresult cuCtxSetLimit(CUlimit limit, size_t value)
 {
     return call(__func__, CONTEXT, [&](Call &c) {

@@ -36,7 +36,8 @@ size_t target_bytes(const CopyWork &w)
     return span(w.width, w.height, w.dst_pitch, w.depth, w.dst_slice);
 }
 
-/* The real driver stages pageable memory while the call lasts; so the host may change it afterwards. A graph reads it when it runs. */
+/* The real driver stages pageable memory while the call lasts; so the host may change it afterwards. A graph reads it
+ * when it runs. */
 void take_snapshot(Call &c, const Stream &stream, CopyWork *w)
 {
     if (stream.capture || !pageable(c.s, w->src) || !source_bytes(*w))
@@ -46,15 +47,22 @@ void take_snapshot(Call &c, const Stream &stream, CopyWork *w)
     w->src = reinterpret_cast<uint64_t>(w->snapshot->data());
 }
 
-CUresult copy_async(Call &c, CUstream h, End to, End from, CopyWork w)
+/* `lasting`: the call waits for the copy, so that pageable memory cannot change under it. */
+CUresult submit_copy(Call &c, CUstream h, End to, End from, CopyWork w, bool lasting)
 {
     std::shared_ptr<Stream> stream = c.stream(h);
     if (!stream)
         return CUDA_ERROR_INVALID_HANDLE;
     if (!valid_end(c.s, to, w.dst, target_bytes(w)) || !valid_end(c.s, from, w.src, source_bytes(w)))
         return CUDA_ERROR_INVALID_VALUE;
-    take_snapshot(c, *stream, &w);
+    if (!lasting)
+        take_snapshot(c, *stream, &w);
     return c.submit(stream, std::move(w));
+}
+
+CUresult copy_async(Call &c, CUstream h, End to, End from, const CopyWork &w)
+{
+    return submit_copy(c, h, to, from, w, false);
 }
 
 /* What the synchronous calls may not do while a stream captures. */
@@ -70,13 +78,13 @@ bool on_device(const State &s, uint64_t address)
     return a && (a->kind == AllocKind::device || a->kind == AllocKind::module_global);
 }
 
-/* A synchronous copy is one in the legacy default stream, waited for; but copies within the device are not waited for. */
+/* A synchronous copy is one in the legacy default stream, waited for; but those within the device are not waited for. */
 CUresult copy(Call &c, End to, End from, const CopyWork &w)
 {
     CUresult r = allowed_now(c);
     if (r != CUDA_SUCCESS)
         return r;
-    r = copy_async(c, CU_STREAM_LEGACY, to, from, w);
+    r = submit_copy(c, CU_STREAM_LEGACY, to, from, w, true);
     if (r != CUDA_SUCCESS || (on_device(c.s, w.dst) && on_device(c.s, w.src)))
         return r;
     return c.wait(c.context->legacy->last);

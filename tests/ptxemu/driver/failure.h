@@ -1,12 +1,13 @@
-/* Failures on order: NB_EMU_FAIL names calls that fail without doing anything, so that a test can walk every error path of a host.
+/* Failures on order: NB_EMU_FAIL names calls that fail without doing anything, so that a test can walk every error path
+ * of a host.
  *
  *   cuMemAlloc:3                 the third cuMemAlloc gives CUDA_ERROR_OUT_OF_MEMORY
  *   cuMemAlloc:3:700             the third cuMemAlloc gives CUresult 700
  *   cuMemAlloc:3,cuLaunchKernel:1:719
  *   *:17                         the seventeenth call of any function fails
  *
- * Functions are named without their version ("_v2").  Each rule strikes once.  Calls are counted from cuInit on, that one
- * included; cuGetErrorName, cuGetErrorString and cuGetProcAddress never fail by order and do not count. */
+ * Functions are named without their version ("_v2").  Each rule strikes once.  Calls are counted from cuInit on, that
+ * one included; cuGetErrorName, cuGetErrorString and cuGetProcAddress never fail by order and do not count. */
 #ifndef PTXEMU_DRIVER_FAILURE_H
 #define PTXEMU_DRIVER_FAILURE_H
 

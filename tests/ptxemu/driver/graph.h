@@ -62,7 +62,8 @@ CUresult make_kernel(Call &c, const CUDA_KERNEL_NODE_PARAMS &p, KernelWork *work
 CUresult make_fill(const State &s, const CUDA_MEMSET_NODE_PARAMS &p, FillWork *w);
 
 /* ---- capture.cpp ---- */
-/* Whether a call that could disturb a capture is allowed now.  If not, the captures that forbid it are invalid from then on. */
+/* Whether a call that could disturb a capture is allowed now.  If not, the captures that forbid it are invalid from
+ * then on. */
 CUresult unsafe_in_capture(State &s);
 /* Work in the legacy stream would depend on a blocking stream that captures: not allowed, and invalidates. */
 CUresult implicit_in_capture(State &s, Stream &stream);

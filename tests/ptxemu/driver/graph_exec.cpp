@@ -123,7 +123,8 @@ CUresult launch(Call &c, CUgraphExec h, CUstream stream_handle)
     return r;
 }
 
-/* What may change in an instantiated node: everything of a kernel but its context; of a copy not the kind of memory at its ends. */
+/* What may change in an instantiated node: everything of a kernel but its context; of a copy not the kind of memory at
+ * its ends. */
 struct Change {
     const State &s;
     template <class A, class B>

@@ -1,7 +1,7 @@
 /* Handles of the driver API.
  *
- * A handle is a number that is never given out twice and never points at anything, so that a destroyed handle, or one of another
- * kind, is found out (CUDA_ERROR_INVALID_HANDLE) where a pointer would crash. */
+ * A handle is a number that is never given out twice and never points at anything, so that a destroyed handle, or one
+ * of another kind, is found out (CUDA_ERROR_INVALID_HANDLE) where a pointer would crash. */
 #ifndef PTXEMU_DRIVER_HANDLES_H
 #define PTXEMU_DRIVER_HANDLES_H
 

@@ -1,4 +1,4 @@
-/* Advice: functions that make a real device faster and change no result.  Their arguments are checked, and that is all. */
+/* Advice: functions that make a real device faster and change no result.  Their arguments are checked, that is all. */
 #include "driver/graph.h"
 #include "driver/memory.h"
 

@@ -148,7 +148,8 @@ void run_kernel(Context &, const KernelWork &work)
 
 namespace
 {
-/* What the attributes of cuLaunchKernelEx ask for.  Hints about scheduling and caches change no result and are accepted. */
+/* What the attributes of cuLaunchKernelEx ask for.  Hints about scheduling and caches change no result and are
+ * accepted. */
 struct Attributes {
     CUevent completion = nullptr; /* recorded behind the launch */
     CUresult read(const CUlaunchConfig &config, LaunchRequest *r)

@@ -7,8 +7,8 @@
 namespace ptxemu::driver
 {
 
-/* Fills `work` for a launch that the device can take; else the CUresult that says why not.  `params` is an array of pointers, or
- * `extra` names a buffer, as in cuLaunchKernel. */
+/* Fills `work` for a launch that the device can take; else the CUresult that says why not.  `params` is an array of
+ * pointers, or `extra` names a buffer, as in cuLaunchKernel. */
 struct LaunchRequest {
     Dim3 grid, block, cluster{0, 0, 0}; /* cluster 0: the function's own, or none */
     unsigned dynamic_shared = 0;

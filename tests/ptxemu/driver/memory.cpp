@@ -73,8 +73,8 @@ CUresult allocate_host(Call &c, void **out, size_t bytes, unsigned flags, const 
     return r;
 }
 
-/* Frees an allocation that starts at the address, if `right` says that it is of the right kind.  Waits for the device first, as
- * the real driver does. */
+/* Frees an allocation that starts at the address, if `right` says that it is of the right kind.  Waits for the device
+ * first, as the real driver does. */
 template <class Right>
 CUresult free_if(Call &c, uint64_t address, CUresult otherwise, Right &&right)
 {

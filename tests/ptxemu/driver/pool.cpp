@@ -1,7 +1,8 @@
 /* Stream-ordered allocation.
  *
- * Memory is there as soon as the call returns, and goes when the queue comes to its release; memory that waits for its release counts as
- * used.  Allocations of a captured stream would be nodes of the graph, which is not supported: CUDA_ERROR_NOT_SUPPORTED. */
+ * Memory is there as soon as the call returns, and goes when the queue comes to its release; memory that waits for its
+ * release counts as used.  Allocations of a captured stream would be nodes of the graph, which is not supported:
+ * CUDA_ERROR_NOT_SUPPORTED. */
 #include <algorithm>
 
 #include "driver/graph.h"

@@ -13,7 +13,8 @@ namespace ptxemu::driver
 {
 namespace
 {
-/* Ordering in the legacy default stream: it comes after everything in the context's blocking streams, and they after it. */
+/* Ordering in the legacy default stream: it comes after everything in the context's blocking streams, and they after
+ * it. */
 void order_with_legacy(State &s, Stream &stream, Op &op)
 {
     Context &context = *stream.context;
@@ -75,7 +76,8 @@ void finish(Call &c, Op &op)
     c.s.finished.notify_all();
 }
 
-/* One attempt at an external operation: whether it is over.  If not, it is `after` again: pending, or running for its owner. */
+/* One attempt at an external operation: whether it is over.  If not, it is `after` again: pending, or running for its
+ * owner. */
 bool attempt(Call &c, Op &op, Op::State after)
 {
     const std::shared_ptr<External> e = std::get<ExternalWork>(op.work).operation;
@@ -103,8 +105,9 @@ bool runnable(const Op &op)
 
 void run(Call &c, Op &op);
 
-/* The operation of one rank waits for those of others, which may lie in other streams of this process that nobody waits for yet: while
- * it waits, everything that can run does.  The others get one attempt at a time, so that none waits inside another. */
+/* The operation of one rank waits for those of others, which may lie in other streams of this process that nobody waits
+ * for yet: while it waits, everything that can run does.  The others get one attempt at a time, so that none waits
+ * inside another. */
 void run_external(Call &c, Op &op)
 {
     while (!attempt(c, op, Op::running)) {
@@ -131,8 +134,8 @@ void run_external(Call &c, Op &op)
     }
 }
 
-/* Runs one operation whose predecessors are done.  After a fault the rest of the context's work is dropped, but for callbacks, which
- * learn of the error. */
+/* Runs one operation whose predecessors are done.  After a fault the rest of the context's work is dropped, but for
+ * callbacks, which learn of the error. */
 void run(Call &c, Op &op)
 {
     if (std::holds_alternative<ExternalWork>(op.work))

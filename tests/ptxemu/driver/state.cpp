@@ -17,8 +17,9 @@ void at_exit()
 {
     State &s = State::get();
     std::lock_guard<std::mutex> guard(s.mutex);
-    if (!s.settings.profile.empty() && !Profile::get().write(s.settings.profile))
-        fprintf(stderr, "ptxemu: cannot write NB_EMU_PROFILE=%s: %s\n", s.settings.profile.c_str(), strerror(errno));
+    const std::string &profile = s.settings.profile;
+    if (!profile.empty() && !Profile::get().write(profile))
+        fprintf(stderr, "ptxemu: the profile %s could not be written: %s\n", profile.c_str(), strerror(errno));
     if (!s.settings.leaks)
         return;
     std::string leaks = s.leaks();

@@ -1,4 +1,5 @@
-/* Everything that the driver knows: devices, contexts, and what they own.  One lock guards it all; it is released while work runs. */
+/* Everything that the driver knows: devices, contexts, and what they own.  One lock guards it all; it is released while
+ * work runs. */
 #ifndef PTXEMU_DRIVER_STATE_H
 #define PTXEMU_DRIVER_STATE_H
 

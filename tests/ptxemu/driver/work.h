@@ -1,13 +1,13 @@
 /* What a stream does: pieces of work, and the operations that order them.
  *
- * Nothing runs when it is submitted.  An operation knows the earlier ones that it has to come after; it runs when somebody waits
- * for it (a synchronise call, a synchronous copy, a free, a query), after all of those, and work that nobody waits for yet
- * stays undone.  So host code that forgets to wait reads old data, every time.
+ * Nothing runs when it is submitted.  An operation knows the earlier ones that it has to come after; it runs when
+ * somebody waits for it (a synchronise call, a synchronous copy, a free, a query), after all of those, and work that
+ * nobody waits for yet stays undone.  So host code that forgets to wait reads old data, every time.
  *
- * Of host memory in asynchronous copies: a pageable source is copied aside while the call lasts, as the real driver stages it; a
- * pinned source is read when the copy runs; a target, pinned or pageable, is written when the copy runs (the real driver may wait
- * for copies to pageable memory, and promises nothing).  Fills and copies within the device are never waited for, also those
- * without "Async" in their name: they are work of the default stream. */
+ * Of host memory in asynchronous copies: a pageable source is copied aside while the call lasts, as the real driver
+ * stages it; a pinned source is read when the copy runs; a target, pinned or pageable, is written when the copy runs
+ * (the real driver may wait for copies to pageable memory, and promises nothing).  Fills and copies within the device
+ * are never waited for, also those without "Async" in their name: they are work of the default stream. */
 #ifndef PTXEMU_DRIVER_WORK_H
 #define PTXEMU_DRIVER_WORK_H
 
@@ -31,7 +31,8 @@ struct KernelWork {
     CUfunction handle = nullptr;
     Launch launch;
 };
-/* A rectangle of `height` rows, or with `depth` > 1 a box; one row for plain copies.  The addresses are host or device addresses alike. */
+/* A rectangle of `height` rows, or with `depth` > 1 a box; one row for plain copies.  The addresses are host or device
+ * addresses alike. */
 struct CopyWork {
     uint64_t dst = 0, src = 0;
     size_t width = 0, height = 1, depth = 1;

@@ -83,6 +83,17 @@ void remember(Warp &w, uint32_t bytes, uint8_t *const to[WARP_SIZE])
     count_issued(*w.block, uint64_t(bytes) * unsigned(__builtin_popcount(w.active)));
 }
 
+/* Known sizes become one move each. */
+void copy_whole(uint8_t *to, const uint8_t *from, uint32_t bytes)
+{
+    if (bytes == 16)
+        memcpy(to, from, 16);
+    else if (bytes == 8)
+        memcpy(to, from, 8);
+    else
+        memcpy(to, from, 4);
+}
+
 Step copy(Warp &w, const Inst &i)
 {
     const CopyInst &x = *static_cast<const CopyInst *>(i.extra);
@@ -97,6 +108,10 @@ Step copy(Warp &w, const Inst &i)
     a.bytes = x.bytes;
     resolve(w, a, address, w.active, to);
     each_lane(w.active, [&](unsigned l) {
+        if (n[l] == x.bytes) {
+            copy_whole(to[l], from[l], x.bytes);
+            return;
+        }
         if (n[l])
             memcpy(to[l], from[l], n[l]);
         memset(to[l] + n[l], 0, x.bytes - n[l]);

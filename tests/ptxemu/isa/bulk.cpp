@@ -126,8 +126,8 @@ Step exchange(Warp &w, const Inst &i)
         if (!n)
             return;
         const uint8_t *from = resolve_range(w, Space::shared, Use::async_read, x.from.of(w, i, l), n, 16);
-        if (w.block->race)
-            w.block->race->read(w, l, uint32_t(from - w.block->shared), n, false);
+        if (RaceShadow *race = w.block->race.get())
+            race->acquire_engine(w.index, race->engine_read(w, uint32_t(from - w.block->shared), n));
         each_delivery(w, i, x, l, n, 16, [&](const Delivery &d) {
             move(x, d.to, from, n, true);
             delivered(w, d, n);
@@ -244,12 +244,15 @@ Step getctarank(Warp &w, const Inst &i)
 
 /* ---------------------------------------------------------------- fences */
 
-/* Proxies are ways to memory that do not see each other's accesses in order; here all of them are the same way. */
-Step fence_proxy(Warp &w, const Inst &)
+/* Proxies are ways to memory that do not see each other's accesses in order; here all of them are the same way, and the race check
+ * looks for fences that are missing before bulk stores. */
+enum : uint32_t { FENCES_SHARED = 1 };
+
+Step fence_proxy(Warp &w, const Inst &i)
 {
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (w.block->race)
-        w.block->race->fence(w.index);
+    if (w.block->race && i.flags & FENCES_SHARED)
+        w.block->race->proxy_fence(w.index);
     return Step::next;
 }
 
@@ -436,8 +439,8 @@ void build_fence_proxy(Decode &d, Inst &i)
         return;
     }
     d.need_sm(90);
-    if (d.take_one_of({"async", "async.global", "async.shared::cta", "async.shared::cluster"}) >= 0) {
-        d.take_one_of({"global", "shared::cta", "shared::cluster"});
+    if (d.take("async")) {
+        i.flags = d.take_one_of({"global", "shared::cta", "shared::cluster"}) == 0 ? 0 : uint32_t(FENCES_SHARED);
         return;
     }
     const bool with_async = d.take("async::generic"), with_map = !with_async && d.take("tensormap::generic");
@@ -446,6 +449,7 @@ void build_fence_proxy(Decode &d, Inst &i)
     const int sem = d.take_one_of({"acquire", "release"});
     if (sem < 0)
         d.fail(".acquire or .release is missing");
+    i.flags = with_async ? uint32_t(FENCES_SHARED) : 0;
     if (with_async)
         d.take_one_of({"sync_restrict::shared::cluster", "sync_restrict::shared::cta"});
     if (d.take_one_of({"cta", "cluster", "gpu", "sys"}) < 0)

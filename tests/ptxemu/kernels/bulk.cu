@@ -167,6 +167,22 @@ __device__ static void bulk_source_reused(const int *in, int *out)
 }
 TWINS(bulk_source_reused)
 
+template <bool RIGHT>
+__device__ static void bulk_store_unfenced(const int *in, int *out)
+{
+    __shared__ alignas(16) int s[128];
+    s[threadIdx.x] = in[threadIdx.x];
+    if (RIGHT)
+        fence_async();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        store(out, s, sizeof s);
+        commit();
+        wait_all();
+    }
+}
+TWINS(bulk_store_unfenced)
+
 // out[k] = op(out[k], in[k])
 #define REDUCE(op, type, T)                                                                                            \
     extern "C" __global__ void reduce_##op##_##type(const T *in, T *out)                                               \

@@ -125,6 +125,18 @@ TEST_F(Async, PipelinesOfTwoAndFourStagesGiveWhatTheHostComputes)
     }
 }
 
+TEST(AsyncUnchecked, PipelinesRunWithoutChecksAndOnTwoThreads)
+{
+    emu::Device device("8.0", {{"NB_EMU_CHECK", "0"}, {"NB_EMU_THREADS", "2"}});
+    emu::Module module(ptx());
+    std::vector<int> in = numbers(128 * 5), expected(in.size());
+    for (size_t i = 0; i < in.size(); i++)
+        expected[i] = int(3u * unsigned(in[i / 128 * 128 + 127 - i % 128]));
+    emu::Buffer<int> from(in), to(in.size());
+    EXPECT_CU(emu::launch(module.get("pipeline4"), 1, 128, 0, from.p, to.p, 5));
+    EXPECT_EQ(expected, to.get());
+}
+
 TEST_F(Async, AnMbarrierTellsThatCopiesAreComplete)
 {
     std::vector<int> in = numbers(128), expected = mirrored(in, 127);

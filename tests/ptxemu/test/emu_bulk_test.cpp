@@ -99,6 +99,13 @@ TEST_F(Bulk, TheSourceIsNotReusedBeforeTheGroupWasWaitedFor)
     twins("bulk_source_reused", {"shared-memory race", "writes 4 bytes", "may still read", "bulk group"});
 }
 
+TEST_F(Bulk, StoresBeforeABulkStoreNeedAFenceOfProxies)
+{
+    NEEDS_HOPPER;
+    twins("bulk_store_unfenced",
+          {"shared-memory race", "issues a bulk copy that reads 512 bytes", "no fence.proxy.async between"});
+}
+
 TEST_F(Bulk, ReductionsDoWhatRedDoes)
 {
     NEEDS_HOPPER;

@@ -369,6 +369,7 @@ TEST_F(Race, TheNextBulkCopyNeedsItsOwnWait)
 TEST_F(Race, TheSourceOfABulkStoreIsBusyUntilTheGroupWasWaitedFor)
 {
     write(0, 0, 16);
+    shadow.proxy_fence(0);
     uint32_t copy = 0;
     EXPECT_NO_RACE(copy = shadow.engine_read(at(0, 2), 0, 16));
     EXPECT_NO_RACE(read(0, 0, 16));
@@ -377,6 +378,24 @@ TEST_F(Race, TheSourceOfABulkStoreIsBusyUntilTheGroupWasWaitedFor)
     EXPECT_NO_RACE(write(0, 0, 16));
     write(33, 32, 16);
     EXPECT_RACE(shadow.engine_read(at(0, 2), 32, 16));
+}
+
+TEST_F(Race, ABulkStoreNeedsAFenceOfProxiesAfterTheWrites)
+{
+    write(33, 0, 16);
+    barrier();
+    EXPECT_RACE(shadow.engine_read(at(0, 2), 0, 16));
+    shadow.proxy_fence(1);
+    EXPECT_RACE(shadow.engine_read(at(0, 2), 0, 16)); /* warp 0 does not know of the fence */
+    barrier();
+    EXPECT_NO_RACE(shadow.engine_read(at(0, 2), 0, 16));
+    write(33, 32, 16);
+    barrier();
+    shadow.proxy_fence(0); /* by the thread that issues the copy */
+    EXPECT_NO_RACE(shadow.engine_read(at(0, 2), 32, 16));
+    write(33, 64, 16); /* after the fences */
+    barrier();
+    EXPECT_RACE(shadow.engine_read(at(0, 2), 64, 16));
 }
 
 TEST_F(Race, AnotherBlocksArrivalMayKnowEverything)
