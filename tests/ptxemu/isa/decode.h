@@ -51,9 +51,9 @@ class Decode
     Opnd pred_in(const ptx::Operand &o, Opnd::Use use = Opnd::read);
     Opnd pred_out(const ptx::Operand &o);
     bool is_predicate(const ptx::Operand &o) const; /* a predicate register: where an operand may be of several kinds */
-    Opnd constant(uint64_t bits, Type t); /* a constant row (not appended by itself: see add) */
-    Opnd temporary(Type t);               /* a fresh row */
-    void add(Opnd o);                     /* appends by hand; in/out/pred_* have done so already */
+    Opnd constant(uint64_t bits, Type t);           /* a constant row (not appended by itself: see add) */
+    Opnd temporary(Type t);                         /* a fresh row */
+    void add(Opnd o);                               /* appends by hand; in/out/pred_* have done so already */
     /* [base + offset]: appends the base as a u64 (or u32: zero-extended at access) register or constant; the offset goes to
      * Inst::imm.  Sets Inst::space: `ld.param` of a device function and .param variables become local, relative to the frame: then flag
      * *frame is set and the handler adds Warp::frame_base.  `space` is what the modifiers said (generic if they said nothing).

@@ -39,9 +39,18 @@ const char USAGE[] =
 
 #define FUNCTIONS(X)                                                                                                   \
     X(cuInit)                                                                                                          \
-    X(cuDeviceGet) X(cuDevicePrimaryCtxRetain) X(cuCtxSetCurrent) X(cuCtxSynchronize) X(cuModuleLoadDataEx)            \
-        X(cuModuleGetFunction) X(cuMemAlloc) X(cuMemcpyHtoD) X(cuMemcpyDtoH) X(cuFuncSetAttribute) X(cuLaunchKernel)   \
-            X(cuGetErrorName)
+    X(cuDeviceGet)                                                                                                     \
+    X(cuDevicePrimaryCtxRetain)                                                                                        \
+    X(cuCtxSetCurrent)                                                                                                 \
+    X(cuCtxSynchronize)                                                                                                \
+    X(cuModuleLoadDataEx)                                                                                              \
+    X(cuModuleGetFunction)                                                                                             \
+    X(cuMemAlloc)                                                                                                      \
+    X(cuMemcpyHtoD)                                                                                                    \
+    X(cuMemcpyDtoH)                                                                                                    \
+    X(cuFuncSetAttribute)                                                                                              \
+    X(cuLaunchKernel)                                                                                                  \
+    X(cuGetErrorName)
 #define STR2(x) #x
 #define STR(x)  STR2(x)
 
