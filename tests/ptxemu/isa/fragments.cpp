@@ -11,7 +11,8 @@ float tf32_value(uint32_t r)
     return bits_as<float>(r & 0xffffe000u);
 }
 
-/* No infinity; 0x7f and 0xff are NaN.  Moved to where f32 has exponent and mantissa the bits mean a number too small by 2^(127 - 7). */
+/* No infinity; 0x7f and 0xff are NaN.  Moved to where f32 has exponent and mantissa the bits mean a number too small by
+ * 2^(127 - 7). */
 float e4m3_value(uint8_t x)
 {
     uint32_t magnitude = uint32_t(x & 0x7f) << 20;
@@ -145,8 +146,9 @@ Unpack<double> unpack_float(Type t)
 namespace
 {
 
-/* Visits the tiles of an accumulator matrix in the order of its registers: f(matrix of the tile's corner).  One tile is two registers of 4
- * or 8-byte elements, or one of packed f16; wgmma's m64nN is n/8 pairs of tiles, mma's m16n8 one pair. */
+/* Visits the tiles of an accumulator matrix in the order of its registers: f(matrix of the tile's corner).  One tile is
+ * two registers of 4 or 8-byte elements, or one of packed f16; wgmma's m64nN is n/8 pairs of tiles, mma's m16n8 one
+ * pair. */
 template <class T, class F>
 void each_tile(T *matrix, unsigned m, unsigned n, F f)
 {

@@ -1,14 +1,15 @@
 /* Matrices spread over the registers of a warp.
  *
- * One idea underlies the fragments of mma, wgmma (A and D) and ldmatrix.  A matrix is cut into tiles of 8 rows by 16 bytes (32 bytes of
- * f64); a tile is one register of a warp, and lane 4g+t holds bytes 4t...4t+3 of its row g.  As the emulator keeps the 32 lanes of a
- * register side by side, a register's row in memory IS the tile, row-major without gaps: nothing has to be gathered lane by lane.
+ * One idea underlies the fragments of mma, wgmma (A and D) and ldmatrix.  A matrix is cut into tiles of 8 rows by 16
+ * bytes (32 bytes of f64); a tile is one register of a warp, and lane 4g+t holds bytes 4t...4t+3 of its row g.  As the
+ * emulator keeps the 32 lanes of a register side by side, a register's row in memory IS the tile, row-major without
+ * gaps: nothing has to be gathered lane by lane.
  *
- *   A (m x k, "row"): tiles go down the rows first, then along k: m16n8k32.s8 has a0 (rows 0-7, k 0-15), a1 (rows 8-15, k 0-15), a2
- *      (rows 0-7, k 16-31), a3.  m8 shapes have one tile for each 16 bytes of k.
+ *   A (m x k, "row"): tiles go down the rows first, then along k: m16n8k32.s8 has a0 (rows 0-7, k 0-15), a1 (rows 8-15,
+ *      k 0-15), a2 (rows 0-7, k 16-31), a3.  m8 shapes have one tile for each 16 bytes of k.
  *   B (k x n, "col"): rows of a tile are columns of B: b0 holds k 0-15 of columns 0-7, b1 k 16-31.
- *   C, D (m x n): 4-byte elements 2t, 2t+1 of row g lie in two registers: c0, c1 for rows 0-7, c2, c3 for rows 8-15.  Packed pairs of
- *      f16 make tiles of 8 columns: c0 for rows 0-7, c1 for rows 8-15. */
+ *   C, D (m x n): 4-byte elements 2t, 2t+1 of row g lie in two registers: c0, c1 for rows 0-7, c2, c3 for rows 8-15.
+ *      Packed pairs of f16 make tiles of 8 columns: c0 for rows 0-7, c1 for rows 8-15. */
 #ifndef PTXEMU_ISA_FRAGMENTS_H
 #define PTXEMU_ISA_FRAGMENTS_H
 
@@ -29,13 +30,14 @@ constexpr unsigned TILE_ROWS = 8;
 template <class T>
 using Unpack = void (*)(const uint8_t *tile, T *out, unsigned stride);
 
-/* The functions for an element type; nullptr for types that are none.  Floats become f64, in which the product of two elements is exact.
- * Integers become f32, in which all sums of an instruction's products are exact: 32 products of bytes stay below 2^24, and f32
- * is what the host multiplies fastest. */
+/* The functions for an element type; nullptr for types that are none.  Floats become f64, in which the product of two
+ * elements is exact. Integers become f32, in which all sums of an instruction's products are exact: 32 products of
+ * bytes stay below 2^24, and f32 is what the host multiplies fastest. */
 Unpack<float> unpack_integer(Type t);
 Unpack<double> unpack_float(Type t);
 
-/* acc[i][j] += sum of a[i][k] * b[k][j] over ascending k.  n is a multiple of 8; all matrices are row-major without gaps. */
+/* acc[i][j] += sum of a[i][k] * b[k][j] over ascending k.  n is a multiple of 8; all matrices are row-major without
+ * gaps. */
 template <class T>
 void multiply(const T *a, const T *b, T *acc, unsigned m, unsigned n, unsigned depth)
 {
@@ -83,7 +85,8 @@ void store_f64(Warp &w, const Opnd *regs, const double *matrix, unsigned m, unsi
 /* Appends an operand that is a vector of n registers, or a single register where n is 1. */
 void fragment(Decode &d, size_t operand, unsigned n, Type t, Opnd::Use use);
 
-/* Matrix instructions are executed by whole warps.  On hardware, lanes that have exited or never existed make the result undefined. */
+/* Matrix instructions are executed by whole warps.  On hardware, lanes that have exited or never existed make the
+ * result undefined. */
 void need_whole_warp(const Warp &w);
 
 /* Builders of the matrix family that have files of their own. */

@@ -1,7 +1,8 @@
 /* ldmatrix, stmatrix, movmatrix: 8 x 8 matrices of 16-bit elements between shared memory and fragments.
  *
- * A matrix is eight rows of 16 bytes; lanes 8j ... 8j+7 give the addresses of the rows of matrix j.  Its fragment is one register, a tile
- * as in isa/fragments.h: lane 4g+t holds elements 2t, 2t+1 of row g.  .trans exchanges rows and columns on the way. */
+ * A matrix is eight rows of 16 bytes; lanes 8j ... 8j+7 give the addresses of the rows of matrix j.  Its fragment is
+ * one register, a tile as in isa/fragments.h: lane 4g+t holds elements 2t, 2t+1 of row g.  .trans exchanges rows and
+ * columns on the way. */
 #include "isa/fragments.h"
 #include "memory/access.h"
 #include "profile/counters.h"

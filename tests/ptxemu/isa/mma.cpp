@@ -1,13 +1,13 @@
 /* mma.sync: D = A * B + C on the registers of one warp.
  *
- * The variants are a table: shape, operand types, the compute capability that brought them.  How fragments lie in registers follows from
- * the shape and the element width alone (isa/fragments.h).
+ * The variants are a table: shape, operand types, the compute capability that brought them.  How fragments lie in
+ * registers follows from the shape and the element width alone (isa/fragments.h).
  *
- * Integer results are exact: modulo 2^32, or clamped with .satfinite.  Floating-point results are the sum of C and the k products
- * in ascending order of k, formed in f64 (where products of f16, bf16, tf32 and fp8 elements are exact) and rounded once to the type of
- * D, to nearest even.  Tensor cores align the products and C to the largest of them, cut off what falls below some bits,
- * and may do so in steps of a few k; their last bits differ, and from one architecture to the next.  f64 is a chain of fused
- * multiply-adds. */
+ * Integer results are exact: modulo 2^32, or clamped with .satfinite.  Floating-point results are the sum of C and the
+ * k products in ascending order of k, formed in f64 (where products of f16, bf16, tf32 and fp8 elements are exact) and
+ * rounded once to the type of D, to nearest even.  Tensor cores align the products and C to the largest of them, cut
+ * off what falls below some bits, and may do so in steps of a few k; their last bits differ, and from one architecture
+ * to the next.  f64 is a chain of fused multiply-adds. */
 #include <algorithm>
 #include <array>
 #include <cmath>

@@ -1,7 +1,8 @@
 /* Instructions by which the lanes of a warp exchange values: shfl, vote, match, redux, activemask, elect.
  *
- * The machine has brought the lanes together: a handler is called once for each mask, with the lanes that the mask names and that
- * have not exited.  The tiles of a warp, which name 0xffff and 0xffff0000, say, execute one after the other. */
+ * The machine has brought the lanes together: a handler is called once for each mask, with the lanes that the mask
+ * names and that have not exited.  The tiles of a warp, which name 0xffff and 0xffff0000, say, execute one after the
+ * other. */
 #include <algorithm>
 
 #include "isa/decode.h"
@@ -46,8 +47,8 @@ bool is_pair(const ptx::Operand &o)
 /* ---- shfl ---- */
 enum class Shuffle { up, down, bfly, idx };
 
-/* The formulas of the PTX ISA.  c holds the clamp in bits 0-4 and, in bits 8-12, the bits of the lane number that tell segments.
- * *in_range becomes false where the lane keeps its own value. */
+/* The formulas of the PTX ISA.  c holds the clamp in bits 0-4 and, in bits 8-12, the bits of the lane number that tell
+ * segments. *in_range becomes false where the lane keeps its own value. */
 template <Shuffle MODE>
 int shuffle_source(int lane, uint32_t b, uint32_t c, bool *in_range)
 {
@@ -62,8 +63,8 @@ int shuffle_source(int lane, uint32_t b, uint32_t c, bool *in_range)
 
 constexpr uint32_t HAS_PRED = 1;
 
-/* op: d, a, b, c, mask, and the predicate if flag HAS_PRED is set.  What a lane reads from one that does not take part is undefined on
- * hardware; without checks it is what that lane's register holds. */
+/* op: d, a, b, c, mask, and the predicate if flag HAS_PRED is set.  What a lane reads from one that does not take part
+ * is undefined on hardware; without checks it is what that lane's register holds. */
 template <Shuffle MODE>
 Step shfl(Warp &w, const Inst &i)
 {
@@ -173,7 +174,8 @@ Step match_any(Warp &w, const Inst &i)
     return Step::next;
 }
 
-/* op: d, a, mask, and the predicate if flag HAS_PRED is set.  d is the lanes that take part if all values are equal, else 0. */
+/* op: d, a, mask, and the predicate if flag HAS_PRED is set.  d is the lanes that take part if all values are equal,
+ * else 0. */
 template <class T>
 Step match_all(Warp &w, const Inst &i)
 {

@@ -1,11 +1,13 @@
 /* wgmma (sm_90a): matrix products of a warpgroup, 64 rows by N columns, asynchronous.
  *
- * Each of the four warps executes the instruction for the 16 rows of D that are its own, at once when it is issued; a warp's part of A
- * and D lies in its registers as in mma.m16n8 (isa/fragments.h).  What the hardware leaves open until wgmma.wait_group is still
- * checked: until then the accumulators count as never-written registers for every other instruction.
+ * Each of the four warps executes the instruction for the 16 rows of D that are its own, at once when it is issued; a
+ * warp's part of A and D lies in its registers as in mma.m16n8 (isa/fragments.h).  What the hardware leaves open until
+ * wgmma.wait_group is still checked: until then the accumulators count as never-written registers for every other
+ * instruction.  Not checked is whether A, B or the registers of A are overwritten in the meantime: they have been read
+ * by then.
  *
- * One instruction covers 32 bytes of K.  A matrix in shared memory is found through a 64-bit descriptor; see Matrix.  Numbers are
- * treated as by mma. */
+ * One instruction covers 32 bytes of K.  A matrix in shared memory is found through a 64-bit descriptor; see Matrix.
+ * Numbers are treated as by mma. */
 #include <algorithm>
 #include <cstdio>
 
@@ -62,8 +64,8 @@ bool checks(const Warp &w)
 
 /* ---- matrices in shared memory ---- */
 
-/* A descriptor: bits 0-13 start address, 16-29 leading byte offset, 32-45 stride byte offset (all in units of 16 bytes), 49-51 base
- * offset, 62-63 swizzle (0 none, 1 128 bytes, 2 64 bytes, 3 32 bytes).
+/* A descriptor: bits 0-13 start address, 16-29 leading byte offset, 32-45 stride byte offset (all in units of 16
+ * bytes), 49-51 base offset, 62-63 swizzle (0 none, 1 128 bytes, 2 64 bytes, 3 32 bytes).
  *
  * K-major, row r (of M or N), 16-byte chunk c of K:
  *     no swizzle: start + r%8 * 16 + r/8 * stride + c * leading
@@ -71,7 +73,8 @@ bool checks(const Warp &w)
  * MN-major, chunk m of 8 elements along M or N, element k of K:
  *     no swizzle: start + m * stride + k%8 * 16 + k/8 * leading
  *     span S:     start + m % (S/16) * 16 + m / (S/16) * leading + k%8 * S + k/8 * stride
- * The swizzle then works on the address, whose pattern begins `base offset` lines of 128 bytes behind a multiple of its size. */
+ * The swizzle then works on the address, whose pattern begins `base offset` lines of 128 bytes behind a multiple of its
+ * size. */
 class Matrix
 {
   public:
@@ -115,8 +118,8 @@ uint64_t uniform(const Warp &w, const Opnd &o)
     return d[0];
 }
 
-/* Copies `n` chunks to out[chunk], from the shared addresses that address(chunk) names.  Each batch of 32 chunks goes through the
- * memory checks as if every lane read one. */
+/* Copies `n` chunks to out[chunk], from the shared addresses that address(chunk) names.  Each batch of 32 chunks goes
+ * through the memory checks as if every lane read one. */
 template <class F>
 void read_chunks(Warp &w, unsigned n, uint8_t *out, F address)
 {
@@ -545,6 +548,11 @@ const Opcode opcodes[] = {
     {"wgmma.wait_group", build_wait_group},
 };
 } // namespace
+
+bool Warp::wgmma_pending(uint32_t slot) const
+{
+    return wgmma && static_cast<const Pending *>(wgmma.get())->has(frame, slot);
+}
 
 extern const Family wgmma_family = {opcodes, sizeof opcodes / sizeof *opcodes};
 

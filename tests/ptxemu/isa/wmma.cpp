@@ -1,9 +1,10 @@
 /* wmma.load, wmma.mma, wmma.store: what nvcc makes of <mma.h>.
  *
- * The PTX ISA leaves open which thread holds which element of a wmma fragment.  Here lane l holds the P elements l*P ... l*P + P - 1 of
- * the matrix, A row by row, B column by column, C and D row by row.  So the lanes' registers, one lane after the other, are the
- * matrix.  A fragment of f16 has registers for more than P elements, as on hardware: they hold the elements once more.
- * Programs that rely on the layout of a GPU (none is promised to) see a difference.  Numbers are treated as by mma. */
+ * The PTX ISA leaves open which thread holds which element of a wmma fragment.  Here lane l holds the P elements l*P
+ * ... l*P + P - 1 of the matrix, A row by row, B column by column, C and D row by row.  So the lanes' registers, one
+ * lane after the other, are the matrix.  A fragment of f16 has registers for more than P elements, as on hardware: they
+ * hold the elements once more. Programs that rely on the layout of a GPU (none is promised to) see a difference.
+ * Numbers are treated as by mma. */
 #include <algorithm>
 #include <cmath>
 

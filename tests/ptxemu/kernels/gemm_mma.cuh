@@ -1,8 +1,9 @@
 /* One tensor-core GEMM for s8 and f16: C = A * B^T, A [m][k], B [n][k], both with K contiguous; C [m][n].
  *
- * A block computes 64 x 64 of C with four warps, 32 x 32 each.  K goes by in steps of 64 bytes through three buffers that cp.async fills.  Rows of a
- * buffer have 64 bytes; their 16-byte chunks are swizzled so that neither the copies nor ldmatrix meet a bank conflict.
- * What lies outside of the matrices is zero.  Rows have to begin at multiples of 16 bytes. */
+ * A block computes 64 x 64 of C with four warps, 32 x 32 each.  K goes by in steps of 64 bytes through three buffers
+ * that cp.async fills.  Rows of a buffer have 64 bytes; their 16-byte chunks are swizzled so that neither the copies
+ * nor ldmatrix meet a bank conflict. What lies outside of the matrices is zero.  Rows have to begin at multiples of 16
+ * bytes. */
 #ifndef PTXEMU_KERNELS_GEMM_MMA_CUH
 #define PTXEMU_KERNELS_GEMM_MMA_CUH
 

@@ -1,6 +1,7 @@
 // sm: 90a
-/* C = A * B^T of s8 on Hopper: one producer thread fills four buffers by TMA (128-byte swizzle), a warpgroup multiplies 64 x 64 with
- * wgmma and keeps one group in flight.  The tensor maps fill what lies outside of the matrices with zeros. */
+/* C = A * B^T of s8 on Hopper: one producer thread fills four buffers by TMA (128-byte swizzle), a warpgroup
+ * multiplies 64 x 64 with wgmma and keeps one group in flight.  The tensor maps fill what lies outside of the matrices
+ * with zeros. */
 #include <cuda.h>
 
 #include "ptx_helpers.cuh"

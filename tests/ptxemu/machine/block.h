@@ -61,7 +61,8 @@ struct Block {
     std::vector<uint8_t> shared_written;
     std::unique_ptr<RaceShadow> race; /* checks on */
     Barrier barriers[16];
-    std::map<uint64_t, uint64_t> bulk_bytes; /* that bulk copies brought and nobody has waited for, by phase of an mbarrier */
+    std::map<uint64_t, uint64_t>
+        bulk_bytes; /* that bulk copies brought and nobody has waited for, by phase of an mbarrier */
     uint32_t live_threads = 0;
     Counters counters;
     RecentAllocations recent;

@@ -362,8 +362,9 @@ namespace
 {
 [[noreturn]] void undefined_use(const Warp &w, const Inst &i, const char *role, bool pred, uint32_t slot, Lanes lanes)
 {
-    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u",
-          role, register_name(*w.frame->fn, i, pred, slot).c_str(), lane_list(lanes).c_str(), w.index);
+    const char *why = !pred && w.wgmma_pending(slot) ? ": a wgmma that has not been waited for is writing it" : "";
+    fault(FaultKind::uninitialized_register, __builtin_ctz(lanes), "%s%s was never written in lanes %s of warp %u%s",
+          role, register_name(*w.frame->fn, i, pred, slot).c_str(), lane_list(lanes).c_str(), w.index, why);
 }
 
 /* Reads are checked before the results are marked: the destination may be a source as well. */

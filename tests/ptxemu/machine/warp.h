@@ -89,6 +89,8 @@ struct Warp {
         (o.kind == Opnd::pred ? pred_defined : defined)[o.slot] &= ~lanes;
     }
     uint64_t frame_base() const; /* local address of the present frame */
+    bool
+    wgmma_pending(uint32_t slot) const; /* whether a wgmma that was not waited for writes this row: isa/wgmma.cpp */
 
     /* ---- control flow: for control.cpp and barrier.cpp ---- */
     void branch(Lanes taken,

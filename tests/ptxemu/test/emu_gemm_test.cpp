@@ -8,7 +8,8 @@ namespace
 
 constexpr unsigned ROW_ALIGN = 16;
 
-/* Rows of `k` elements of which each begins at a multiple of 16 bytes; what is between them is a value that must not count. */
+/* Rows of `k` elements of which each begins at a multiple of 16 bytes; what is between them is a value that must not
+ * count. */
 template <class T>
 struct Matrix {
     int rows, k, pitch; /* elements */

@@ -7,12 +7,12 @@
 namespace
 {
 
-constexpr unsigned WARP = 32, ROWS = 32, ROW_BYTES = 16;
+constexpr unsigned WARP = 32, ROW_BYTES = 16;
 constexpr unsigned SHARED_BYTES = 2048;
 using Words = std::vector<uint32_t>;
 
-/* One warp.  Every lane copies words l, l + 32, ... of p_in to shared memory `s`, loads its address from p_address to %a, loads %r0-3 from p_reg,
- * executes the statement, and stores %r0-3 to p_out and the shared memory to p_shared. */
+/* One warp.  Every lane copies words l, l + 32, ... of p_in to shared memory `s`, loads its address from p_address to
+ * %a, loads %r0-3 from p_reg, executes the statement, and stores %r0-3 to p_out and the shared memory to p_shared. */
 std::string kernel(const std::string &statement, const std::string &target, unsigned written = SHARED_BYTES)
 {
     std::string s = ".version 8.0\n.target " + target +

@@ -1,7 +1,8 @@
 /* mma.sync: every shape and type against a plain matrix product.
  *
- * The host spreads plain matrices over the registers as the tables of the PTX ISA say: which element of A, B, C thread `lane` holds in
- * which place.  Small integers make floating-point sums exact, so that hardware and emulator have to agree to the bit. */
+ * The host spreads plain matrices over the registers as the tables of the PTX ISA say: which element of A, B, C thread
+ * `lane` holds in which place.  Small integers make floating-point sums exact, so that hardware and emulator have to
+ * agree to the bit. */
 #include "test/matrices.h"
 
 #include <algorithm>
@@ -326,6 +327,21 @@ TEST(MmaErrors, UnknownVariantsNameTheInstruction)
         if (emu::Driver::get().emulated()) {
             EXPECT_NE(std::string::npos, m.log.find("mma.sync")) << m.log;
         }
+    }
+}
+
+TEST(MmaErrors, SparseAndVoltaFormsAreErrorsAtLoad)
+{
+    emu::Device device;
+    if (!emu::Driver::get().emulated())
+        GTEST_SKIP() << "a GPU executes them";
+    const std::string ptx = kernel(F16_F32);
+    for (const char *other : {"mma.sp.sync.aligned.m16n8k16", "mma.sp::ordered_metadata.sync.aligned.m16n8k16",
+                              "mma.sync.aligned.m8n8k4"}) {
+        std::string text = ptx, name = "mma.sync.aligned.m16n8k16";
+        emu::Module m(text.replace(text.find(name), name.size(), other), false);
+        EXPECT_EQ(CUDA_ERROR_INVALID_PTX, m.result) << other;
+        EXPECT_NE(std::string::npos, m.log.find(other)) << m.log;
     }
 }
 

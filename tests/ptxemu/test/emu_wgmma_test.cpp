@@ -1,4 +1,5 @@
-/* wgmma: every type against a plain matrix product, with A from registers or shared memory, in every layout that a descriptor can name.
+/* wgmma: every type against a plain matrix product, with A from registers or shared memory, in every layout that a
+ * descriptor can name.
  *
  * The host lays the matrices out in an image of shared memory, as TMA with the same swizzle would leave them there. */
 #include "test/matrices.h"
@@ -15,8 +16,8 @@ constexpr unsigned M = 64, THREADS = 128, K_BYTES = 32;
 constexpr unsigned SHARED_BYTES = 49152, B_AT = 16384; /* A lies at 0 */
 using Bytes = std::vector<uint8_t>;
 
-/* Span: bytes of K (of M or N, if mn_major) side by side, 128, 64, 32; 16 stands for no swizzle.  offset: the instruction's 32 bytes of K
- * begin so far into the span. */
+/* Span: bytes of K (of M or N, if mn_major) side by side, 128, 64, 32; 16 stands for no swizzle.  offset: the
+ * instruction's 32 bytes of K begin so far into the span. */
 struct Layout {
     unsigned span;
     bool mn_major;
@@ -50,8 +51,8 @@ std::ostream &operator<<(std::ostream &s, const Case &c)
 
 /* ---- the image of shared memory ---- */
 
-/* 16-byte pieces of a line of `span` bytes change places, by the number of the 128 bytes they lie in: 8 lines of 128 bytes, 4 of 64 in two,
- * 2 of 32 in four. */
+/* 16-byte pieces of a line of `span` bytes change places, by the number of the 128 bytes they lie in: 8 lines of 128
+ * bytes, 4 of 64 in two, 2 of 32 in four. */
 unsigned swizzled_piece(unsigned span, unsigned line, unsigned piece)
 {
     switch (span) {
@@ -126,8 +127,8 @@ uint64_t descriptor(const Layout &l, unsigned rows, unsigned at)
 
 /* ---- the kernel ---- */
 
-/* Shared memory is filled from p_image; %da, %db are the descriptors, %a0-3 and %d0... registers; `body` lies between loading and storing
- * D. */
+/* Shared memory is filled from p_image; %da, %db are the descriptors, %a0-3 and %d0... registers; `body` lies between
+ * loading and storing D. */
 std::string kernel(const Registers &d, const std::string &body, const std::string &target = "sm_90a")
 {
     auto text = [](size_t n) { return std::to_string(n); };
@@ -398,8 +399,8 @@ TEST_F(WgmmaOrder, AccumulatorsChainWithoutWaiting)
 TEST_F(WgmmaOrder, ReadingAccumulatorsBeforeTheirWaitIsAFault)
 {
     const std::string read = "add.s32 %x, %d3, 1;\n", two = std::string(FENCE) + mma_async(S8) + COMMIT;
-    expect_fault("never-written register", FENCE + mma_async(S8) + read + COMMIT + WAIT);
-    expect_fault("never-written register", two + read + WAIT);
+    expect_fault("that has not been waited for", FENCE + mma_async(S8) + read + COMMIT + WAIT);
+    expect_fault("that has not been waited for", two + read + WAIT);
     expect_fault("never-written register",
                  two + mma_async(S8) + COMMIT + "wgmma.wait_group.sync.aligned 1;\n" + read + WAIT);
     EXPECT_EQ(CUDA_SUCCESS, run(two + WAIT + read)) << emu::report();

@@ -1,4 +1,5 @@
-/* <mma.h>: one tile of every type, shape and layout, compiled by nvcc (kernels/wmma.cu), against a plain matrix product. */
+/* <mma.h>: one tile of every type, shape and layout, compiled by nvcc (kernels/wmma.cu), against a plain matrix
+ * product. */
 #include "test/matrices.h"
 
 #include <random>

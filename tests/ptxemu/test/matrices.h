@@ -1,4 +1,5 @@
-/* For the tests of matrix instructions: elements as bits, and where the PTX ISA's tables put them in the registers of a warp. */
+/* For the tests of matrix instructions: elements as bits, and where the PTX ISA's tables put them in the registers of a
+ * warp. */
 #ifndef PTXEMU_TEST_MATRICES_H
 #define PTXEMU_TEST_MATRICES_H
 
