@@ -1,5 +1,7 @@
 #include "driver/state.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
@@ -13,8 +15,13 @@ namespace ptxemu::driver
 {
 namespace
 {
+/* The process that the work belongs to: a child of fork() has a copy of it, and nothing to write about it. */
+const pid_t owner = getpid();
+
 void at_exit()
 {
+    if (getpid() != owner)
+        return;
     State &s = State::get();
     std::lock_guard<std::mutex> guard(s.mutex);
     const std::string &profile = s.settings.profile;
