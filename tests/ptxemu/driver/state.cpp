@@ -83,6 +83,16 @@ CUresult State::initialise()
 
 void State::reset()
 {
+    /* Work knows its context, and a context its own streams' work: neither would go by itself. */
+    auto drop_work = [](Context &c) {
+        c.legacy->last.reset();
+        c.legacy->waits.clear();
+        c.per_thread.clear();
+        c.orphans.clear();
+    };
+    contexts.each(drop_work);
+    for (const std::shared_ptr<Context> &c : retired)
+        drop_work(*c);
     graph_execs.clear();
     nodes.clear();
     graphs.clear();
