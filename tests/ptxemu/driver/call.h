@@ -11,6 +11,7 @@
 #define PTXEMU_DRIVER_CALL_H
 
 #include <mutex>
+#include <new>
 
 #include "driver/state.h"
 
@@ -55,8 +56,12 @@ CUresult call(const char *function, unsigned needs, Body &&body)
 {
     Call c(State::get());
     CUresult r = c.begin(function, needs);
-    if (r == CUDA_SUCCESS)
-        r = body(c);
+    try {
+        if (r == CUDA_SUCCESS)
+            r = body(c);
+    } catch (const std::bad_alloc &) {
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    }
     return c.end(function, r);
 }
 

@@ -89,7 +89,7 @@ CUresult ptx_of_fatbin(const void *image, unsigned sm, std::string *ptx, std::st
 {
     const uint8_t *at;
     Header h = header_of(image, &at);
-    if (h.magic != FATBIN_MAGIC || h.header_bytes < sizeof h) {
+    if (h.magic != FATBIN_MAGIC || h.header_bytes != sizeof h) {
         *why = "the fatbin's header is damaged";
         return CUDA_ERROR_INVALID_IMAGE;
     }

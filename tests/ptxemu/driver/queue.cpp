@@ -53,10 +53,10 @@ std::vector<std::shared_ptr<Op>> unfinished(const std::shared_ptr<Op> &last)
     return all;
 }
 
-void report(State &s, Context &context, const Fault &f)
+void report(State &s, Context &context, CUresult sticky, const std::string &text)
 {
-    context.sticky = CUresult(fault_result(f.kind));
-    s.report = report_text(f);
+    context.sticky = sticky;
+    s.report = text;
     fprintf(stderr, "%s\n", s.report.c_str());
     if (s.settings.report.empty())
         return;
@@ -143,18 +143,25 @@ void run(Call &c, Op &op)
     op.state = Op::running;
     CUresult sticky = op.context->sticky;
     c.lock.unlock();
-    std::unique_ptr<Fault> fault;
+    CUresult result = CUDA_SUCCESS;
+    std::string text;
     if (CallbackWork *callback = std::get_if<CallbackWork>(&op.work))
         callback->fn(callback->stream, sticky, callback->data);
     else if (sticky == CUDA_SUCCESS)
         try {
             execute(*op.context, op.work);
         } catch (const Fault &f) {
-            fault = std::make_unique<Fault>(f);
+            result = CUresult(fault_result(f.kind));
+            text = report_text(f);
+        } catch (const std::bad_alloc &) {
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+            text =
+                "ptxemu: the host has no memory left for what this work needs; a kernel's blocks take their local and "
+                "shared memory, and shadows of both";
         }
     c.lock.lock();
-    if (fault)
-        report(c.s, *op.context, *fault);
+    if (result != CUDA_SUCCESS)
+        report(c.s, *op.context, result, text);
     finish(c, op);
 }
 } // namespace

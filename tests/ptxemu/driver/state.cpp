@@ -1,5 +1,7 @@
 #include "driver/state.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
@@ -13,8 +15,13 @@ namespace ptxemu::driver
 {
 namespace
 {
+/* The process that the work belongs to: a child of fork() has a copy of it, and nothing to write about it. */
+const pid_t owner = getpid();
+
 void at_exit()
 {
+    if (getpid() != owner)
+        return;
     State &s = State::get();
     std::lock_guard<std::mutex> guard(s.mutex);
     const std::string &profile = s.settings.profile;
@@ -76,6 +83,16 @@ CUresult State::initialise()
 
 void State::reset()
 {
+    /* Work knows its context, and a context its own streams' work: neither would go by itself. */
+    auto drop_work = [](Context &c) {
+        c.legacy->last.reset();
+        c.legacy->waits.clear();
+        c.per_thread.clear();
+        c.orphans.clear();
+    };
+    contexts.each(drop_work);
+    for (const std::shared_ptr<Context> &c : retired)
+        drop_work(*c);
     graph_execs.clear();
     nodes.clear();
     graphs.clear();

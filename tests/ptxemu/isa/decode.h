@@ -120,40 +120,23 @@ struct Family {
 };
 
 /* One line a family.  Defined in isa/families.cpp as a table over these. */
-extern const Family move_family
-    __attribute__((weak)); /* mov, selp, special registers                       isa/move.cpp     */
-extern const Family integer_family
-    __attribute__((weak)); /* add ... sad, min, max, dp4a, carry chains          isa/integer.cpp  */
-extern const Family logic_family
-    __attribute__((weak)); /* and ... lop3, shifts, prmt, bit fields             isa/logic.cpp    */
-extern const Family compare_family
-    __attribute__((weak)); /* setp, set, slct                                    isa/compare.cpp  */
-extern const Family float_family
-    __attribute__((weak)); /* f32 and f64 arithmetic, testp, copysign            isa/float.cpp    */
-extern const Family half_family
-    __attribute__((weak)); /* f16, bf16 and their x2 forms                       isa/half.cpp     */
-extern const Family approx_family
-    __attribute__((weak)); /* rcp sqrt rsqrt ex2 lg2 sin cos tanh                isa/approx.cpp   */
-extern const Family convert_family
-    __attribute__((weak)); /* cvt, cvt.pack                                      isa/convert.cpp  */
-extern const Family control_family
-    __attribute__((weak)); /* bra brx call ret exit trap ...                     isa/control.cpp  */
-extern const Family barrier_family
-    __attribute__((weak)); /* bar barrier bar.warp nanosleep ...                 isa/barrier.cpp  */
-extern const Family memory_family
-    __attribute__((weak)); /* ld st ldu prefetch cvta isspacep fence membar ...  isa/memory.cpp   */
-extern const Family atomic_family
-    __attribute__((weak)); /* atom red                                           isa/atomic.cpp   */
-extern const Family async_family
-    __attribute__((weak)); /* cp.async, mbarrier                                 isa/async.cpp    */
-extern const Family bulk_family
-    __attribute__((weak)); /* cp.async.bulk, TMA, mapa, fence.proxy, ...         isa/bulk.cpp     */
-extern const Family warp_family
-    __attribute__((weak)); /* shfl vote match redux activemask elect             isa/warp_ops.cpp */
-extern const Family matrix_family
-    __attribute__((weak)); /* ldmatrix stmatrix movmatrix mma                    isa/mma.cpp      */
-extern const Family wgmma_family
-    __attribute__((weak)); /* wgmma                                              isa/wgmma.cpp    */
+extern const Family move_family;    /* mov, selp, special registers                       isa/move.cpp     */
+extern const Family integer_family; /* add ... sad, min, max, dp4a, carry chains          isa/integer.cpp  */
+extern const Family logic_family;   /* and ... lop3, shifts, prmt, bit fields             isa/logic.cpp    */
+extern const Family compare_family; /* setp, set, slct                                    isa/compare.cpp  */
+extern const Family float_family;   /* f32 and f64 arithmetic, testp, copysign            isa/float.cpp    */
+extern const Family half_family;    /* f16, bf16 and their x2 forms                       isa/half.cpp     */
+extern const Family approx_family;  /* rcp sqrt rsqrt ex2 lg2 sin cos tanh                isa/approx.cpp   */
+extern const Family convert_family; /* cvt, cvt.pack                                      isa/convert.cpp  */
+extern const Family control_family; /* bra brx call ret exit trap ...                     isa/control.cpp  */
+extern const Family barrier_family; /* bar barrier bar.warp nanosleep ...                 isa/barrier.cpp  */
+extern const Family memory_family;  /* ld st ldu prefetch cvta isspacep fence membar ...  isa/memory.cpp   */
+extern const Family atomic_family;  /* atom red                                           isa/atomic.cpp   */
+extern const Family async_family;   /* cp.async, mbarrier                                 isa/async.cpp    */
+extern const Family bulk_family;    /* cp.async.bulk, TMA, mapa, fence.proxy, ...         isa/bulk.cpp     */
+extern const Family warp_family;    /* shfl vote match redux activemask elect             isa/warp_ops.cpp */
+extern const Family matrix_family;  /* ldmatrix stmatrix movmatrix mma                    isa/mma.cpp      */
+extern const Family wgmma_family;   /* wgmma                                              isa/wgmma.cpp    */
 
 /* The opcode's builder; nullptr if nobody knows it.  *consumed: how many leading modifiers the dotted name has used up. */
 Build find_opcode(const ptx::Instr &i, size_t *consumed);

@@ -47,7 +47,7 @@ const std::unordered_map<std::string, Found> &table()
                                      &matrix_family, &wgmma_family};
         std::unordered_map<std::string, Found> m;
         for (const Family *f : all)
-            for (size_t i = 0; f && i < f->n; i++) {
+            for (size_t i = 0; i < f->n; i++) {
                 const char *name = f->opcodes[i].name;
                 size_t dots = 0;
                 for (const char *c = name; *c; c++)

@@ -466,7 +466,8 @@ void Linker::stack(size_t f, std::vector<int> *state, bool *endless)
         deepest = std::max(deepest, ENDLESS_STACK);
         *endless = true;
     }
-    fn.stack_bytes = fn.frame_bytes + deepest;
+    /* No thread gets more than that; a call that goes beyond is a fault. */
+    fn.stack_bytes = uint32_t(std::min<uint64_t>(uint64_t(fn.frame_bytes) + deepest, MOST_FRAME));
     (*state)[f] = 2;
 }
 

@@ -7,7 +7,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 
 #include "check/race.h"
@@ -25,6 +28,8 @@ constexpr uint64_t TURN = 2048, SLICE = 16384, GLANCE = 512;
 constexpr unsigned LONG = 64;
 /* How many patiences a loop has that does not even look at memory. */
 constexpr unsigned ENDLESS = 20;
+/* To start a host thread costs more than a small grid: the others come when the first one has been busy for this long. */
+constexpr std::chrono::microseconds ALONE(100);
 /* What memory holds that nobody has written: wrong programs should not work by luck. */
 constexpr uint8_t PATTERN = 0xcb;
 
@@ -152,15 +157,17 @@ class Runner
         : grid_(g), units_(units), resident_max_(resident), total_(total)
     {
     }
-    void work(); /* a host thread's whole life */
+    void lead(uint64_t threads); /* on the calling thread and, once it is worth it, on others beside it */
     void finish();
 
   private:
     std::unique_ptr<Unit> begin();
     bool may_begin() const { return !failed() && next_ < units_ && resident_ < resident_max_; }
     bool failed() const { return failed_unit_ != UINT64_MAX; }
+    void work(bool leads); /* a host thread's whole life */
+    void call_helpers();
     void end(Unit &u, Counters *sum);
-    void fail(Unit &u, const Fault &f);
+    void fail(uint64_t unit); /* with the exception that is being handled */
     void blame_deadlock(Unit &u);
 
     Grid &grid_;
@@ -170,7 +177,10 @@ class Runner
     std::atomic<uint64_t> failed_unit_{
         UINT64_MAX}; /* the lowest; those behind it stop, those before it may still fail earlier */
     std::mutex lock_;
-    Fault fault_;
+    std::exception_ptr failure_; /* Fault, or std::bad_alloc when the host has no memory left */
+    const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+    uint64_t helpers_wanted_ = 0; /* of the leader, as is the list */
+    std::vector<std::thread> helpers_;
     std::map<uint64_t, std::string> output_; /* of blocks, in their order */
 };
 
@@ -185,7 +195,13 @@ std::unique_ptr<Unit> Runner::begin()
         index = next_++;
         resident_++;
     }
-    return make_unit(grid_, index);
+    try {
+        return make_unit(grid_, index);
+    } catch (const std::bad_alloc &) {
+        resident_--;
+        fail(index);
+        return nullptr;
+    }
 }
 
 void Runner::end(Unit &u, Counters *sum)
@@ -201,13 +217,13 @@ void Runner::end(Unit &u, Counters *sum)
     grid_.progress++;
 }
 
-void Runner::fail(Unit &u, const Fault &f)
+void Runner::fail(uint64_t unit)
 {
     std::lock_guard<std::mutex> hold(lock_);
-    if (u.index >= failed_unit_)
+    if (unit >= failed_unit_)
         return;
-    fault_ = f;
-    failed_unit_ = u.index;
+    failure_ = std::current_exception();
+    failed_unit_ = unit;
     grid_.stop = true;
 }
 
@@ -230,7 +246,27 @@ void Runner::blame_deadlock(Unit &u)
         }
 }
 
-void Runner::work()
+void Runner::call_helpers()
+{
+    if (!helpers_wanted_ || next_ >= units_ || std::chrono::steady_clock::now() - start_ < ALONE)
+        return;
+    try {
+        for (; helpers_wanted_; helpers_wanted_--)
+            helpers_.emplace_back([this] { work(false); });
+    } catch (const std::system_error &) {
+        helpers_wanted_ = 0; /* the host gives no more threads: those that are there do the work */
+    }
+}
+
+void Runner::lead(uint64_t threads)
+{
+    helpers_wanted_ = std::min({threads, units_, resident_max_}) - 1;
+    work(true);
+    for (std::thread &t : helpers_)
+        t.join();
+}
+
+void Runner::work(bool leads)
 {
     std::vector<std::unique_ptr<Unit>> mine;
     Counters sum;
@@ -239,6 +275,8 @@ void Runner::work()
     unsigned slices = 0;
     bool another = true;
     for (;;) {
+        if (leads)
+            call_helpers();
         if (another && may_begin())
             if (auto u = begin()) {
                 mine.push_back(std::move(u));
@@ -273,8 +311,11 @@ void Runner::work()
             const uint64_t patience = std::max<uint64_t>(grid_.launch.options.patience, 4 * SLICE * mine.size());
             if (!dropped && o == Outcome::idle && idle > patience && !may_begin())
                 blame_deadlock(*mine[0]);
-        } catch (const Fault &f) {
-            fail(u, f);
+        } catch (const std::bad_alloc &) {
+            fail(u.index);
+            dropped = true;
+        } catch (const Fault &) {
+            fail(u.index);
             dropped = true;
         }
         if (dropped || o == Outcome::ended) {
@@ -300,7 +341,7 @@ void Runner::finish()
     if (!output_.empty())
         fflush(stdout);
     if (failed())
-        throw fault_;
+        std::rethrow_exception(failure_);
 }
 
 /* A cooperative grid's workspace: {u32 size; u32 barrier}, which the driver provides and cooperative groups use. */
@@ -355,14 +396,9 @@ void run_grid(const Launch &launch, Counters *counters)
         launch.limits->sm_count;
     const uint64_t resident = launch.cooperative ? units : std::max<uint64_t>(1, blocks / c.count());
     Runner runner(g, units, resident, counters);
-    const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+    static const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
     const uint64_t want = launch.options.threads ? launch.options.threads : cores;
-    std::vector<std::thread> helpers;
-    for (uint64_t t = 1; t < std::min({want, units, resident}); t++)
-        helpers.emplace_back([&] { runner.work(); });
-    runner.work();
-    for (std::thread &t : helpers)
-        t.join();
+    runner.lead(want);
     runner.finish();
 }
 

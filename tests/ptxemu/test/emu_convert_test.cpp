@@ -135,7 +135,7 @@ Bits float_values(const Float &t)
                 const uint64_t y = round_to(f, Exact{x.negative, x.m * 2 + 1, x.e - 1}, 'n');
                 v.insert(v.end(), {y, y + 1, y - 1, round_to(f, x, 'n')});
             }
-    Bits random = random_values<uint64_t>(f, 3000, 8);
+    Bits random = random_values<uint64_t>(f, 1500, 8);
     v.insert(v.end(), random.begin(), random.end());
     return v;
 }
