@@ -136,6 +136,8 @@ extern const Family approx_family
     __attribute__((weak)); /* rcp sqrt rsqrt ex2 lg2 sin cos tanh                isa/approx.cpp   */
 extern const Family convert_family
     __attribute__((weak)); /* cvt, cvt.pack                                      isa/convert.cpp  */
+extern const Family alloca_family
+    __attribute__((weak)); /* alloca stacksave stackrestore                      isa/alloca.cpp   */
 extern const Family control_family
     __attribute__((weak)); /* bra brx call ret exit trap ...                     isa/control.cpp  */
 extern const Family barrier_family
