@@ -526,6 +526,15 @@ uint64_t Warp::frame_base() const
     return frame->base;
 }
 
+uint64_t Warp::callee_base() const
+{
+    uint32_t grown = 0;
+    for (unsigned l = 0; l < frame->grown.size(); l++)
+        if (active >> l & 1)
+            grown = std::max(grown, frame->grown[l]);
+    return frame->base + frame->fn->frame_bytes + (grown + 15) / 16 * 16;
+}
+
 void Warp::branch(Lanes taken, uint32_t target)
 {
     taken &= active;
@@ -569,7 +578,7 @@ void Warp::enter(const Function *fn, const Inst *call)
     f->caller = paths[current].frame;
     f->call = call;
     f->depth = f->caller->depth + 1;
-    f->base = f->caller->base + f->caller->fn->frame_bytes;
+    f->base = uint32_t(callee_base());
     Path &p = split(*this, active);
     p.frame = std::move(f);
     p.pc = 0;

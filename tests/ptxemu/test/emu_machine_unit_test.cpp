@@ -755,15 +755,18 @@ TEST_F(Machine, UnwrittenArgumentIsReportedWhereItIsUsed)
                  FaultKind::uninitialized_register, "mul.lo.u32");
 }
 
-TEST_F(Machine, DeviceMallocIsRefusedAtLoad)
+/* 256 bytes, 512 and so on of local memory, until it is exhausted. */
+TEST_F(Machine, AllocaBeyondLocalMemoryIsReported)
 {
-    try {
-        run(kernel(".reg .b64 %v;\n", "call (%v), malloc, (%o);\nret;",
-                   ".extern .func (.param .b64 r) malloc(.param .b64 n);\n"));
-        FAIL() << "malloc was accepted";
-    } catch (const ptx::Error &e) {
-        EXPECT_NE(std::string::npos, std::string(e.what()).find("no device heap for malloc")) << e.what();
-    }
+    auto r = run(kernel(".reg .pred %p;\n.reg .b64 %v, %k;\n", "mov.u64 %k, 256;\nL:\nalloca.u64 %v, %k, 16;\n"
+                                                               "add.u64 %k, %k, %k;\nbra L;\nret;"));
+    expect_fault(r, FaultKind::stack_overflow, "alloca of");
+}
+
+TEST_F(Machine, StackrestoreTakesOnlyWhatStacksaveGave)
+{
+    auto r = run(kernel(".reg .b64 %v;\n", "stacksave.u64 %v;\nadd.u64 %v, %v, 64;\nstackrestore.u64 %v;\nret;"));
+    expect_fault(r, FaultKind::stack_overflow, "stackrestore");
 }
 
 TEST_F(Machine, TrapIsReportedWithItsThread)
