@@ -1,3 +1,4 @@
+#include "machine/frames.h"
 #include "machine/warp.h"
 
 #include <algorithm>
@@ -214,6 +215,21 @@ Lanes gathered_with(const Warp &w, const Path &p)
     return here;
 }
 
+/* Lanes that wait for each other at one instruction may have come there by calls of their own. */
+void unite_calls(Warp &w)
+{
+    for (size_t k = 0; k < w.paths.size(); k++)
+        for (size_t j = k + 1; j < w.paths.size(); j++) {
+            const Path &p = w.paths[k];
+            Path &q = w.paths[j];
+            if (p.lanes && q.lanes && p.gathering && q.gathering && p.wanted == q.wanted && p.pc == q.pc &&
+                p.frame != q.frame && same_calls(p.frame.get(), q.frame.get())) {
+                move_lanes(p.frame.get(), q.frame.get(), q.lanes);
+                q.frame = p.frame;
+            }
+        }
+}
+
 /* Groups that are complete may execute: as one path, but for bar.warp.sync, where everyone stands at his own instruction. */
 void complete_groups(Warp &w)
 {
@@ -304,8 +320,10 @@ bool choose(Warp &w)
     bool gathering = false;
     for (const Path &p : w.paths)
         gathering |= p.gathering;
-    if (gathering)
+    if (gathering) {
+        unite_calls(w);
         complete_groups(w);
+    }
     drop_empty(w);
     if (!w.keep || !can_run(w.paths[w.current])) {
         size_t best = NOWHERE;
