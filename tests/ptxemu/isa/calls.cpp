@@ -1,10 +1,11 @@
-/* The functions that CUDA's device library calls and the system provides: vprintf and __assertfail. */
+/* The functions that CUDA's device library calls and the system provides: vprintf, __assertfail, malloc and free. */
 #include "isa/calls.h"
 
 #include <cctype>
 #include <cstring>
 
 #include "memory/access.h"
+#include "memory/heap.h"
 
 namespace ptxemu
 {
@@ -152,7 +153,8 @@ std::string Printf::expand(const std::string &fmt, uint32_t *count)
     return out;
 }
 
-void give_result(Warp &w, const Inst &i, const Arg &a, unsigned lane, uint32_t value)
+template <class T>
+void give_result(Warp &w, const Inst &i, const Arg &a, unsigned lane, T value)
 {
     memcpy(argument(w, i, a, lane), &value, sizeof value);
     if (!a.in_register && w.block->grid->launch.options.check)
@@ -196,6 +198,38 @@ Step run_assertfail(Warp &w, const Inst &i)
     }
     fault(FaultKind::assertion, -1, "%s", first.c_str());
 }
+
+/* ---- the device's heap ----
+ *
+ * An allocation of a kernel is one of the device's memory, with the same checks.  The limit of 8 MiB that a context has by
+ * default is not kept: it ends where the device's memory does. */
+Step run_malloc(Warp &w, const Inst &i)
+{
+    const CallSite &site = *static_cast<const CallSite *>(i.extra);
+    const Launch &launch = w.block->grid->launch;
+    const std::string note = "malloc in " + launch.fn->name;
+    each_lane(w.active, [&](unsigned l) {
+        const size_t bytes = argument_value<uint64_t>(w, i, site.args[0], l);
+        const uint64_t p =
+            bytes && launch.heap ? launch.heap->allocate(launch.device, bytes, 16, AllocKind::device, note) : 0;
+        if (!site.rets.empty())
+            give_result(w, i, site.rets[0], l, p);
+    });
+    return Step::next;
+}
+
+Step run_free(Warp &w, const Inst &i)
+{
+    const CallSite &site = *static_cast<const CallSite *>(i.extra);
+    Heap *heap = w.block->grid->launch.heap;
+    each_lane(w.active, [&](unsigned l) {
+        const uint64_t p = argument_value<uint64_t>(w, i, site.args[0], l);
+        if (p && !(heap && heap->release(p)))
+            fault_at(FaultKind::out_of_bounds, int(l), Space::global, p,
+                     "free of 0x%llx, which is not the beginning of a live allocation", (unsigned long long)p);
+    });
+    return Step::next;
+}
 } // namespace
 
 const SystemFunction *system_function(const std::string &name)
@@ -203,6 +237,8 @@ const SystemFunction *system_function(const std::string &name)
     static const SystemFunction known[] = {
         {"vprintf", run_vprintf, {8, 8}, 4},
         {"__assertfail", run_assertfail, {8, 8, 4, 8, 8}, 0},
+        {"malloc", run_malloc, {8}, 8},
+        {"free", run_free, {8}, 0},
     };
     for (const SystemFunction &f : known)
         if (name == f.name)

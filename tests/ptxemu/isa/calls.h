@@ -32,7 +32,7 @@ T argument_value(Warp &w, const Inst &call, const Arg &a, unsigned lane)
     return v;
 }
 
-/* vprintf and __assertfail: the handler, and the sizes of parameters and result; nullptr: not one of them. */
+/* vprintf, __assertfail, malloc, free: the handler, and the sizes of parameters and result; nullptr: not one of them. */
 struct SystemFunction {
     const char *name;
     Exec exec;

@@ -108,7 +108,7 @@ void call_function(Warp &w, const Inst &i, const Function &callee)
     if (callee.params.size() != site.args.size() || callee.ret.size() != site.rets.size())
         fault(FaultKind::invalid_pc, -1, "%s takes %zu arguments and gives %zu results; the call has %zu and %zu",
               callee.name.c_str(), callee.params.size(), callee.ret.size(), site.args.size(), site.rets.size());
-    const uint64_t base = w.frame->base + w.frame->fn->frame_bytes;
+    const uint64_t base = w.callee_base();
     clear_frame(w, base, callee);
     for (size_t k = 0; k < site.args.size(); k++) {
         if (site.args[k].bytes != callee.params[k].bytes)
@@ -261,8 +261,6 @@ void build_call(Decode &d, Inst &i)
     } else if (const SystemFunction *s = system_function(target.name)) {
         call.signature(rets, s->ret ? sized({s->ret}) : no_variables, args, sized(s->params));
         i.exec = s->exec;
-    } else if (target.name == "malloc" || target.name == "free") {
-        d.fail("the emulator has no device heap for %s", target.name.c_str());
     } else {
         d.fail("call of `%s`, which the module does not define", target.name.c_str());
     }

@@ -128,6 +128,7 @@ extern const Family float_family;   /* f32 and f64 arithmetic, testp, copysign  
 extern const Family half_family;    /* f16, bf16 and their x2 forms                       isa/half.cpp     */
 extern const Family approx_family;  /* rcp sqrt rsqrt ex2 lg2 sin cos tanh                isa/approx.cpp   */
 extern const Family convert_family; /* cvt, cvt.pack                                      isa/convert.cpp  */
+extern const Family alloca_family;  /* alloca stacksave stackrestore                      isa/alloca.cpp   */
 extern const Family control_family; /* bra brx call ret exit trap ...                     isa/control.cpp  */
 extern const Family barrier_family; /* bar barrier bar.warp nanosleep ...                 isa/barrier.cpp  */
 extern const Family memory_family;  /* ld st ldu prefetch cvta isspacep fence membar ...  isa/memory.cpp   */

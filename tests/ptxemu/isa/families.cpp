@@ -44,7 +44,7 @@ const std::unordered_map<std::string, Found> &table()
         const Family *const all[] = {&move_family,   &integer_family, &logic_family,   &compare_family, &float_family,
                                      &half_family,   &approx_family,  &convert_family, &control_family, &barrier_family,
                                      &memory_family, &atomic_family,  &async_family,   &bulk_family,    &warp_family,
-                                     &matrix_family, &wgmma_family};
+                                     &matrix_family, &wgmma_family,   &alloca_family};
         std::unordered_map<std::string, Found> m;
         for (const Family *f : all)
             for (size_t i = 0; i < f->n; i++) {

@@ -10,9 +10,10 @@ namespace
 {
 
 constexpr size_t NOBODY = SIZE_MAX;
-constexpr uint32_t ENDLESS_STACK = 64 * 1024; /* of recursion and calls through pointers, whose depth nobody knows */
-constexpr uint64_t MOST_FRAME = 1u << 19;     /* local memory that a thread can have on any device: 512 KiB */
-constexpr uint64_t MOST_SHARED = 1u << 24;    /* bits that a shared address has for the offset */
+constexpr uint32_t ENDLESS_STACK =
+    64 * 1024; /* of recursion, calls through pointers and alloca, whose depth nobody knows */
+constexpr uint64_t MOST_FRAME = 1u << 19;  /* local memory that a thread can have on any device: 512 KiB */
+constexpr uint64_t MOST_SHARED = 1u << 24; /* bits that a shared address has for the offset */
 constexpr uint64_t MOST_PARAMS = 32764;
 constexpr uint64_t DYNAMIC_ALIGN = 16;
 
@@ -457,7 +458,8 @@ void Linker::stack(size_t f, std::vector<int> *state, bool *endless)
         return;
     (*state)[f] = 1;
     uint32_t deepest = 0;
-    bool below_endless = calls_pointers_[f];
+    auto is_alloca = [](const ptx::Instr &i) { return i.opcode == "alloca"; };
+    bool below_endless = calls_pointers_[f] || std::any_of(fn.ast.body.begin(), fn.ast.body.end(), is_alloca);
     for (size_t g : callees_[f]) {
         stack(g, state, &below_endless);
         deepest = std::max(deepest, out_.functions[g]->stack_bytes);

@@ -1,3 +1,4 @@
+#include "machine/frames.h"
 #include "machine/warp.h"
 
 #include <algorithm>
@@ -215,6 +216,21 @@ Lanes gathered_with(const Warp &w, const Path &p)
     return here;
 }
 
+/* Lanes that wait for each other at one instruction may have come there by calls of their own. */
+void unite_calls(Warp &w)
+{
+    for (size_t k = 0; k < w.paths.size(); k++)
+        for (size_t j = k + 1; j < w.paths.size(); j++) {
+            const Path &p = w.paths[k];
+            Path &q = w.paths[j];
+            if (p.lanes && q.lanes && p.gathering && q.gathering && p.wanted == q.wanted && p.pc == q.pc &&
+                p.frame != q.frame && same_calls(p.frame.get(), q.frame.get())) {
+                move_lanes(p.frame.get(), q.frame.get(), q.lanes);
+                q.frame = p.frame;
+            }
+        }
+}
+
 /* Groups that are complete may execute: as one path, but for bar.warp.sync, where everyone stands at his own instruction. */
 void complete_groups(Warp &w)
 {
@@ -305,8 +321,10 @@ bool choose(Warp &w)
     bool gathering = false;
     for (const Path &p : w.paths)
         gathering |= p.gathering;
-    if (gathering)
+    if (gathering) {
+        unite_calls(w);
         complete_groups(w);
+    }
     drop_empty(w);
     if (!w.keep || !can_run(w.paths[w.current])) {
         size_t best = NOWHERE;
@@ -528,6 +546,15 @@ uint64_t Warp::frame_base() const
     return frame->base;
 }
 
+uint64_t Warp::callee_base() const
+{
+    uint32_t grown = 0;
+    for (unsigned l = 0; l < frame->grown.size(); l++)
+        if (active >> l & 1)
+            grown = std::max(grown, frame->grown[l]);
+    return frame->base + frame->fn->frame_bytes + (grown + 15) / 16 * 16;
+}
+
 void Warp::branch(Lanes taken, uint32_t target)
 {
     taken &= active;
@@ -571,7 +598,7 @@ void Warp::enter(const Function *fn, const Inst *call)
     f->caller = paths[current].frame;
     f->call = call;
     f->depth = f->caller->depth + 1;
-    f->base = f->caller->base + f->caller->fn->frame_bytes;
+    f->base = uint32_t(callee_base());
     Path &p = split(*this, active);
     p.frame = std::move(f);
     p.pc = 0;

@@ -722,6 +722,26 @@ TEST_F(Machine, ArgumentsAndResultsMayBeRegisters)
     expect_each(32, [](uint32_t t) { return t * t; });
 }
 
+/* Lane 3 takes a way round and calls when the others wait inside of the function already: each has locals, predicates and
+ * wide registers of its own, there and in the caller. */
+TEST_F(Machine, LanesThatCallOneAfterAnotherMeetAtAWarpInstructionOfTheFunction)
+{
+    for (const char *instruction :
+         {"vote.sync.ballot.b32 %v, %p, 0xffffffff;", "shfl.sync.bfly.b32 %v, %y, 0, 31, 0xffffffff;"})
+        expect_ok(run(kernel(
+            ".reg .b32 %v, %m;\n.reg .b64 %w;\n.reg .pred %p, %q;\n",
+            "setp.eq.u32 %q, %x, 3;\n@%q bra FAR;\nmov.u64 %w, 5;\n"
+            "HERE: call (%v), meets, (%x);\nactivemask.b32 %m;\n"
+            "setp.ne.u32 %p, %m, -1;\n@%p trap;\ncvt.u32.u64 %m, %w;\nmad.lo.u32 %v, %m, 100, %v;\n"
+            "st.global.u32 [%o], %v;\nret;\nFAR: mov.u64 %w, 7;\nbra HERE;",
+            ".func (.param .b32 r) meets(.param .b32 a)\n{\n.reg .b32 %v, %y;\n.reg .b64 %w;\n.reg .pred %p, %odd;\n"
+            "ld.param.u32 %y, [a];\ncvt.u64.u32 %w, %y;\nand.b32 %v, %y, 1;\nsetp.eq.u32 %odd, %v, 1;\n"
+            "setp.lt.u32 %p, %y, 8;\n" +
+                std::string(instruction) +
+                "\ncvt.u32.u64 %v, %w;\n@%odd add.u32 %v, %v, 10;\nst.param.b32 [r], %v;\nret;\n}\n")));
+    expect_each(32, [](uint32_t t) { return t + (t & 1 ? 10 : 0) + (t == 3 ? 700 : 500); });
+}
+
 TEST_F(Machine, LanesReturnFromAFunctionAtDifferentPlacesAndMeetBehindTheCall)
 {
     expect_ok(run(kernel(".reg .b32 %v, %m;\n",
@@ -755,15 +775,18 @@ TEST_F(Machine, UnwrittenArgumentIsReportedWhereItIsUsed)
                  FaultKind::uninitialized_register, "mul.lo.u32");
 }
 
-TEST_F(Machine, DeviceMallocIsRefusedAtLoad)
+/* 256 bytes, 512 and so on of local memory, until it is exhausted. */
+TEST_F(Machine, AllocaBeyondLocalMemoryIsReported)
 {
-    try {
-        run(kernel(".reg .b64 %v;\n", "call (%v), malloc, (%o);\nret;",
-                   ".extern .func (.param .b64 r) malloc(.param .b64 n);\n"));
-        FAIL() << "malloc was accepted";
-    } catch (const ptx::Error &e) {
-        EXPECT_NE(std::string::npos, std::string(e.what()).find("no device heap for malloc")) << e.what();
-    }
+    auto r = run(kernel(".reg .pred %p;\n.reg .b64 %v, %k;\n", "mov.u64 %k, 256;\nL:\nalloca.u64 %v, %k, 16;\n"
+                                                               "add.u64 %k, %k, %k;\nbra L;\nret;"));
+    expect_fault(r, FaultKind::stack_overflow, "alloca of");
+}
+
+TEST_F(Machine, StackrestoreTakesOnlyWhatStacksaveGave)
+{
+    auto r = run(kernel(".reg .b64 %v;\n", "stacksave.u64 %v;\nadd.u64 %v, %v, 64;\nstackrestore.u64 %v;\nret;"));
+    expect_fault(r, FaultKind::stack_overflow, "stackrestore");
 }
 
 TEST_F(Machine, TrapIsReportedWithItsThread)
