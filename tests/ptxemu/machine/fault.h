@@ -32,7 +32,8 @@ namespace ptxemu
     X(stack_overflow, "local memory exhausted", 719)                                                                   \
     X(missing_fence, "asynchronous operation without the fence before it", 719)                                        \
     X(barrier_misuse, "misuse of an mbarrier", 719)                                                                    \
-    X(invalid_descriptor, "invalid matrix descriptor or tensor map", 719)
+    X(invalid_descriptor, "invalid matrix descriptor or tensor map", 719)                                              \
+    X(invalid_metadata, "invalid sparsity metadata", 719)
 
 enum class FaultKind : uint8_t {
 #define X(name, title, result) name,
