@@ -93,6 +93,8 @@ void need_whole_warp(const Warp &w);
 void build_ldmatrix(Decode &d, Inst &i);
 void build_stmatrix(Decode &d, Inst &i);
 void build_movmatrix(Decode &d, Inst &i);
+void build_mma_sp(Decode &d, Inst &i);
+void build_mma_sp_ordered(Decode &d, Inst &i);
 void build_wmma_load_a(Decode &d, Inst &i);
 void build_wmma_load_b(Decode &d, Inst &i);
 void build_wmma_load_c(Decode &d, Inst &i);

@@ -9,18 +9,14 @@
  * off what falls below some bits, and may do so in steps of a few k; their last bits differ, and from one architecture
  * to the next.  f64 is a chain of fused multiply-adds. */
 #include <algorithm>
-#include <array>
 #include <cmath>
 
-#include "isa/fragments.h"
-#include "profile/counters.h"
+#include "isa/mma.h"
 
 namespace ptxemu
 {
 namespace
 {
-
-enum class Elements : uint8_t { f16, bf16, tf32, f64, bytes, nibbles, bits, fp8 };
 
 struct ElementSet {
     std::array<Type, 2> types; /* what A and B may be, each on its own */
@@ -33,13 +29,7 @@ const ElementSet element_sets[] = {
     {{Type::b1, Type::b1}, {Type::s32, Type::s32}},     {{Type::e4m3, Type::e5m2}, {Type::f16, Type::f32}},
 };
 
-struct Variant {
-    const char *shape;
-    uint16_t m, k; /* n is 8 */
-    Elements elements;
-    uint16_t sm;
-};
-const Variant variants[] = {
+const MmaVariant variants[] = {
     {"m16n8k8", 16, 8, Elements::f16, 75},       {"m16n8k16", 16, 16, Elements::f16, 80},
     {"m16n8k8", 16, 8, Elements::bf16, 80},      {"m16n8k16", 16, 16, Elements::bf16, 80},
     {"m16n8k4", 16, 4, Elements::tf32, 80},      {"m16n8k8", 16, 8, Elements::tf32, 80},
@@ -53,28 +43,8 @@ const Variant variants[] = {
     {"m16n8k32", 16, 32, Elements::fp8, 89},
 };
 
-constexpr unsigned N = 8, MAX_M = 16;
+constexpr unsigned N = MMA_N, MAX_M = MMA_MAX_M;
 constexpr unsigned MAX_K = 64; /* of what is unpacked: everything but bits */
-
-/* What a handler needs to know besides its operands: D, A, B, C in this order. */
-struct Mma {
-    unsigned m, k;
-    unsigned tile_k;        /* elements of k in a tile */
-    unsigned n_a, n_b, n_c; /* registers */
-    Unpack<float> int_a, int_b;
-    Unpack<double> float_a, float_b;
-    bool f16_accumulators, saturate, xor_bits;
-
-    const Opnd *d(const Inst &i) const { return i.op; }
-    const Opnd *a(const Inst &i) const { return i.op + n_c; }
-    const Opnd *b(const Inst &i) const { return i.op + n_c + n_a; }
-    const Opnd *c(const Inst &i) const { return i.op + n_c + n_a + n_b; }
-};
-
-const uint8_t *tile(const Warp &w, const Opnd &o)
-{
-    return w.in<uint8_t>(o);
-}
 
 /* a[m][k] and b[k][n] as numbers. */
 template <class T>
@@ -83,13 +53,8 @@ struct Factors {
 
     Factors(const Warp &w, const Inst &i, const Mma &v, Unpack<T> unpack_a, Unpack<T> unpack_b)
     {
-        unsigned halves = v.m / TILE_ROWS;
-        for (unsigned r = 0; r < v.n_a; r++)
-            unpack_a(tile(w, v.a(i)[r]), a + r % halves * TILE_ROWS * v.k + r / halves * v.tile_k, v.k);
-        T columns[N * MAX_K];
-        for (unsigned r = 0; r < v.n_b; r++)
-            unpack_b(tile(w, v.b(i)[r]), columns + r * v.tile_k, v.k);
-        transpose(columns, b, N, v.k);
+        load_mma_a(w, i, v, unpack_a, a, v.k);
+        load_mma_b<MAX_K>(w, i, v, unpack_b, b);
     }
 };
 
@@ -98,7 +63,84 @@ const Mma &mma_of(const Inst &i)
     return *static_cast<const Mma *>(i.extra);
 }
 
-void finish_integer(Warp &w, const Inst &i, const Mma &v, uint32_t *sum)
+bool one_of(const std::array<Type, 2> &types, Type t)
+{
+    return t == types[0] || t == types[1];
+}
+
+} // namespace
+
+const char *take_mma_shape(Decode &d, const MmaVariant *variants, size_t n)
+{
+    for (const MmaVariant *v = variants; v < variants + n; v++)
+        if (d.take(v->shape))
+            return v->shape;
+    d.fail("an mma of this shape is not emulated");
+}
+
+MmaTypes take_mma_types(Decode &d)
+{
+    MmaTypes t;
+    t.d = d.type();
+    t.a = d.type();
+    t.b = d.type();
+    t.c = d.type();
+    return t;
+}
+
+const MmaVariant &find_mma_variant(Decode &d, const MmaVariant *variants, size_t n, const MmaTypes &t,
+                                   const char *shape)
+{
+    for (const MmaVariant *v = variants; v < variants + n; v++) {
+        const ElementSet &set = element_sets[size_t(v->elements)];
+        if (strcmp(v->shape, shape) == 0 && one_of(set.types, t.a) && one_of(set.types, t.b) &&
+            one_of(set.accumulators, t.c) && t.c == t.d)
+            return *v;
+    }
+    d.fail("%s.%s.%s.%s.%s is none of the emulated variants", shape, type_text(t.d), type_text(t.a), type_text(t.b),
+           type_text(t.c));
+}
+
+Mma plan_mma(const MmaVariant &v, const MmaTypes &t)
+{
+    Mma p = {};
+    p.m = v.m;
+    p.k = v.k;
+    p.tile_k = 4 * std::max(32 / type_bits(t.a), 1u); /* four registers' worth */
+    p.n_b = v.k / p.tile_k;
+    p.n_a = p.n_b * v.m / TILE_ROWS;
+    p.f16_accumulators = t.c == Type::f16;
+    p.n_c = v.m * N / WARP_SIZE / (p.f16_accumulators ? 2 : 1);
+    p.int_a = unpack_integer(t.a);
+    p.int_b = unpack_integer(t.b);
+    p.float_a = unpack_float(t.a);
+    p.float_b = unpack_float(t.b);
+    return p;
+}
+
+void take_saturate(Decode &d, bool saturate, const MmaVariant &v, Mma *p)
+{
+    p->saturate = saturate;
+    if (saturate && v.elements != Elements::bytes && v.elements != Elements::nibbles)
+        d.fail(".satfinite is for integer mma");
+}
+
+void mma_operands(Decode &d, Inst &i, const Mma &p, const MmaTypes &t)
+{
+    Type factor = t.a == Type::f64 ? Type::f64 : Type::b32;
+    Type accumulator = t.c == Type::f16 ? Type::b32 : t.c;
+    fragment(d, 0, p.n_c, accumulator, Opnd::write);
+    fragment(d, 1, p.n_a, factor, Opnd::read);
+    fragment(d, 2, p.n_b, factor, Opnd::read);
+    fragment(d, 3, p.n_c, accumulator, Opnd::read);
+    i.extra = &p;
+    i.cls = Class::tensor;
+    i.together = Together::warp;
+    i.type = t.d;
+    i.type2 = t.a;
+}
+
+void finish_mma_integer(Warp &w, const Inst &i, const Mma &v, uint32_t *sum)
 {
     uint32_t c[MAX_M * N];
     load_s32(w, v.c(i), c, v.m, N);
@@ -113,6 +155,9 @@ void finish_integer(Warp &w, const Inst &i, const Mma &v, uint32_t *sum)
     count_tensor(w, 2ull * v.m * N * v.k);
 }
 
+namespace
+{
+
 Step mma_integer(Warp &w, const Inst &i)
 {
     const Mma &v = mma_of(i);
@@ -123,7 +168,7 @@ Step mma_integer(Warp &w, const Inst &i)
     uint32_t sum[MAX_M * N];
     for (unsigned e = 0; e < v.m * N; e++)
         sum[e] = uint32_t(int32_t(exact[e]));
-    finish_integer(w, i, v, sum);
+    finish_mma_integer(w, i, v, sum);
     return Step::next;
 }
 
@@ -144,7 +189,7 @@ Step mma_bits(Warp &w, const Inst &i)
                 rows[e] += uint32_t(__builtin_popcountll(v.xor_bits ? p ^ q : p & q));
             }
     }
-    finish_integer(w, i, v, sum);
+    finish_mma_integer(w, i, v, sum);
     return Step::next;
 }
 
@@ -176,52 +221,6 @@ Step mma_f64(Warp &w, const Inst &i)
     return Step::next;
 }
 
-bool one_of(const std::array<Type, 2> &types, Type t)
-{
-    return t == types[0] || t == types[1];
-}
-
-struct Types {
-    Type d, a, b, c;
-};
-
-const Variant &find_variant(Decode &d, const Types &t, const char *shape)
-{
-    for (const Variant &v : variants) {
-        const ElementSet &set = element_sets[size_t(v.elements)];
-        if (strcmp(v.shape, shape) == 0 && one_of(set.types, t.a) && one_of(set.types, t.b) &&
-            one_of(set.accumulators, t.c) && t.c == t.d)
-            return v;
-    }
-    d.fail("mma.%s.%s.%s.%s.%s is none of the emulated variants", shape, type_text(t.d), type_text(t.a), type_text(t.b),
-           type_text(t.c));
-}
-
-const char *take_shape(Decode &d)
-{
-    for (const Variant &v : variants)
-        if (d.take(v.shape))
-            return v.shape;
-    d.fail("an mma of this shape is not emulated");
-}
-
-Mma plan(const Variant &v, const Types &t)
-{
-    Mma p = {};
-    p.m = v.m;
-    p.k = v.k;
-    p.tile_k = 4 * std::max(32 / type_bits(t.a), 1u); /* four registers' worth */
-    p.n_b = v.k / p.tile_k;
-    p.n_a = p.n_b * v.m / TILE_ROWS;
-    p.f16_accumulators = t.c == Type::f16;
-    p.n_c = v.m * N / WARP_SIZE / (p.f16_accumulators ? 2 : 1);
-    p.int_a = unpack_integer(t.a);
-    p.int_b = unpack_integer(t.b);
-    p.float_a = unpack_float(t.a);
-    p.float_b = unpack_float(t.b);
-    return p;
-}
-
 Exec handler(Elements e)
 {
     switch (e) {
@@ -251,46 +250,30 @@ void take_bit_operation(Decode &d, Mma *p)
 
 void build_mma(Decode &d, Inst &i)
 {
-    if (d.take("sp") || d.take("sp::ordered_metadata"))
-        d.fail("sparse mma is not emulated");
+    constexpr size_t n = sizeof variants / sizeof *variants;
     if (!d.take("sync") || !d.take("aligned"))
         d.fail("mma needs .sync.aligned");
-    const char *shape = take_shape(d);
+    const char *shape = take_mma_shape(d, variants, n);
     if (!d.take("row") || !d.take("col"))
         d.fail("mma of this shape is .row.col");
     bool saturate = d.take("satfinite");
-    Types t;
-    t.d = d.type();
-    t.a = d.type();
-    t.b = d.type();
-    t.c = d.type();
-    const Variant &v = find_variant(d, t, shape);
+    MmaTypes t = take_mma_types(d);
+    const MmaVariant &v = find_mma_variant(d, variants, n, t, shape);
     d.need_sm(v.sm);
 
     Mma *p = d.extra<Mma>();
-    *p = plan(v, t);
-    p->saturate = saturate;
-    if (saturate && v.elements != Elements::bytes && v.elements != Elements::nibbles)
-        d.fail(".satfinite is for integer mma");
+    *p = plan_mma(v, t);
+    take_saturate(d, saturate, v, p);
     if (v.elements == Elements::bits)
         take_bit_operation(d, p);
-
-    Type factor = t.a == Type::f64 ? Type::f64 : Type::b32;
-    Type accumulator = t.c == Type::f16 ? Type::b32 : t.c;
-    fragment(d, 0, p->n_c, accumulator, Opnd::write);
-    fragment(d, 1, p->n_a, factor, Opnd::read);
-    fragment(d, 2, p->n_b, factor, Opnd::read);
-    fragment(d, 3, p->n_c, accumulator, Opnd::read);
-    i.extra = p;
+    mma_operands(d, i, *p, t);
     i.exec = handler(v.elements);
-    i.cls = Class::tensor;
-    i.together = Together::warp;
-    i.type = t.d;
-    i.type2 = t.a;
 }
 
 const Opcode opcodes[] = {
     {"mma", build_mma},
+    {"mma.sp", build_mma_sp},
+    {"mma.sp::ordered_metadata", build_mma_sp_ordered},
     {"ldmatrix", build_ldmatrix},
     {"stmatrix", build_stmatrix},
     {"movmatrix", build_movmatrix},
