@@ -36,7 +36,7 @@ uint64_t allocate(Warp &w, const Inst &i, unsigned lane, uint64_t size)
               (unsigned long long)size, (unsigned long long)at, b.stack_bytes);
     if (!b.local_written.empty())
         std::fill_n(b.local_written.begin() + ptrdiff_t(uint64_t(w.thread(lane)) * b.stack_bytes + at), size,
-                    uint8_t(0));
+                    uint8_t(!b.grid->launch.options.init));
     used = uint32_t(at + size - dynamic_begin(w));
     return at;
 }

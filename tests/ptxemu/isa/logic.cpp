@@ -37,6 +37,21 @@ T cnot(T a)
     return a == 0;
 }
 
+/* Debug builds write a bit field of a structure that nobody has written yet by `and` with a mask that keeps the other bits, whatever they
+ * are, and `or`: with such a mask (all but 2^k - 1, which cuts out low bits to use them) the value may be one that was never written, and the
+ * result counts as known. */
+template <class T>
+void build_and(Decode &d, Inst &i)
+{
+    const ptx::Operand &mask = d.operand(2);
+    const bool keeps = mask.kind == ptx::Operand::integer && (T(mask.bits) & (T(mask.bits) + 1)) != 0;
+    d.out(0, ptx_type<T>());
+    d.in(1, ptx_type<T>(), keeps ? Opnd::copy : Opnd::read);
+    d.in(2, ptx_type<T>());
+    i.exec = Elementwise<and_<T>>::exec;
+    i.cls = Class::integer;
+}
+
 enum class PredOp : uint8_t { and_, or_, xor_ };
 
 template <PredOp Op>
@@ -332,9 +347,9 @@ uint32_t vabsdiff(uint32_t a, uint32_t b, uint32_t c)
 }
 
 const Opcode opcodes[] = {
-    {"and.b16", elementwise<and_<uint16_t>>},
-    {"and.b32", elementwise<and_<uint32_t>>},
-    {"and.b64", elementwise<and_<uint64_t>>},
+    {"and.b16", build_and<uint16_t>},
+    {"and.b32", build_and<uint32_t>},
+    {"and.b64", build_and<uint64_t>},
     {"and.pred", build_pred_binary<PredOp::and_>},
     {"or.b16", elementwise<or_<uint16_t>>},
     {"or.b32", elementwise<or_<uint32_t>>},

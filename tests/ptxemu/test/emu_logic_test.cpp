@@ -393,4 +393,19 @@ TEST(Refused, ALookupTableOfMoreThan8Bits)
     EXPECT_EQ(CUDA_ERROR_INVALID_PTX, m.result);
 }
 
+/* How debug builds write a bit field of a fresh structure; see build_and in isa/logic.cpp. */
+TEST(Logic, aMaskThatKeepsUnknownBitsIsNoUseOfThem)
+{
+    emu::Device device;
+    const std::vector<uint32_t> a{1, 200, 255};
+    EXPECT_EQ(a, emu::apply<uint32_t>(
+                     "{\n.reg .b32 %u, %v;\nand.b32 %v, %u, -256;\nor.b32 %v, %v, %a;\nand.b32 %d, %v, 255;\n}", "b32",
+                     {"b32"}, "sm_80", a));
+    if (!emu::Driver::get().emulated())
+        return;
+    emu::Module m(emu::op_module("{\n.reg .b32 %u;\nand.b32 %d, %u, 255;\n}", "b32", {"b32"}));
+    emu::Buffer<uint32_t> in(a), out(3);
+    EXPECT_EQ(CUDA_ERROR_LAUNCH_FAILED, emu::launch(m.get("k"), 1, 32, 0, out.p, in.p, 3u));
+}
+
 } // namespace
