@@ -25,7 +25,7 @@ struct Frame {
     std::vector<Lanes> preds;   /* fn->n_preds: bit l is lane l's predicate */
     std::vector<Lanes> defined; /* a row each: lanes that were written (128-bit registers: their first row) */
     std::vector<Lanes> pred_defined;
-    uint32_t base = 0; /* local memory: offset of the frame in each thread's stack */
+    uint32_t base = 0;           /* local memory: offset of the frame in each thread's stack */
     std::vector<uint32_t> grown; /* alloca: bytes behind the frame, a lane each; empty: none */
     unsigned depth = 0;
     std::shared_ptr<Frame> caller;
@@ -92,7 +92,7 @@ struct Warp {
     uint64_t frame_base() const; /* local address of the present frame */
     bool
     wgmma_pending(uint32_t slot) const; /* whether a wgmma that was not waited for writes this row: isa/wgmma.cpp */
-    uint64_t callee_base() const; /* where the frame of a function begins that the active lanes call */
+    uint64_t callee_base() const;       /* where the frame of a function begins that the active lanes call */
 
     /* ---- control flow: for control.cpp and barrier.cpp ---- */
     void branch(Lanes taken,
