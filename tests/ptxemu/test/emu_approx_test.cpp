@@ -14,7 +14,7 @@ struct EmuApprox : ::testing::Test {
 const std::pair<const char *, char> ROUNDINGS[] = {{".rn", 'n'}, {".rz", 'z'}, {".rm", 'm'}, {".rp", 'p'}};
 
 template <class U>
-std::vector<U> values(const Format &f, size_t n = 60000)
+std::vector<U> values(const Format &f, size_t n = 20000)
 {
     std::vector<U> v = edge_values<U>(f), r = random_values<U>(f, n, 11);
     v.insert(v.end(), r.begin(), r.end());
