@@ -15,14 +15,11 @@ namespace ptxemu::driver
 {
 namespace
 {
-/* The process that the work belongs to: a child of fork() has a copy of it, and nothing to write about it. */
-const pid_t owner = getpid();
-
 void at_exit()
 {
-    if (getpid() != owner)
-        return;
     State &s = State::get();
+    if (getpid() != s.process)
+        return;
     std::lock_guard<std::mutex> guard(s.mutex);
     const std::string &profile = s.settings.profile;
     if (!profile.empty() && !Profile::get().write(profile))
@@ -66,6 +63,7 @@ CUresult State::initialise()
         fprintf(stderr, "ptxemu: %s\n", settings.error.c_str());
         return CUDA_ERROR_INVALID_VALUE;
     }
+    process = getpid();
     for (unsigned i = 0; i < settings.devices; i++) {
         devices.emplace_back();
         Device &d = devices.back();

@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include <sys/types.h>
+
 #include "driver/api.h"
 #include "driver/device.h"
 #include "driver/handles.h"
@@ -119,6 +121,7 @@ struct State {
     std::mutex mutex;
     std::condition_variable finished; /* some operation is done */
     bool initialised = false;
+    pid_t process = 0; /* that called cuInit: a child of fork() has a copy of its work, and nothing to write about it */
     uint64_t generation = 0; /* rises with ptxemu_reset: threads forget their current contexts */
     Settings settings;
     Heap heap;
