@@ -149,6 +149,7 @@ struct Module {
     std::map<uint32_t, std::string> files;
     unsigned sm = 0;
     char sm_suffix = 0;
+    bool group_scratch = false; /* reads %reserved_smem_offset_1: blocks need that part of the system's shared memory */
 };
 
 /* Allocates module-scope variables on a device; the driver gives one that puts them on its heap. */

@@ -617,12 +617,22 @@ static void decode_function(const Linker &linker, Function &f)
     build_all(linker, f, &rows, n_rows);
 }
 
+static bool reads_group_scratch(const ptx::Function &f)
+{
+    for (const ptx::Instr &i : f.body)
+        for (const ptx::Operand &o : i.ops)
+            if (o.kind == ptx::Operand::special && o.name == "reserved_smem_offset_1")
+                return true;
+    return false;
+}
+
 std::unique_ptr<Module> decode(ptx::Module &&m, unsigned sm, GlobalAllocator &globals)
 {
     auto out = std::make_unique<Module>();
     Linker linker(std::move(m), sm, globals, *out);
     linker.run();
     for (auto &f : out->functions) {
+        out->group_scratch |= reads_group_scratch(f->ast);
         name_special_registers(&f->ast);
         end_in_return(&f->ast);
         decode_function(linker, *f);

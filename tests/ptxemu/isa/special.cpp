@@ -37,6 +37,7 @@ const std::map<std::string, Special> &names()
                                             {"total_smem_size", S::total_smem_size},
                                             {"aggr_smem_size", S::aggr_smem_size},
                                             {"reserved_smem_offset_begin", S::zero},
+                                            {"reserved_smem_offset_1", S::group_scratch},
                                             {"reserved_smem_offset_cap", S::reserved_smem},
                                             {"reserved_smem_offset_end", S::reserved_smem}};
         const std::pair<const char *, Special> vectors[] = {{"tid", S::tid_x},
@@ -191,6 +192,8 @@ uint64_t of_the_launch(const Warp &w, Special s)
         return b.shared_bytes;
     case Special::reserved_smem: /* 1 KiB a block since sm_80 */
         return g.launch.limits->sm >= 80 ? 1024 : 0;
+    case Special::group_scratch:
+        return b.group_scratch;
     default:
         return 0;
     }

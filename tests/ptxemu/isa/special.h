@@ -60,6 +60,7 @@ enum class Special : uint8_t {
     total_smem_size,
     aggr_smem_size,
     reserved_smem,
+    group_scratch, /* where cooperative groups keep what tiles of several warps share */
     envreg1, /* high and low half of the address of a cooperative grid's workspace, as cooperative groups read it */
     envreg2,
     zero, /* components .w, the other %envreg: they read as zero here */

@@ -30,6 +30,7 @@ constexpr unsigned LONG = 64;
 constexpr unsigned ENDLESS = 20;
 /* To start a host thread costs more than a small grid: the others come when the first one has been busy for this long. */
 constexpr std::chrono::microseconds ALONE(100);
+constexpr uint32_t GROUP_SCRATCH = 288; /* what cooperative groups may expect */
 /* What memory holds that nobody has written: wrong programs should not work by luck. */
 constexpr uint8_t PATTERN = 0xcb;
 
@@ -65,16 +66,24 @@ void give_memory(Block &b, const Launch &launch)
     const Function &fn = *launch.fn;
     const bool check = launch.options.check;
     b.shared_bytes = std::max(fn.shared_bytes, fn.dynamic_shared_at + launch.dynamic_shared);
+    if (launch.module && launch.module->group_scratch) {
+        b.group_scratch = uint32_t(round_up(b.shared_bytes, 128));
+        b.shared_bytes = b.group_scratch + GROUP_SCRATCH;
+    }
     constexpr size_t ALIGN = 1024; /* swizzled tiles: nothing depends on it, but vector loads like it */
     b.shared_storage.assign(b.shared_bytes + ALIGN, PATTERN);
     const uintptr_t raw = reinterpret_cast<uintptr_t>(b.shared_storage.data());
     b.shared = b.shared_storage.data() + (round_up(raw, ALIGN) - raw);
+    if (b.group_scratch)
+        std::fill_n(b.shared + b.group_scratch, GROUP_SCRATCH, uint8_t(0));
     b.stack_bytes = uint32_t(round_up(std::max(fn.stack_bytes, fn.frame_bytes), 16));
     b.local.assign(size_t(b.stack_bytes) * launch.block.count(), PATTERN);
     if (!check)
         return;
     const uint8_t written = !launch.options.init;
     b.shared_written.assign(b.shared_bytes, written);
+    if (b.group_scratch) /* the system's memory: nobody has to write it first */
+        std::fill(b.shared_written.begin() + b.group_scratch, b.shared_written.end(), uint8_t(1));
     b.local_written.assign(b.local.size(), written);
     if (launch.options.race)
         b.race = std::make_unique<RaceShadow>(b.shared_bytes, uint32_t(b.warps.size()));
