@@ -450,7 +450,9 @@ bool run_path(Warp &w, uint64_t end)
                 park_for_mates(w, i);
                 return false;
             }
-            if (i.together == Together::meet && !p->gathered)
+            /* Only bar.warp.sync promises order in memory; but hardware has no lane read behind a shuffle or vote what it was to read
+             * before it, and libraries rely on that: they order the lanes as well. */
+            if (i.together == Together::mask || (i.together == Together::meet && !p->gathered))
                 w.sync_epoch++;
             p->gathered = false;
         }

@@ -119,7 +119,7 @@ struct Warp {
     uint64_t instructions = 0; /* warp instructions executed */
     uint64_t turn = 0;
     uint32_t sync_epoch =
-        0; /* rises at every bar.warp.sync and block barrier: orders lanes of the warp for the race check */
+        0; /* rises at every bar.warp.sync, shuffle, vote and block barrier: orders lanes of the warp for the race check */
 
     enum class Run : uint8_t { ready, waiting, ended };
     Run run(uint64_t budget); /* until the budget is spent, all lanes wait, or all have ended.  Throws Fault. */
