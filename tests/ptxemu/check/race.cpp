@@ -448,9 +448,11 @@ std::string deed(const Request &q)
                   verbs[size_t(q.doing)], q.bytes, q.bytes == 1 ? "" : "s", q.offset);
 }
 
-unsigned thread_of(const Record &r)
+/* One of the threads that a record speaks of; among several lanes of the blamed one's own warp, another than itself. */
+unsigned thread_of(const Record &r, const Request &q)
 {
-    return r.warp() * WARP_SIZE + unsigned(__builtin_ctz(r.lanes | 1u << 31));
+    const Lanes others = r.warp() == q.w.index ? r.lanes & ~q.bit() : r.lanes;
+    return r.warp() * WARP_SIZE + unsigned(__builtin_ctz((others ? others : r.lanes) | 1u << 31));
 }
 } // namespace
 
@@ -459,19 +461,18 @@ void RaceShadow::Impl::report_no_fence(const Request &q, const Record &other) co
 {
     fault_at(FaultKind::race, int(q.lane), Space::shared, q.offset,
              "%s, of which thread %u (warp %u) wrote some at %s with no fence.proxy.async between", deed(q).c_str(),
-             thread_of(other), other.warp(), place(q.w, insts[other.inst]).c_str());
+             thread_of(other, q), other.warp(), place(q.w, insts[other.inst]).c_str());
 }
 
 void RaceShadow::Impl::report(const Request &q, const Record &other, bool other_wrote) const
 {
-    const unsigned theirs = thread_of(other);
+    const unsigned theirs = thread_of(other, q);
     const std::string mine = deed(q);
     const std::string where = place(q.w, insts[other.inst]);
     if (other.who() == PENDING)
         fault_at(FaultKind::early_async_read, int(q.lane), Space::shared, q.offset,
                  "%s, which the cp.async that thread %u (warp %u) issued at %s may not have written yet: that thread "
-                 "has not "
-                 "waited for it",
+                 "has not waited for it",
                  mine.c_str(), theirs, other.warp(), where.c_str());
     if (other.who() == ENGINE && other_wrote)
         fault_at(
@@ -482,8 +483,7 @@ void RaceShadow::Impl::report(const Request &q, const Record &other, bool other_
     if (other.who() == ENGINE)
         fault_at(FaultKind::race, int(q.lane), Space::shared, q.offset,
                  "%s, which the bulk copy that warp %u issued at %s may still read: nothing orders this after a wait "
-                 "for its "
-                 "bulk group",
+                 "for its bulk group",
                  mine.c_str(), other.warp(), where.c_str());
     fault_at(FaultKind::race, int(q.lane), Space::shared, q.offset,
              "%s that thread %u (warp %u) %s at %s with no %s between", mine.c_str(), theirs, other.warp(),

@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <sstream>
 
 namespace ptxemu::driver
 {
@@ -36,6 +37,27 @@ void read_number(Settings &s, const char *name, T *out, uint64_t low, uint64_t h
                          (unsigned long long)high);
     else
         *out = T(n);
+}
+
+/* 0, 1, or names: the checks go by the names of compute-sanitizer's tools.  Bounds (memcheck) are always on. */
+void read_checks(Settings &s)
+{
+    const char *v = value_of("NB_EMU_CHECK");
+    const std::string text = v ? v : "1";
+    if (text == "0" || text == "1") {
+        s.options.check = text == "1";
+        return;
+    }
+    s.options.init = s.options.race = false;
+    std::stringstream names(text);
+    std::string name;
+    while (std::getline(names, name, ',')) {
+        s.options.init |= name == "initcheck";
+        s.options.race |= name == "racecheck";
+        if (name != "initcheck" && name != "racecheck" && name != "synccheck" && name != "memcheck")
+            s.error =
+                format("NB_EMU_CHECK: '%s' is not 0, 1, or a list of memcheck, synccheck, initcheck and racecheck", v);
+    }
 }
 
 void read_capability(Settings &s)
@@ -83,7 +105,7 @@ Settings read_settings()
     const char *memory = value_of("NB_EMU_MEMORY");
     if (memory && !parse_size(memory, &s.memory))
         s.error = format("NB_EMU_MEMORY: '%s' is not a size such as 512M or 80G", memory);
-    read_number(s, "NB_EMU_CHECK", &s.options.check, 0, 1);
+    read_checks(s);
     read_number(s, "NB_EMU_THREADS", &s.options.threads, 0, 1024);
     read_number(s, "NB_EMU_PATIENCE", &s.options.patience, 1, UINT64_MAX);
     read_number(s, "NB_EMU_LEAKS", &s.leaks, 0, 1);

@@ -5,7 +5,8 @@
  *   NB_EMU_SMS=n        streaming multiprocessors of each device (as a real card of that capability has)
  *   NB_EMU_MEMORY=80G   memory of each device; K, M, G and T are powers of 1024 (as a real card has)
  *   NB_EMU_FAIL=...     calls that fail: see failure.h
- *   NB_EMU_CHECK=0      turns the checks off that cost time (1)
+ *   NB_EMU_CHECK=0      turns the checks off that cost time (1); or names of those that are on, as compute-sanitizer's tools:
+ *                       memcheck (always), synccheck (with any), initcheck, racecheck
  *   NB_EMU_THREADS=n    host threads that execute blocks; 0: one a core (0)
  *   NB_EMU_PATIENCE=n   warp instructions of a block without any progress of the grid before that is a deadlock
  *   NB_EMU_PROFILE=file profile, written at exit

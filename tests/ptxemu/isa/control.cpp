@@ -77,8 +77,9 @@ void clear_frame(Warp &w, uint64_t base, const Function &callee)
               "the call of %s needs %llu bytes of local memory at a depth of %u calls, a thread has %u",
               callee.name.c_str(), (unsigned long long)(base + callee.frame_bytes), w.frame->depth + 1,
               w.block->stack_bytes);
-    if (w.block->grid->launch.options.check && callee.frame_bytes)
-        each_lane(w.active, [&](unsigned l) { memset(written_at(w, l, base), 0, callee.frame_bytes); });
+    const Options &options = w.block->grid->launch.options;
+    if (options.check && callee.frame_bytes)
+        each_lane(w.active, [&](unsigned l) { memset(written_at(w, l, base), !options.init, callee.frame_bytes); });
 }
 
 uint8_t *register_at(Frame &f, const Opnd &o, unsigned lane)

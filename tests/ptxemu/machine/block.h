@@ -82,6 +82,8 @@ struct Cluster {
 /* Switches of a launch; from the environment, see README. */
 struct Options {
     bool check = true;    /* NB_EMU_CHECK=0 turns everything off that costs time; bounds are always checked */
+    bool init = true;     /* with check: never-written memory and registers; else everything counts as written */
+    bool race = true;     /* with check: races in shared memory, and copies read before their wait */
     unsigned threads = 0; /* host threads; 0: as many as cores */
     uint64_t patience =
         50000000; /* warp instructions of a block without any progress of the grid before a deadlock is called */

@@ -73,9 +73,11 @@ void give_memory(Block &b, const Launch &launch)
     b.local.assign(size_t(b.stack_bytes) * launch.block.count(), PATTERN);
     if (!check)
         return;
-    b.shared_written.assign(b.shared_bytes, 0);
-    b.local_written.assign(b.local.size(), 0);
-    b.race = std::make_unique<RaceShadow>(b.shared_bytes, uint32_t(b.warps.size()));
+    const uint8_t written = !launch.options.init;
+    b.shared_written.assign(b.shared_bytes, written);
+    b.local_written.assign(b.local.size(), written);
+    if (launch.options.race)
+        b.race = std::make_unique<RaceShadow>(b.shared_bytes, uint32_t(b.warps.size()));
 }
 
 std::unique_ptr<Block> make_block(Grid &g, Cluster &cluster, uint32_t rank)

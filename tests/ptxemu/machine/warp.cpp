@@ -100,14 +100,15 @@ void Warp::complete(Fault &f) const
 
 namespace
 {
-std::shared_ptr<Frame> make_frame(const Function *fn)
+std::shared_ptr<Frame> make_frame(const Warp &w, const Function *fn)
 {
+    const Lanes written = w.block->grid->launch.options.init ? 0 : ALL_LANES;
     auto f = std::make_shared<Frame>();
     f->fn = fn;
     f->rows.resize(fn->n_rows);
     f->preds.resize(fn->n_preds);
-    f->defined.resize(fn->n_rows);
-    f->pred_defined.resize(fn->n_preds);
+    f->defined.resize(fn->n_rows, written);
+    f->pred_defined.resize(fn->n_preds, written);
     return f;
 }
 
@@ -516,7 +517,7 @@ void Warp::start(const Function *fn, Lanes lanes)
     exited = ~lanes;
     Path p;
     p.lanes = lanes;
-    p.frame = make_frame(fn);
+    p.frame = make_frame(*this, fn);
     paths.assign(1, p);
 }
 
@@ -566,7 +567,7 @@ void Warp::branch_each(const uint32_t target[WARP_SIZE])
 
 void Warp::enter(const Function *fn, const Inst *call)
 {
-    std::shared_ptr<Frame> f = make_frame(fn);
+    std::shared_ptr<Frame> f = make_frame(*this, fn);
     f->caller = paths[current].frame;
     f->call = call;
     f->depth = f->caller->depth + 1;

@@ -52,6 +52,12 @@ bool checks(const Warp &w)
     return w.block->grid->launch.options.check;
 }
 
+bool checks_written(const Warp &w)
+{
+    const Options &o = w.block->grid->launch.options;
+    return o.check && o.init;
+}
+
 /* ---- the written bytes ---- */
 
 /* Does to the written bytes what the access means.  Returns the lanes that read what nobody ever wrote; then nothing is marked.
@@ -182,7 +188,7 @@ bool full_warp(const Access &a, const Allocation &al, const uint64_t *address, u
 void each_in_heap(Warp &w, const Access &a, Space space, const uint64_t *address, Lanes lanes, uint8_t **p)
 {
     const Allocation *&al = recent(w);
-    const bool check = checks(w);
+    const bool check = checks_written(w);
     each_lane(lanes, [&](unsigned l) {
         if (!holds(al, address[l], a.bytes))
             al = look_up(w, a, space, l, address[l]);
@@ -203,7 +209,7 @@ void in_heap(Warp &w, const Access &a, Space space, const uint64_t *address, Lan
     bool consecutive;
     if (lanes == ALL_LANES && full_warp(a, *al, address, p, &consecutive)) {
         right_kind(a, space, first, address[first], *al);
-        if (al->written && checks(w))
+        if (al->written && checks_written(w))
             if (Lanes missing = update_written(a, Shadow(al->written, al->address), address, lanes, consecutive))
                 never_written(w, a, unsigned(__builtin_ctz(missing)), address[__builtin_ctz(missing)]);
     } else {

@@ -128,6 +128,35 @@ INSTANTIATE_TEST_SUITE_P(Checks, Broken, testing::ValuesIn(all()), [](const auto
     return std::string(std::get<0>(info.param).name) + "_sm" + std::get<1>(info.param);
 });
 
+/* Checks go by the names of compute-sanitizer's tools; what is not named is off. */
+TEST(Selection, of_checks_by_name)
+{
+    if (!emu::Driver::get().emulated())
+        GTEST_SKIP();
+    struct {
+        const char *kernel, *needs;
+    } const kernels[] = {{"shared_never_written", "initcheck"},
+                         {"local_never_written", "initcheck"},
+                         {"global_never_written", "initcheck"},
+                         {"race_read_after_write", "racecheck"},
+                         {"async_read_before_wait", "racecheck"},
+                         {"divergent_barrier", "check"},
+                         {"global_past_end", "check"}};
+    for (const char *check : {"memcheck", "synccheck", "initcheck", "racecheck,synccheck", "initcheck,racecheck"})
+        for (auto &k : kernels)
+            for (const Case &c : cases)
+                if (std::string(c.name) == k.kernel) {
+                    const bool on = std::string(check).find(k.needs) != std::string::npos;
+                    EXPECT_EQ(on ? c.error : CUDA_SUCCESS, run(c, "80", "_broken", check).result)
+                        << k.kernel << " with " << check;
+                    EXPECT_EQ(CUDA_SUCCESS, run(c, "80", "_fixed", check).result) << k.kernel << " with " << check;
+                }
+    setenv("NB_EMU_CHECK", "sanitycheck", 1);
+    emu::Driver::get().reset();
+    EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, CU(cuInit)(0));
+    unsetenv("NB_EMU_CHECK");
+}
+
 TEST(UseAfterFree, is_caught_and_named)
 {
     if (!emu::Driver::get().emulated())
