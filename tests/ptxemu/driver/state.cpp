@@ -15,8 +15,8 @@ namespace ptxemu::driver
 {
 namespace
 {
-/* The process that the work belongs to: a child of fork() has a copy of it, and nothing to write about it. */
-const pid_t owner = getpid();
+/* The process that called cuInit: a child of fork() has a copy of its work, and nothing to write about it. */
+pid_t owner = 0;
 
 void at_exit()
 {
@@ -62,6 +62,7 @@ CUresult State::initialise()
 {
     if (initialised)
         return CUDA_SUCCESS;
+    owner = getpid();
     if (!settings.error.empty()) {
         fprintf(stderr, "ptxemu: %s\n", settings.error.c_str());
         return CUDA_ERROR_INVALID_VALUE;
