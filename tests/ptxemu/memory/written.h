@@ -19,6 +19,8 @@ struct Shadow {
 template <class T>
 constexpr T EACH_BYTE_1 = T(0x0101010101010101ull);
 
+/* Blocks on several host threads may read and write these bytes at once, as they may the memory that they stand for; that is the
+ * only thing a thread sanitizer reports.  A store marks its bytes before it writes: whoever sees the data finds the mark. */
 inline bool all_written(const uint8_t *s, size_t n)
 {
     uint64_t missing = 0, v = 0;

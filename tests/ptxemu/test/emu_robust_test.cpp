@@ -63,7 +63,7 @@ const std::string TEXT = R"(
 }
 )";
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 constexpr bool SANITIZED = true;
 #else
 constexpr bool SANITIZED = false;
