@@ -53,7 +53,8 @@ struct Block {
     std::vector<Warp> warps;
     uint8_t *shared = nullptr; /* shared_bytes long */
     uint32_t shared_bytes = 0; /* static + dynamic */
-    uint32_t group_scratch = 0; /* offset of the system's part, which lies behind the kernel's: %reserved_smem_offset_1 */
+    uint32_t group_scratch =
+        0; /* offset of the system's part, which lies behind the kernel's: %reserved_smem_offset_1 */
     std::vector<uint8_t> shared_storage;
     /* Per thread: stack_bytes of local memory, thread t's at local + t * stack_bytes. */
     std::vector<uint8_t> local;
