@@ -1,9 +1,12 @@
 /* The only door to compute: the operations that a device must offer.
  *
- * `T *` below are device pointers of the backend (host pointers on the CPU); activations are `float` on the CPU and may
- * be half on a GPU, so callers above never dereference them: they go through upload/download.
- * Operations are asynchronous where the device is; download and sync wait.  A backend is immutable after creation but
- * for its device state; on the CPU several threads may use one.
+ * `void *` below are device pointers of the backend (host pointers on the CPU).  There are three kinds of rows:
+ *   residual     fp32 everywhere: [rows][hidden]
+ *   activations  what linear layers read and write: fp32 on the CPU, half or bfloat16 on a GPU, with room behind them for
+ *                the same rows as INT8 codes (act_bytes() tells how much); opaque to the layers above
+ *   logits       fp32 everywhere
+ * Operations are asynchronous where the device is; download waits.  A backend is immutable after creation but for its
+ * device state; on the CPU several threads may use one, on a GPU one at a time.
  *
  * Canonical order (docs/numerics.md): every output element is computed by the same sequence of fp32 operations
  * whatever the number of rows, the threads, or the instruction set.  A float dot product over K accumulates with fused
@@ -23,16 +26,37 @@
 #define NBI_ATTN_CHUNK   128 /* keys of one softmax chunk; chunks are merged in index order */
 #define NBI_PAGE_TOKENS  16  /* tokens in a page of the KV cache; divides NBI_ATTN_CHUNK */
 #define NBI_MAX_HEAD_DIM 256
+#define NBI_MAX_FUSED    3 /* linear layers that one call computes: q, k, v */
 
 typedef struct nbi_backend nbi_backend;
 typedef struct nbi_linear nbi_linear; /* a weight packed for this backend */
+typedef struct nbi_step nbi_step;     /* the device's copy of what a batch is: see step_begin() */
 
-/* The KV cache of one layer: k and v each [n_pages][n_kv_heads][NBI_PAGE_TOKENS][head_dim] of `dtype` (F32 or F16). */
+/* ---- the KV cache ---- */
+
+/* What a key or value is stored as.  A block is the part of a page that belongs to one kv head: NBI_PAGE_TOKENS tokens.
+ *   F32, F16  [16][head_dim]
+ *   INT8      codes [16][head_dim], then one fp32 scale a token [16]:  x ~ q * s,  s = absmax/127, q = clamp(rne(x/s),
+ *             -127, 127); an s that would be zero or subnormal is 1 (its codes are 0)
+ *   INT4      codes [16][head_dim/2] (low nibble first), then for each token and each run of 32 elements two fp16 {s, m}:
+ *             [16][ceil(head_dim/32)][2]:  x ~ fma(q, s, m),  m = fp16(min), s = fp16((max - m)/15),
+ *             q = clamp(rne((x - m)/s), 0, 15), an s of zero counts as 1 */
+typedef enum nbi_kv_type { NBI_KV_F32, NBI_KV_F16, NBI_KV_INT8, NBI_KV_INT4, NBI_N_KV_TYPES } nbi_kv_type;
+#define NBI_KV4_RUN 32
+
+/* Bytes of a block, a multiple of 16.  head_dim is even. */
+size_t nbi_kv_block_bytes(nbi_kv_type type, uint32_t head_dim);
+const char *nbi_kv_type_name(nbi_kv_type type);                 /* "f32" "f16" "int8" "int4" */
+nb_status nbi_kv_type_parse(nbi_kv_type *out, const char *name); /* NB_EINVAL names the choices */
+
+/* The KV cache of one layer: k and v each [n_pages][n_kv_heads] blocks. */
 typedef struct nbi_kv_layer {
     void *k, *v;
-    nbi_dtype dtype;
+    nbi_kv_type type;
     uint32_t n_kv_heads, head_dim;
 } nbi_kv_layer;
+
+/* ---- a batch ---- */
 
 /* A sequence's part in a batch: rows row0 .. row0+n_rows-1 are its tokens at positions pos0 ..; its KV cache holds
  * positions 0 .. pos0+n_rows-1 once they are appended.  pages[p / NBI_PAGE_TOKENS] is the page of position p.
@@ -42,23 +66,55 @@ typedef struct nbi_seq {
     const int32_t *pages;
 } nbi_seq;
 
+/* One step: seqs cover rows 0 .. rows-1, one after the other.  Host memory, which stays as it is until the results of the
+ * step are downloaded.  ids are below the vocabulary's size, logit_rows below rows (the caller has checked). */
+typedef struct nbi_batch {
+    size_t rows, n_seqs, n_logits;
+    const int32_t *ids;         /* [rows] */
+    const nbi_seq *seqs;        /* [n_seqs] */
+    const uint32_t *logit_rows; /* [n_logits]: rows whose logits are wanted, ascending */
+} nbi_batch;
+
+/* The largest batch a step object must take. */
+typedef struct nbi_step_limits {
+    size_t rows, seqs, logits;
+    size_t seq_pages; /* pages of one sequence */
+    uint32_t head_dim;
+    const float *inv_freq; /* host [head_dim/2]: the angle of position p in pair i is (float)p * inv_freq[i]; copied */
+} nbi_step_limits;
+
+/* ---- what an operation reads and writes ---- */
+
+/* Forms of activations that a producer writes for its consumers: a set of bits. */
+enum {
+    NBI_FORM_FLOAT = 1, /* the activations themselves */
+    NBI_FORM_INT8 = 2   /* codes and one scale a row, as dynamic quantization per token defines them */
+};
+
+typedef enum nbi_dst {
+    NBI_DST_ACT,      /* y = result, activations */
+    NBI_DST_RESIDUAL, /* y = y + result, fp32 */
+    NBI_DST_F32       /* y = result, fp32 */
+} nbi_dst;
+
 struct nbi_backend {
     const struct nbi_backend_ops *ops;
-    const char *name;     /* "cpu" */
+    const char *name;     /* "cpu", "cuda" */
     char description[96]; /* "cpu (avx512-vnni), 2 threads" */
-    size_t act_bytes;     /* bytes of one activation element */
     uint32_t threads;     /* CPU threads it uses */
+    nbi_kv_type default_kv;
 };
 
 typedef struct nbi_backend_ops {
     void (*destroy)(nbi_backend *b);
 
-    /* -- memory: *out is at least 64-byte aligned -- */
+    /* -- memory: *out is at least 64-byte aligned and zeroed -- */
     nb_status (*alloc)(nbi_backend *b, void **out, size_t bytes, const char *what);
     void (*release)(nbi_backend *b, void *p); /* NULL is fine */
     nb_status (*upload)(nbi_backend *b, void *dst, const void *src, size_t bytes);
     nb_status (*download)(nbi_backend *b, void *dst, const void *src, size_t bytes);
     size_t (*free_bytes)(nbi_backend *b);
+    size_t (*act_bytes)(nbi_backend *b, size_t rows, size_t k); /* a buffer for activations [rows][k], SIZE_MAX: too large */
 
     /* -- weights -- */
     /* Packs a canonical weight (which the caller frees afterwards).  A scheme or shape without a kernel is
@@ -66,35 +122,53 @@ typedef struct nbi_backend_ops {
     nb_status (*linear_create)(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
     void (*linear_free)(nbi_backend *b, nbi_linear *l);
     size_t (*linear_bytes)(const nbi_linear *l);
+    unsigned (*linear_form)(const nbi_linear *l); /* the form of its input that suits it best: one NBI_FORM bit */
+    /* What linear_create() will take on the device, for the plan before loading. */
+    size_t (*linear_plan)(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);
     /* Scratch that linear() needs for up to `rows` rows of up to `k` inputs. */
     size_t (*scratch_bytes)(nbi_backend *b, size_t rows, size_t k);
 
-    /* -- operations: x, y are activations, row-major -- */
-    /* x[rows][K] = row ids[r] of the table [V,K].  ids: host, each < V (the caller has checked). */
-    nb_status (*embed)(nbi_backend *b, const nbi_linear *table, const int32_t *ids, size_t rows, void *x);
-    /* y = x / sqrt(mean(x^2) + eps) * weight; weight fp32 [k] on the device */
-    nb_status (*rmsnorm)(nbi_backend *b, const void *x, const float *weight, float eps, size_t rows, size_t k, void *y);
-    /* y[rows][N] = (accumulate ? y : 0) + x[rows][K] W^T + bias; quantizes x first where the scheme says so.
-     * The accumulate form adds the finished dot product (bias included) to y. */
-    nb_status (*linear)(nbi_backend *b, const nbi_linear *l, const void *x, size_t rows, void *y, bool accumulate,
-                        void *scratch);
-    /* Rotates q [rows][n_heads][head_dim] in place and k [rows][n_kv_heads][head_dim], writes k and v to the cache.
-     * Half-split pairs (i, i + head_dim/2).  cos_sin: fp32 [rows][head_dim/2][2] on the device. */
-    nb_status (*rope_append)(nbi_backend *b, void *q, void *k, const void *v, size_t rows, size_t n_heads,
-                             const float *cos_sin, const nbi_kv_layer *kv, const nbi_seq *seqs, size_t n_seqs);
-    /* y[rows][n_heads][head_dim] = causal softmax(q k^T * scale) v; query head h reads kv head h / (n_heads/n_kv). */
-    nb_status (*attention)(nbi_backend *b, const void *q, size_t n_heads, const nbi_kv_layer *kv, const nbi_seq *seqs,
-                           size_t n_seqs, float scale, void *y);
-    /* y = silu(gate) * up, n elements */
-    nb_status (*swiglu)(nbi_backend *b, const void *gate, const void *up, size_t n, void *y);
-    /* y[i] = x[rows_[i]]: rows of k elements; rows_ on the host */
-    nb_status (*gather)(nbi_backend *b, const void *x, const uint32_t *rows_, size_t n, size_t k, void *y);
-    /* Logits leave as fp32, whatever activations are. */
-    nb_status (*download_f32)(nbi_backend *b, float *dst, const void *x, size_t n);
+    /* -- a batch: its description goes to the device once and all operations of the step read it there -- */
+    nb_status (*step_create)(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
+    void (*step_free)(nbi_backend *b, nbi_step *s);
+    nb_status (*step_begin)(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
+    /* Recorded steps (CUDA graphs); NULL where a device has none.  *replayed: the whole step between these two calls was
+     * launched from a recording and the caller skips it.  Else the operations up to step_end() are issued as usual and
+     * may be recorded.  key: everything but the batch that the operations depend on (addresses of buffers and models):
+     * a step object serves one caller with one key. */
+    nb_status (*step_enter)(nbi_backend *b, nbi_step *s, bool *replayed);
+    nb_status (*step_end)(nbi_backend *b, nbi_step *s);
+
+    /* -- operations; all arrays row-major -- */
+    /* x[rows][K] (residual) = row ids[r] of the table [V,K]. */
+    nb_status (*embed)(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
+    /* y (activations, in `forms`) = x / sqrt(mean(x^2) + eps) * weight; x residual, weight fp32 [k] on the device */
+    nb_status (*rmsnorm)(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k, void *y,
+                         unsigned forms);
+    /* For each of the n layers l, which share K: y[r][col .. col+N-1] = (the old y +) x[rows][K] W^T + bias, where col is
+     * the sum of the N before it and a row of y has ldy elements.  forms: what x holds; x is quantized first where a
+     * scheme asks for a form that is not there.  The residual form adds the finished dot product (bias included) to y. */
+    nb_status (*linear)(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms, size_t rows,
+                        void *y, size_t ldy, nbi_dst dst, void *scratch);
+    /* qkv [rows][n_heads + 2 n_kv_heads][head_dim], activations: rotates q and k in place, writes k and v to the cache.
+     * Half-split pairs (i, i + head_dim/2). */
+    nb_status (*rope_append)(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
+    /* y[rows][n_heads][head_dim] (activations, in `forms`) = causal softmax(q k^T * scale) v of the cache; query head h
+     * reads kv head h / (n_heads/n_kv). */
+    nb_status (*attention)(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
+                           float scale, void *y, unsigned forms);
+    /* y[r][i] (in `forms`) = silu(gate_up[r][i]) * gate_up[r][n + i], i < n; gate_up [rows][2n] activations */
+    nb_status (*swiglu)(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
+    /* y[i] = x[logit_rows[i]] of the batch: residual rows of k elements */
+    nb_status (*gather)(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y);
+    /* Activations to fp32 on the host (the form NBI_FORM_FLOAT must be there). */
+    nb_status (*download_act)(nbi_backend *b, float *dst, const void *x, size_t n);
+    /* fp32 on the host to activations, rounded. */
+    nb_status (*upload_act)(nbi_backend *b, void *dst, const float *src, size_t n);
 } nbi_backend_ops;
 
-/* `device`: NULL or "auto", "cpu".  threads 0: one for each core this process may use.  NB_CPU_ISA=scalar|avx2|avx512
- * forces an instruction set (an error where the machine lacks it). */
+/* `device`: NULL or "auto", "cpu", "cuda" or "cuda:N".  threads 0: one for each core this process may use.
+ * NB_CPU_ISA=scalar|avx2|avx512 forces an instruction set (an error where the machine lacks it). */
 nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads);
 
 #endif

@@ -1,0 +1,216 @@
+/* The CUDA backend inside: the driver, which is loaded at run time, one device, its memory, and the launch of kernels.
+ *
+ *   driver.c     libcuda.so.1 (or NB_CUDA_DRIVER) and the functions of it that we call; errors become sentences
+ *   device.c     which devices there are, which one is used, what it can do
+ *   memory.c     arenas, pinned staging, copies
+ *   launch.c     kernels.h made into modules and functions; every launch is checked against its contract
+ *   step.c       a batch on the device; recorded steps (CUDA graphs)
+ *   pack.c       canonical weight -> layout.h          linear.c     linear()
+ *   rows.c       embed, rmsnorm, swiglu, gather        attention.c  rope_append, attention
+ *   cuda.c       the table of operations
+ *
+ * Everything is issued on one stream, in order; download waits for it.  A failed call of the driver is a sentence that names
+ * what was being done; a sticky error (the context is lost) makes every later call fail with the same one. */
+#ifndef NB_BACKEND_CUDA_CUDA_H
+#define NB_BACKEND_CUDA_CUDA_H
+
+#include <cuda.h>
+
+#include "backend/backend.h"
+#include "kernels.h"
+
+/* The driver's functions: one line each.  A missing one is an error with its name. */
+#define NBI_CU_LIST(X)                                                                                                 \
+    X(cuInit, (unsigned))                                                                                              \
+    X(cuDriverGetVersion, (int *))                                                                                     \
+    X(cuGetErrorName, (CUresult, const char **))                                                                       \
+    X(cuGetErrorString, (CUresult, const char **))                                                                     \
+    X(cuDeviceGetCount, (int *))                                                                                       \
+    X(cuDeviceGet, (CUdevice *, int))                                                                                  \
+    X(cuDeviceGetName, (char *, int, CUdevice))                                                                        \
+    X(cuDeviceGetAttribute, (int *, CUdevice_attribute, CUdevice))                                                     \
+    X(cuDevicePrimaryCtxRetain, (CUcontext *, CUdevice))                                                               \
+    X(cuDevicePrimaryCtxRelease_v2, (CUdevice))                                                                        \
+    X(cuCtxPushCurrent_v2, (CUcontext))                                                                                \
+    X(cuCtxPopCurrent_v2, (CUcontext *))                                                                               \
+    X(cuMemGetInfo_v2, (size_t *, size_t *))                                                                           \
+    X(cuMemAlloc_v2, (CUdeviceptr *, size_t))                                                                          \
+    X(cuMemFree_v2, (CUdeviceptr))                                                                                     \
+    X(cuMemHostAlloc, (void **, size_t, unsigned))                                                                     \
+    X(cuMemFreeHost, (void *))                                                                                         \
+    X(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void *, size_t, CUstream))                                             \
+    X(cuMemcpyDtoHAsync_v2, (void *, CUdeviceptr, size_t, CUstream))                                                   \
+    X(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                              \
+    X(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                                 \
+    X(cuStreamCreate, (CUstream *, unsigned))                                                                          \
+    X(cuStreamDestroy_v2, (CUstream))                                                                                  \
+    X(cuStreamSynchronize, (CUstream))                                                                                 \
+    X(cuStreamWaitEvent, (CUstream, CUevent, unsigned))                                                                \
+    X(cuStreamBeginCapture_v2, (CUstream, CUstreamCaptureMode))                                                        \
+    X(cuStreamEndCapture, (CUstream, CUgraph *))                                                                       \
+    X(cuGraphInstantiateWithFlags, (CUgraphExec *, CUgraph, unsigned long long))                                       \
+    X(cuGraphLaunch, (CUgraphExec, CUstream))                                                                          \
+    X(cuGraphDestroy, (CUgraph))                                                                                       \
+    X(cuGraphExecDestroy, (CUgraphExec))                                                                               \
+    X(cuEventCreate, (CUevent *, unsigned))                                                                            \
+    X(cuEventDestroy_v2, (CUevent))                                                                                    \
+    X(cuEventRecord, (CUevent, CUstream))                                                                              \
+    X(cuEventSynchronize, (CUevent))                                                                                   \
+    X(cuEventElapsedTime, (float *, CUevent, CUevent))                                                                 \
+    X(cuModuleLoadData, (CUmodule *, const void *))                                                                    \
+    X(cuModuleUnload, (CUmodule))                                                                                      \
+    X(cuModuleGetFunction, (CUfunction *, CUmodule, const char *))                                                     \
+    X(cuFuncGetAttribute, (int *, CUfunction_attribute, CUfunction))                                                   \
+    X(cuFuncSetAttribute, (CUfunction, CUfunction_attribute, int))                                                     \
+    X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,     \
+                       void **, void **))
+
+typedef struct nbi_cuda_driver {
+    void *so;
+    char path[512];
+#define X(name, args) CUresult(*name) args;
+    NBI_CU_LIST(X)
+#undef X
+} nbi_cuda_driver;
+
+typedef struct nbi_cuda {
+    nbi_backend base;
+    nbi_cuda_driver cu;
+    int index;
+    CUdevice device;
+    CUcontext context;
+    CUstream stream;
+    int sm;                 /* 75, 80, 86, 89, 90 */
+    int n_sm;               /* multiprocessors */
+    int max_shared;         /* bytes a block may have, opted in */
+    nbi_dtype act;          /* NBI_F16 or NBI_BF16: the type T of activations */
+    struct nbi_cuda_modules *modules;
+    struct nbi_cuda_staging *staging;
+    struct nbi_cuda_arena *weights;
+    bool lost;              /* a sticky error: `lost_text` says which */
+    char lost_text[256];
+} nbi_cuda;
+
+static inline nbi_cuda *nbi_cuda_of(nbi_backend *b)
+{
+    return (nbi_cuda *)b;
+}
+
+/* ---- driver.c ---- */
+nb_status nbi_cuda_driver_load(nbi_cuda_driver *d); /* NB_ENODEVICE with the reason */
+void nbi_cuda_driver_unload(nbi_cuda_driver *d);
+/* NB_OK for CUDA_SUCCESS, else a status and the sentence "<device>: <what> failed: <the driver's words> (<its name>)". */
+nb_status nbi_cuda_check(nbi_cuda *c, CUresult r, const char *what);
+#define NBI_CU(c, call, what) nbi_cuda_check(c, (c)->cu.call, what)
+
+/* ---- device.c: opens device `index`; act: NBI_F16 or NBI_BF16 ---- */
+nb_status nbi_cuda_create(nbi_backend **out, int index, nbi_dtype act);
+void nbi_cuda_destroy(nbi_backend *b);
+
+/* ---- memory.c ---- */
+nb_status nbi_cuda_alloc(nbi_backend *b, void **out, size_t bytes, const char *what);
+void nbi_cuda_release(nbi_backend *b, void *p);
+nb_status nbi_cuda_upload(nbi_backend *b, void *dst, const void *src, size_t bytes);   /* src may be reused at once */
+nb_status nbi_cuda_download(nbi_backend *b, void *dst, const void *src, size_t bytes); /* waits */
+nb_status nbi_cuda_clear(nbi_cuda *c, void *dst, size_t bytes);                        /* zeros */
+nb_status nbi_cuda_sync(nbi_cuda *c);
+size_t nbi_cuda_free_bytes(nbi_backend *b);
+/* A piece of the weights' arena, 256-byte aligned; lives until the backend is destroyed or nbi_cuda_weights_free(). */
+nb_status nbi_cuda_weights_alloc(nbi_cuda *c, void **out, size_t bytes);
+void nbi_cuda_weights_free(nbi_cuda *c, void *p);
+/* A pinned buffer of at least `bytes` to fill and hand to nbi_cuda_stage_send(), which copies it asynchronously; there are
+ * two, so that one is filled while the other travels.  bytes is at most NBI_STAGE_BYTES. */
+#define NBI_STAGE_BYTES ((size_t)16 << 20)
+nb_status nbi_cuda_stage_get(nbi_cuda *c, void **host);
+nb_status nbi_cuda_stage_send(nbi_cuda *c, void *dst, size_t bytes);
+
+/* ---- launch.c ---- */
+typedef struct nbi_grid3 {
+    uint32_t x, y, z;
+} nbi_grid3;
+nb_status nbi_cuda_modules_create(nbi_cuda *c);
+void nbi_cuda_modules_free(nbi_cuda *c);
+/* Launches kernel k; refuses what its line in kernels.h or the device does not allow.  A module is loaded when its first
+ * kernel is launched (or by nbi_cuda_prepare(): recording a graph must not load modules). */
+nb_status nbi_cuda_launch(nbi_cuda *c, enum nb_kernel k, nbi_grid3 grid, size_t shared, const void *args, size_t args_bytes);
+nb_status nbi_cuda_prepare(nbi_cuda *c, enum nb_kernel k);
+#define NBI_LAUNCH(c, k, gx, gy, gz, shared, args)                                                                     \
+    nbi_cuda_launch(c, k, (nbi_grid3){(uint32_t)(gx), (uint32_t)(gy), (uint32_t)(gz)}, shared, &(args), sizeof(args))
+/* NB_K_name_f16 or NB_K_name_bf16, as the backend's activations are. */
+#define NBI_K(c, name) ((c)->act == NBI_F16 ? NB_K_##name##_f16 : NB_K_##name##_bf16)
+
+/* ---- activations: T [rows][k], then codes [rows][k_pad], then scales [rows] in one buffer ---- */
+static inline size_t nbi_cuda_k_pad(size_t k)
+{
+    return (k + NB_TILE_K - 1) / NB_TILE_K * NB_TILE_K;
+}
+static inline size_t nbi_cuda_align(size_t n)
+{
+    return (n + 255) & ~(size_t)255;
+}
+static inline nb_act_out nbi_cuda_act(void *base, size_t rows, size_t k)
+{
+    char *q = (char *)base + nbi_cuda_align(rows * k * 2), *s = q + nbi_cuda_align(rows * nbi_cuda_k_pad(k));
+    return (nb_act_out){base, (int8_t *)q, (float *)s};
+}
+
+/* ---- step.c ---- */
+struct nbi_step {
+    nbi_cuda *c;
+    nbi_step_limits limits;
+    nb_step_args args;      /* device pointers, fixed for the life of the step object */
+    const nbi_batch *batch; /* of the step under way */
+    size_t rows;            /* rows that kernels are launched for: batch->rows, or those of its bucket */
+    size_t logits;          /* likewise */
+    struct nbi_cuda_graphs *graphs;
+    struct nbi_attend_plan *attend; /* attention.c */
+    char *host, *device;    /* one pinned block and its copy */
+    size_t bytes;
+};
+nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
+void nbi_cuda_step_free(nbi_backend *b, nbi_step *s);
+nb_status nbi_cuda_step_begin(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
+nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed);
+nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s);
+
+/* ---- pack.c, linear.c ---- */
+struct nbi_linear {
+    nb_packed p;        /* device pointers into `block` */
+    nbi_scheme scheme;
+    bool integer;       /* INT8 activations */
+    float act_scale;    /* static activations */
+    int32_t act_zero;
+    void *block;
+    size_t bytes;
+};
+nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
+void nbi_cuda_linear_free(nbi_backend *b, nbi_linear *l);
+size_t nbi_cuda_linear_bytes(const nbi_linear *l);
+unsigned nbi_cuda_linear_form(const nbi_linear *l);
+size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);
+size_t nbi_cuda_scratch_bytes(nbi_backend *b, size_t rows, size_t k);
+nb_status nbi_cuda_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms, size_t rows,
+                          void *y, size_t ldy, nbi_dst dst, void *scratch);
+
+/* ---- rows.c ---- */
+nb_status nbi_cuda_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
+nb_status nbi_cuda_rmsnorm(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k, void *y,
+                           unsigned forms);
+nb_status nbi_cuda_swiglu(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
+nb_status nbi_cuda_gather(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y);
+/* Codes of x (activations) into out->q and out->scale: dynamic per token where act_scale is 0. */
+nb_status nbi_cuda_quantize_rows(nbi_cuda *c, const void *x, size_t rows, size_t k, float act_scale, int32_t act_zero,
+                                 const nb_act_out *out);
+nb_status nbi_cuda_download_act(nbi_backend *b, float *dst, const void *x, size_t n);
+nb_status nbi_cuda_upload_act(nbi_backend *b, void *dst, const float *src, size_t n);
+
+/* ---- attention.c ---- */
+nb_status nbi_cuda_attend_plan_create(nbi_cuda *c, struct nbi_attend_plan **out, const nbi_step_limits *limits);
+void nbi_cuda_attend_plan_free(nbi_cuda *c, struct nbi_attend_plan *p);
+/* Called by step_begin(): works out the pieces of attention for the batch and uploads them. */
+nb_status nbi_cuda_attend_plan_set(nbi_cuda *c, struct nbi_attend_plan *p, nbi_step *s);
+nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
+nb_status nbi_cuda_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
+                             float scale, void *y, unsigned forms);
+
+#endif
