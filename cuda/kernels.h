@@ -237,8 +237,7 @@ typedef struct nb_range_args {
     uint32_t *lo, *hi; /* ~key and key of the extremes; GROUP: [rows][k/group], written; else [k] or [1], raised */
     uint32_t *bad;     /* raised to ~row for a row that holds a NaN or an infinity; or NULL */
     uint32_t dtype, rows, k, group, axis;
-    uint32_t team;   /* GROUP: threads that share a group: 1, 2, 4 .. 32 or 256 */
-    uint64_t blocks; /* COLUMN: blocks that share a column; TENSOR: all */
+    uint32_t team; /* GROUP: threads that share a group: 1, 2, 4 .. 32 or 256 */
 } nb_range_args;
 
 /* An observer in device memory; all zeros is one that has seen nothing.  quant/observer.h says what the fields mean. */
