@@ -89,8 +89,8 @@ done:
 nb_status nbi_cuda_prepare(nbi_cuda *c, enum nb_kernel k)
 {
     nb_status st = NB_OK;
-    CUmodule module;
-    CUfunction f;
+    CUmodule module = NULL;
+    CUfunction f = NULL;
     char what[96];
     const contract *kc = &contracts[k];
     if (c->modules->function[k])
