@@ -1,0 +1,119 @@
+#include "quant/method.h"
+
+#include <string.h>
+
+#include "base/json.h"
+#include "quant/clipped.h"
+#include "quant/hqq.h"
+#include "quant/rtn.h"
+
+static nb_status rtn(nbi_weight *out, const nbi_method_job *j)
+{
+    bool on_device;
+    return j->be ? nbi_rtn_on(j->be, out, j->src, j->scheme, j->scale_dtype, j->threads, &on_device)
+                 : nbi_rtn(out, j->src, j->scheme, j->scale_dtype, j->threads);
+}
+
+static nb_status clip(nbi_weight *out, const nbi_method_job *j)
+{
+    return nbi_clipped(out, j->src, j->scheme, j->scale_dtype, NULL, j->threads);
+}
+
+static nb_status gptq(nbi_weight *out, const nbi_method_job *j)
+{
+    return nbi_gptq(out, j->src, j->scheme, j->scale_dtype, j->in->gram, &j->options->gptq, j->threads, NULL);
+}
+
+/* After the balance: clips that lose least of the outputs.  Queries and keys are not clipped, as in the reference: softmax makes
+ * errors of large scores large. */
+static nb_status awq(nbi_weight *out, const nbi_method_job *j)
+{
+    if (strstr(j->module, "q_proj") || strstr(j->module, "k_proj"))
+        return rtn(out, j);
+    return nbi_clipped(out, j->src, j->scheme, j->scale_dtype, j->in, j->threads);
+}
+
+static nb_status hqq(nbi_weight *out, const nbi_method_job *j)
+{
+    return nbi_hqq(out, j->src, j->scheme, j->scale_dtype, j->threads);
+}
+
+static const char *const no_keys[] = {"name", NULL};
+static const char *const gptq_keys[] = {"name", "act_order", "static_groups", "clip", "damp", "block", NULL};
+static const char *const smooth_keys[] = {"name", "alpha", NULL};
+
+static const nbi_method methods[] = {
+    {"rtn", 0, NBI_BALANCE_NONE, rtn, no_keys},
+    {"clip", 0, NBI_BALANCE_NONE, clip, no_keys},
+    {"hqq", 0, NBI_BALANCE_NONE, hqq, no_keys},
+    {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, gptq_keys},
+    {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, no_keys},
+    {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, smooth_keys},
+};
+
+static nb_status unknown(const char *name, const char *where)
+{
+    char list[256] = "";
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
+        strncat(list, i ? ", " : "", sizeof list - strlen(list) - 1);
+        strncat(list, methods[i].name, sizeof list - strlen(list) - 1);
+    }
+    return nbi_fail(NB_EFORMAT, "%s: there is no method \"%s\", the known ones are %s", where, name, list);
+}
+
+static nb_status check_keys(const nbi_method *m, const json_t *j, const char *where)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)j, key, value)
+    {
+        size_t i = 0;
+        while (m->keys[i] && strcmp(m->keys[i], key) != 0)
+            i++;
+        if (!m->keys[i])
+            return nbi_fail(NB_EFORMAT, "%s: method %s has no option \"%s\"", where, m->name, key);
+    }
+    return NB_OK;
+}
+
+static nb_status parse_options(nbi_method_options *o, const json_t *j, const char *where)
+{
+    double damp = (double)o->gptq.damp, alpha = (double)o->alpha;
+    int64_t block = o->gptq.block;
+    nb_status st;
+    NB_TRY(nbi_json_bool(j, "act_order", &o->gptq.act_order, where));
+    NB_TRY(nbi_json_bool(j, "static_groups", &o->gptq.static_groups, where));
+    NB_TRY(nbi_json_bool(j, "clip", &o->gptq.clip, where));
+    NB_TRY(nbi_json_double(j, "damp", 0, 1, &damp, where));
+    NB_TRY(nbi_json_int(j, "block", 1, 1 << 20, &block, where));
+    NB_TRY(nbi_json_double(j, "alpha", 0, 1, &alpha, where));
+    o->gptq.damp = (float)damp;
+    o->gptq.block = (uint32_t)block;
+    o->alpha = (float)alpha;
+done:
+    return st;
+}
+
+nb_status nbi_method_parse(const nbi_method **out, nbi_method_options *o, const json_t *j, const char *where)
+{
+    const char *name = NULL;
+    *o = (nbi_method_options){nbi_gptq_defaults(), 0.5f};
+    *out = &methods[0];
+    if (!j || json_is_null(j))
+        return NB_OK;
+    if (!json_is_string(j) && !json_is_object(j))
+        return nbi_fail(NB_EFORMAT, "%s is neither a method's name nor an object with a \"name\"", where);
+    name = json_is_string(j) ? json_string_value(j) : json_string_value(json_object_get(j, "name"));
+    if (!name)
+        return nbi_fail(NB_EFORMAT, "%s: \"name\" is missing", where);
+    size_t i = 0;
+    while (i < sizeof methods / sizeof *methods && strcmp(methods[i].name, name) != 0)
+        i++;
+    if (i == sizeof methods / sizeof *methods)
+        return unknown(name, where);
+    *out = &methods[i];
+    if (!json_is_object(j))
+        return NB_OK;
+    nb_status st = check_keys(*out, j, where);
+    return st == NB_OK ? parse_options(o, j, where) : st;
+}

@@ -1,0 +1,41 @@
+/* How a dense weight becomes a quantized one: the methods by name.  A new method is one file and one line in method.c. */
+#ifndef NB_QUANT_METHOD_H
+#define NB_QUANT_METHOD_H
+
+#include <jansson.h>
+
+#include "backend/backend.h"
+#include "quant/gptq.h"
+#include "quant/inputs.h"
+
+/* What is done to a layer before its weights are rounded: balance.h. */
+typedef enum nbi_balance { NBI_BALANCE_NONE, NBI_BALANCE_SMOOTH, NBI_BALANCE_AWQ } nbi_balance;
+
+typedef struct nbi_method_options {
+    nbi_gptq_options gptq;
+    float alpha; /* of smooth */
+} nbi_method_options;
+
+typedef struct nbi_method_job {
+    const nbi_weight *src;
+    const nbi_scheme *scheme;
+    nbi_dtype scale_dtype;
+    const nbi_inputs *in; /* NULL where no text was read; then the method needs nothing */
+    const nbi_method_options *options;
+    nbi_backend *be;    /* computes what it can; may be NULL */
+    const char *module; /* "self_attn.q_proj": the last two parts of its name */
+    int threads;
+} nbi_method_job;
+
+typedef struct nbi_method {
+    const char *name;
+    unsigned needs; /* NBI_NEEDS_*: 0 is data-free */
+    nbi_balance balance;
+    nb_status (*quantize)(nbi_weight *out, const nbi_method_job *j);
+    const char *const *keys; /* of its options in a recipe, NULL-terminated */
+} nbi_method;
+
+/* "method" of a recipe: a name, or an object with "name" and the method's options; NULL: rtn.  Errors name what is known. */
+nb_status nbi_method_parse(const nbi_method **out, nbi_method_options *o, const json_t *j, const char *where);
+
+#endif
