@@ -40,13 +40,16 @@ typedef struct nbi_step nbi_step;     /* the device's copy of what a batch is: s
  *             -127, 127); an s that would be zero or subnormal is 1 (its codes are 0)
  *   INT4      codes [16][head_dim/2] (low nibble first), then for each token and each run of 32 elements two fp16 {s, m}:
  *             [16][ceil(head_dim/32)][2]:  x ~ fma(q, s, m),  m = fp16(min), s = fp16((max - m)/15),
- *             q = clamp(rne((x - m)/s), 0, 15), an s of zero counts as 1 */
+ *             q = clamp(rne((x - m)/s), 0, 15); an s of zero is 1 (its codes are 0)
+ * Every operation is one fp32 operation.  Numbers that cannot be stored show: a token (INT8) or run (INT4) that holds a
+ * NaN or an infinity, or whose m or s leaves the range of fp16, has codes 0 and NaN for s (and m); attention carries it
+ * on. */
 typedef enum nbi_kv_type { NBI_KV_F32, NBI_KV_F16, NBI_KV_INT8, NBI_KV_INT4, NBI_N_KV_TYPES } nbi_kv_type;
 #define NBI_KV4_RUN 32
 
 /* Bytes of a block, a multiple of 16.  head_dim is even. */
 size_t nbi_kv_block_bytes(nbi_kv_type type, uint32_t head_dim);
-const char *nbi_kv_type_name(nbi_kv_type type);                 /* "f32" "f16" "int8" "int4" */
+const char *nbi_kv_type_name(nbi_kv_type type);                  /* "f32" "f16" "int8" "int4" */
 nb_status nbi_kv_type_parse(nbi_kv_type *out, const char *name); /* NB_EINVAL names the choices */
 
 /* The KV cache of one layer: k and v each [n_pages][n_kv_heads] blocks. */
@@ -114,7 +117,8 @@ typedef struct nbi_backend_ops {
     nb_status (*upload)(nbi_backend *b, void *dst, const void *src, size_t bytes);
     nb_status (*download)(nbi_backend *b, void *dst, const void *src, size_t bytes);
     size_t (*free_bytes)(nbi_backend *b);
-    size_t (*act_bytes)(nbi_backend *b, size_t rows, size_t k); /* a buffer for activations [rows][k], SIZE_MAX: too large */
+    size_t (*act_bytes)(nbi_backend *b, size_t rows,
+                        size_t k); /* a buffer for activations [rows][k], SIZE_MAX: too large */
 
     /* -- weights -- */
     /* Packs a canonical weight (which the caller frees afterwards).  A scheme or shape without a kernel is
@@ -148,8 +152,8 @@ typedef struct nbi_backend_ops {
     /* For each of the n layers l, which share K: y[r][col .. col+N-1] = (the old y +) x[rows][K] W^T + bias, where col is
      * the sum of the N before it and a row of y has ldy elements.  forms: what x holds; x is quantized first where a
      * scheme asks for a form that is not there.  The residual form adds the finished dot product (bias included) to y. */
-    nb_status (*linear)(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms, size_t rows,
-                        void *y, size_t ldy, nbi_dst dst, void *scratch);
+    nb_status (*linear)(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
+                        size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
     /* qkv [rows][n_heads + 2 n_kv_heads][head_dim], activations: rotates q and k in place, writes k and v to the cache.
      * Half-split pairs (i, i + head_dim/2). */
     nb_status (*rope_append)(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
