@@ -59,6 +59,7 @@
     X(nb_sample, sample, 1024, 0, 75, nb_sample_args)                                                                  \
     /* mixture of experts */                                                                                           \
     X(nb_moe_route, moe_route, 256, 0, 75, nb_moe_route_args)                                                          \
+    X(nb_moe_sort, moe_route, 256, 0, 75, nb_moe_route_args)                                                           \
     /* calibration and quantization */                                                                                 \
     X(nb_range, range, 256, 0, 75, nb_range_args)                                                                      \
     X(nb_histogram, histogram, 256, 0, 75, nb_histogram_args)                                                          \
@@ -198,28 +199,39 @@ typedef struct nb_attend_args {
 /* ---- sampling ---- */
 
 typedef struct nb_sample_row {
-    float temperature, top_p, min_p; /* temperature 0: greedy */
+    float temperature, top_p, min_p; /* temperature 0: the best token */
     int32_t top_k;                   /* 0: off */
-    uint64_t seed, position;         /* of the random number */
+    uint32_t share;                  /* the random number u in [0, 1), times 2^24 */
+    uint32_t want_sum;               /* 0: `sum` of the result is not computed */
 } nb_sample_row;
+
+/* The log-probability of the token is logit - best - log(sum * 2^-NB_WEIGHT_BITS): left to the host, whose log decides. */
+typedef struct nb_sampled {
+    uint64_t sum;
+    float logit, best; /* of the token, and the largest of the row */
+    int32_t token;     /* -1: the row holds a NaN or +infinity, or nothing finite */
+    uint32_t unused;
+} nb_sampled;
+
+#define NB_WEIGHT_BITS 43 /* a weight e^x, x <= 0, is an integer in units of 2^-43, so that sums have no order */
 
 typedef struct nb_sample_args {
     const float *logits;      /* [n][vocab] */
     const nb_sample_row *row; /* [n] */
-    int32_t *token;           /* [n]; -1: the row holds a NaN */
-    float *logprob;           /* [n] */
-    uint32_t n, vocab;
+    nb_sampled *out;          /* [n] */
+    uint32_t n, vocab;        /* vocab <= 2^20 */
 } nb_sample_args;
 
 /* ---- mixture of experts ---- */
 
+/* nb_moe_route writes expert and weight, nb_moe_sort then offset and sorted. */
 typedef struct nb_moe_route_args {
     const float *router; /* [rows][experts] logits */
     int32_t *expert;     /* [rows][top_k] */
     float *weight;       /* [rows][top_k] softmax over the chosen ones if renormalize, else over all */
     int32_t *offset;     /* [experts + 1] of `sorted` */
     int32_t *sorted;     /* [rows * top_k]: row * top_k + slot, by expert, ascending in each */
-    uint32_t rows, experts, top_k, renormalize;
+    uint32_t rows, experts, top_k, renormalize; /* experts <= 512, top_k <= experts, rows * top_k < 2^31 */
 } nb_moe_route_args;
 
 /* ---- calibration and quantization ---- */
