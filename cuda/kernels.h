@@ -48,6 +48,9 @@
     X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
     X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
     X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    /* after a product of cuBLASLt: x is its sums [rows][n] of the one part, int32 (PLAIN8) or fp32 (PLAIN) */         \
+    X(nb_finish_sums_f16, finish_sums, 256, 0, 75, nb_gemm_args)                                                       \
+    X(nb_finish_sums_bf16, finish_sums, 256, 0, 80, nb_gemm_args)                                                      \
     /* attention */                                                                                                    \
     X(nb_rope_append_f16, rope_append, 128, 0, 75, nb_rope_append_args)                                                \
     X(nb_rope_append_bf16, rope_append, 128, 0, 80, nb_rope_append_args)                                               \
