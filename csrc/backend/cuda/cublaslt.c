@@ -95,9 +95,10 @@ static nb_status load(struct nbi_cublaslt *t)
 {
     const char *env = getenv("NB_CUBLASLT"), *names[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
     const char *path = env && *env ? env : names[0];
-    t->so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    const int how = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE; /* recorded graphs may outlive the handle */
+    t->so = dlopen(path, how);
     if (!t->so && path == names[0])
-        t->so = dlopen(path = names[1], RTLD_NOW | RTLD_LOCAL);
+        t->so = dlopen(path = names[1], how);
     if (!t->so)
         return nbi_fail(NB_ENODEVICE,
                         "gemm is \"cublaslt\", but the library cannot be loaded: %s (NB_CUBLASLT may name it)",
@@ -455,7 +456,7 @@ static nb_status finish(nbi_cuda *c, const nbi_linear *l, const void *sums, cons
                             .k = l->p.k,
                             .ldy = (uint32_t)ldy,
                             .dst = (uint32_t)dst};
-    return NBI_LAUNCH(c, NBI_K(c, nb_finish_sums), nbi_ceil_div(l->p.n, 256), rows, 1, 0, a);
+    return NBI_LAUNCH(c, NBI_K(c, nb_finish_sums), nbi_ceil_div(l->p.n, 256), rows < 65535 ? rows : 65535, 1, 0, a);
 }
 
 /* The library's INT8 kernels want rows in eights and not too few: those that are added are whatever lies there, and their sums
