@@ -175,4 +175,8 @@ typedef struct nbi_backend_ops {
  * NB_CPU_ISA=scalar|avx2|avx512 forces an instruction set (an error where the machine lacks it). */
 nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads);
 
+/* Before the first linear_create(): who multiplies matrices.  NULL or "nibble": our kernels.  "cublaslt" (CUDA only): NVIDIA's
+ * library for the layers that it takes.  `note` gets a line for the log, or "". */
+nb_status nbi_backend_set_gemm(nbi_backend *b, const char *gemm, char note[200]);
+
 #endif

@@ -181,9 +181,19 @@ void nbi_cublaslt_close(nbi_cuda *c)
     c->lt = NULL;
 }
 
-unsigned nbi_cublaslt_version(const nbi_cuda *c)
+nb_status nbi_cublaslt_use(nbi_backend *b, char note[200])
 {
-    return c->lt ? (unsigned)c->lt->GetVersion() : 0;
+    nbi_cuda *c = nbi_cuda_of(b);
+    nb_status st = nbi_cublaslt_open(c);
+    if (st != NB_OK)
+        return st;
+    const unsigned v = (unsigned)c->lt->GetVersion(); /* 130200: 13.2.0 */
+    snprintf(
+        note, 200,
+        "dense and INT8 x INT8 layers are multiplied by cuBLASLt %u.%u.%u: the same request may give other bytes in "
+        "another batch",
+        v / 10000, v / 100 % 100, v % 100);
+    return NB_OK;
 }
 
 /* ---- weights ---- */
