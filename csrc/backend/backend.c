@@ -4,7 +4,7 @@
 
 #include "backend/cpu/cpu.h"
 #ifdef NIBBLE_HAS_CUDA
-#include "backend/cuda/cublaslt.h"
+nb_status nbi_cublaslt_use(nbi_backend *b, char note[200]); /* cuda/cublaslt.h */
 #endif
 
 nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads)
