@@ -13,17 +13,17 @@
 #include "layout.h"
 
 /* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each: name, P, R.  A
- * kernel for each tile and type, nb_gemm_w4_r16_f16 ...: the tiles of a type follow each other. */
+ * kernel for each tile and type, nb_gemm_w4_r16_f16 ..., in this order. */
 #define NB_GEMM_TILE_LIST(X, ...)                                                                                      \
     X(r16, 1, 2, __VA_ARGS__) X(r32, 1, 4, __VA_ARGS__) X(r64, 2, 8, __VA_ARGS__) X(r128, 1, 16, __VA_ARGS__)
 #define NB_GEMM_LINES(X, name, file)                                                                                   \
     X(name##_r16_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
-    X(name##_r32_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
-    X(name##_r64_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
-    X(name##_r128_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                         \
     X(name##_r16_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r32_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
     X(name##_r32_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r64_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
     X(name##_r64_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r128_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                         \
     X(name##_r128_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)
 
 /* kernel, file (cuda/FILE.cu, one module), threads of a block, most dynamic shared memory in bytes, oldest architecture,
