@@ -130,8 +130,8 @@ struct nb_gemm_source {
     }
 };
 
-/* The stages in motion: begin() makes a tile's stage readable for all warps and returns it, end() says that this warp has read
- * it. */
+/* The stages in motion: begin() makes a tile's stage readable for all warps and returns it; middle() when half of it is
+ * multiplied; end() says that this warp has read it. */
 template <typename S>
 struct nb_gemm_pipe {
     nb_gemm_source<S> from;
@@ -164,41 +164,55 @@ struct nb_gemm_pipe {
         fetch(tile + S::stages - 1);
         return ring + reading * S::stage;
     }
+    __device__ __forceinline__ void middle(uint32_t) {}
     __device__ __forceinline__ void end(uint32_t)
     {
         reading = reading + 1 == S::stages ? 0 : reading + 1;
     }
 #else
-    uint4 next[S::copies];
+    /* Half of the copies wait in registers while half of the tile is multiplied, then the other half. */
+    static const int half = (S::copies + 1) / 2;
+    uint4 next[half];
+    template <int from_copy>
     __device__ __forceinline__ void load(uint32_t tile)
     {
         if (tile < tiles)
             from.each(tile, [&](int i, uint32_t, const void *source, bool there) {
-                next[i] = there ? __ldg((const uint4 *)source) : make_uint4(0, 0, 0, 0);
+                if (i >= from_copy && i < from_copy + half)
+                    next[i - from_copy] = there ? __ldg((const uint4 *)source) : make_uint4(0, 0, 0, 0);
             });
     }
+    template <int from_copy>
     __device__ __forceinline__ void store(uint32_t tile)
     {
-        if (tile < tiles) {
-            unsigned char *stage = ring + (tile & 1) * S::stage;
-            from.each(tile, [&](int i, uint32_t to, const void *, bool) { *(uint4 *)(stage + to) = next[i]; });
-            from.advance(tile);
-        }
+        unsigned char *stage = ring + (tile & 1) * S::stage;
+        if (tile < tiles)
+            from.each(tile, [&](int i, uint32_t to, const void *, bool) {
+                if (i >= from_copy && i < from_copy + half)
+                    *(uint4 *)(stage + to) = next[i - from_copy];
+            });
     }
     __device__ __forceinline__ void start()
     {
-        load(0);
-        store(0);
+        load<0>(0);
+        middle(~0u); /* the tile before the first one */
+        end(~0u);
     }
     __device__ __forceinline__ const unsigned char *begin(uint32_t tile)
     {
         __syncthreads();
-        load(tile + 1);
+        load<0>(tile + 1);
         return ring + (tile & 1) * S::stage;
+    }
+    __device__ __forceinline__ void middle(uint32_t tile)
+    {
+        store<0>(tile + 1);
+        load<half>(tile + 1);
     }
     __device__ __forceinline__ void end(uint32_t tile)
     {
-        store(tile + 1);
+        store<half>(tile + 1);
+        from.advance(tile + 1);
     }
 #endif
 };
@@ -249,22 +263,29 @@ struct nb_gemm_sums {
     {
         const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         const uint32_t panels = (at.p.n + NB_TILE_N - 1) / NB_TILE_N;
+        int32_t corr[S::P][2] = {};
+        if (at.p.corr)
 #pragma unroll
-        for (int p = 0; p < S::P; p++) {
-            const uint32_t panel = min(at.n0 / NB_TILE_N + warp * S::P + p, panels - 1);
-            const int32_t *c = at.p.corr ? at.p.corr + nb_group_at(at.p, panel, segment.group, g) : 0;
-            const int32_t c_g = c ? c[0] : 0, c_g8 = c ? c[8] : 0;
+            for (int p = 0; p < S::P; p++) {
+                const uint32_t panel = min(at.n0 / NB_TILE_N + warp * S::P + p, panels - 1);
+                const int32_t *c = at.p.corr + nb_group_at(at.p, panel, segment.group, g);
+                corr[p][0] = c[0];
+                corr[p][1] = c[8];
+            }
 #pragma unroll
-            for (int r = 0; r < S::R; r++)
+        for (int r = 0; r < S::R; r++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const uint32_t row = row0 + 8 * r + 2 * t + i % 2;
-                    const int32_t x = S::kind == NB_W_W8 && a.x_sums && row < a.rows
-                                          ? a.x_sums[(uint64_t)row * at.p.groups + segment.group]
-                                          : 0;
-                    sum[p][r][i] = nb_exact(sum[p][r][i], i < 2 ? zero[p].g : zero[p].g8, x, i < 2 ? c_g : c_g8);
+            for (int j = 0; j < 2; j++) {
+                const uint32_t row = row0 + 8 * r + 2 * t + j;
+                const int32_t x = S::kind == NB_W_W8 && a.x_sums && row < a.rows
+                                      ? a.x_sums[(uint64_t)row * at.p.groups + segment.group]
+                                      : 0;
+#pragma unroll
+                for (int p = 0; p < S::P; p++) {
+                    sum[p][r][j] = nb_exact(sum[p][r][j], zero[p].g, x, corr[p][0]);
+                    sum[p][r][j + 2] = nb_exact(sum[p][r][j + 2], zero[p].g8, x, corr[p][1]);
                 }
-        }
+            }
     }
 
     __device__ __forceinline__ void join(const nb_gemm_args &a, const nb_place &at, uint32_t row0)
@@ -288,8 +309,9 @@ struct nb_gemm_sums {
 
     /* One tile of 64 k. */
     __device__ __forceinline__ void multiply(const nb_gemm_args &a, const nb_place &at, uint32_t row0, uint32_t tile,
-                                             const unsigned char *stage)
+                                             nb_gemm_pipe<S> &pipe)
     {
+        const unsigned char *stage = pipe.begin(tile);
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, x_at = nb_shared_address(stage) + x_lane;
         const uint4 *w = (const uint4 *)(stage + S::w_at) + warp * S::P * S::units * 32 + lane;
         const int unit_steps = S::steps / S::units;
@@ -298,8 +320,10 @@ struct nb_gemm_sums {
 #pragma unroll
         for (int step = 0; step < S::steps; step++) {
             const uint32_t k = tile * NB_TILE_K + step * operand::k;
+            if (step == S::steps / 2)
+                pipe.middle(tile);
             if (step && k >= a.k)
-                break;
+                continue;
             if (k == cut) {
                 if (k) {
                     join(a, at, row0);
@@ -328,6 +352,7 @@ struct nb_gemm_sums {
                 }
             }
         }
+        pipe.end(tile);
     }
 };
 
@@ -382,11 +407,8 @@ NB_DEVICE void nb_gemm(const nb_gemm_args &a)
     pipe.start();
     sums.init(at.p);
 #pragma unroll 1
-    for (uint32_t tile = 0; tile < at.p.k_tiles; tile++) {
-        const unsigned char *stage = pipe.begin(tile);
-        sums.multiply(a, at, row0, tile, stage);
-        pipe.end(tile);
-    }
+    for (uint32_t tile = 0; tile < at.p.k_tiles; tile++)
+        sums.multiply(a, at, row0, tile, pipe);
     sums.join(a, at, row0);
     nb_cp_async_wait<0>();
     __syncthreads();
