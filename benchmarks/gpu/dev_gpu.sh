@@ -1,5 +1,5 @@
 # ./dev gpu: what to do on a machine with an NVIDIA GPU, which may have no network and may be lent for minutes only.
-# Sourced by ./dev, whose functions it uses.  Every phase has a time limit and writes what it has as it goes, so that a run that
+# Sourced by ./dev, whose functions and variables (root, packages) it uses.  Every phase has a time limit and writes what it has as it goes, so that a run that
 # is cut short still brings something back.
 
 gpu_usage() {
@@ -197,6 +197,9 @@ gpu_main() {
     done
     [ ${#phases[@]} -gt 0 ] || phases=(build test bench sanitize)
     [ -n "$gpu_results" ] || gpu_results=$([ -n "$gpu_quick" ] && echo build/gpu-rehearsal || echo benchmarks/results)
+    # of what is left when they begin
+    local share_test=40 share_bench=65
+    [ ${#phases[@]} -gt 1 ] || share_test=100 share_bench=100
     if [ "${phases[*]}" = carry ]; then
         gpu_carry
         return
@@ -211,7 +214,7 @@ gpu_main() {
     gpu_use_carry
     gpu_find_cublaslt
     for phase in "${phases[@]}"; do
-        if [ $phase = build ]; then
+        if [ "$phase" = build ]; then
             gpu_build || return 1
             continue
         fi
@@ -219,8 +222,8 @@ gpu_main() {
         [ -x build/nibble_gpu_bench ] || { echo "dev: build/nibble_gpu_bench is not there: ./dev gpu build comes first" >&2; return 1; }
         gpu_open_results || return 1
         case $phase in
-        test) gpu_test "$(gpu_share $([ ${#phases[@]} -gt 1 ] && echo 40 || echo 100))" || rc=1 ;;
-        bench) gpu_bench "$(gpu_share $([ ${#phases[@]} -gt 1 ] && echo 65 || echo 100))" || rc=1 ;;
+        test) gpu_test "$(gpu_share "$share_test")" || rc=1 ;;
+        bench) gpu_bench "$(gpu_share "$share_bench")" || rc=1 ;;
         sanitize) gpu_sanitize "$(gpu_left)" || rc=1 ;;
         esac
     done
@@ -241,12 +244,12 @@ gpu_find_cublaslt() {
         ;;
     esac
     ldconfig -p | grep -q 'libcublasLt\.so\.1[23]' && return
-    local place
+    local place file
     find_nvcc || true
     for place in "$cuda_home"/lib64 "$cuda_home"/targets/x86_64-linux/lib \
         $(python3 -c 'import site,sys; print(*[p + "/nvidia/" + d + "/lib" for p in sys.path + site.getsitepackages() for d in ("cu13", "cublas")])'); do
-        for place in "$place"/libcublasLt.so.13 "$place"/libcublasLt.so.12; do
-            [ -e "$place" ] && export NB_CUBLASLT=$place && return
+        for file in "$place"/libcublasLt.so.13 "$place"/libcublasLt.so.12; do
+            [ -e "$file" ] && export NB_CUBLASLT=$file && return
         done
     done
     gpu_note "libcublasLt was not found: no comparison with it (NB_CUBLASLT may name it)"

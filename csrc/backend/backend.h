@@ -137,11 +137,13 @@ typedef struct nbi_backend_ops {
     void (*step_free)(nbi_backend *b, nbi_step *s);
     nb_status (*step_begin)(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
     /* Recorded steps (CUDA graphs); NULL where a device has none.  *replayed: the whole step between these two calls was
-     * launched from a recording and the caller skips it.  Else the operations up to step_end() are issued as usual and
-     * may be recorded.  key: everything but the batch that the operations depend on (addresses of buffers and models):
-     * a step object serves one caller with one key. */
-    nb_status (*step_enter)(nbi_backend *b, nbi_step *s, bool *replayed);
-    nb_status (*step_end)(nbi_backend *b, nbi_step *s);
+     * launched from a recording and the caller skips both it and step_end().  Else the operations up to step_end() are issued
+     * as usual, for *rows rows and *n_logits rows of logits, and may be recorded: a recording has a fixed number of rows, at
+     * least those of the batch and at most those of the limits; what is computed for the others means nothing.  ok: all
+     * operations were issued; else the recording is dropped.  What the operations depend on besides the batch (addresses of
+     * buffers and models) must be the same each time: a step object serves one caller. */
+    nb_status (*step_enter)(nbi_backend *b, nbi_step *s, bool *replayed, size_t *rows, size_t *n_logits);
+    nb_status (*step_end)(nbi_backend *b, nbi_step *s, bool ok);
 
     /* -- operations; all arrays row-major -- */
     /* x[rows][K] (residual) = row ids[r] of the table [V,K]. */

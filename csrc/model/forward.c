@@ -146,7 +146,7 @@ void nbi_kv_free(nbi_kv *kv)
 typedef struct run {
     const nb_model *m;
     nbi_workspace *w;
-    const nbi_batch *batch;
+    size_t rows, n_logits; /* of the batch, or more: backend.h, step_enter() */
     nbi_tap_fn tap;
     void *tap_user;
 } run;
@@ -170,11 +170,11 @@ static nb_status project(const run *r, uint32_t layer, nbi_proj first, size_t n,
     for (size_t i = 0; i < n; i++) {
         nbi_proj_shape(&r->m->cfg, (nbi_proj)(first + i), &rows, &k);
         width += rows;
-        nb_status st = r->tap ? r->tap(r->tap_user, layer, (nbi_proj)(first + i), x, r->batch->rows, k) : NB_OK;
+        nb_status st = r->tap ? r->tap(r->tap_user, layer, (nbi_proj)(first + i), x, r->rows, k) : NB_OK;
         if (st != NB_OK)
             return st;
     }
-    return be->ops->linear(be, (const nbi_linear *const *)l, n, x, forms, r->batch->rows, y, width, dst, r->w->scratch);
+    return be->ops->linear(be, (const nbi_linear *const *)l, n, x, forms, r->rows, y, width, dst, r->w->scratch);
 }
 
 static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
@@ -184,7 +184,7 @@ static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
     nbi_workspace *w = r->w;
     nbi_backend *be = r->m->be;
     const nbi_backend_ops *ops = be->ops;
-    const size_t rows = r->batch->rows;
+    const size_t rows = r->rows;
     const unsigned f_in = forms_of(r, &l->proj[NBI_Q], 3), f_o = forms_of(r, &l->proj[NBI_O], 1),
                    f_ffn = forms_of(r, &l->proj[NBI_GATE], 2), f_down = forms_of(r, &l->proj[NBI_DOWN], 1);
     nb_status st;
@@ -207,7 +207,7 @@ static nb_status run_model(const run *r, const nbi_kv *kv)
     nbi_workspace *w = r->w;
     nbi_backend *be = m->be;
     const nbi_backend_ops *ops = be->ops;
-    const size_t n = r->batch->n_logits, hidden = m->cfg.hidden;
+    const size_t n = r->n_logits, hidden = m->cfg.hidden;
     const nbi_linear *head = m->head;
     const unsigned form = ops->linear_form(head);
     nb_status st;
@@ -227,7 +227,7 @@ nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi
                       nbi_tap_fn tap, void *tap_user)
 {
     const nbi_backend_ops *ops = m->be->ops;
-    const run r = {m, w, batch, tap, tap_user};
+    run r = {m, w, batch->rows, batch->n_logits, tap, tap_user};
     const bool recordable = ops->step_enter && !tap;
     bool replayed = false;
     nb_status st;
@@ -236,11 +236,12 @@ nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi
                         batch->n_logits, w->max_rows, w->max_logits);
     NB_TRY(ops->step_begin(m->be, w->step, batch));
     if (recordable)
-        NB_TRY(ops->step_enter(m->be, w->step, &replayed));
+        NB_TRY(ops->step_enter(m->be, w->step, &replayed, &r.rows, &r.n_logits));
     if (!replayed) {
-        nb_status ran = run_model(&r, kv);
-        st = recordable ? ops->step_end(m->be, w->step) : NB_OK; /* also after a failure: it closes the recording */
-        NB_TRY(ran != NB_OK ? ran : st);
+        nb_status ran = run_model(&r, kv), ended = NB_OK;
+        if (recordable)
+            ended = ops->step_end(m->be, w->step, ran == NB_OK);
+        NB_TRY(ran != NB_OK ? ran : ended);
     }
     if (batch->n_logits)
         NB_TRY(ops->download(m->be, logits, w->logits, batch->n_logits * m->cfg.vocab * sizeof(float)));

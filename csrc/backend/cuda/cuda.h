@@ -179,18 +179,19 @@ struct nbi_step {
     nbi_step_limits limits;
     nb_step_args args;      /* device pointers, fixed for the life of the step object */
     const nbi_batch *batch; /* of the step under way */
-    size_t rows;            /* rows that kernels are launched for: batch->rows, or those of its bucket */
-    size_t logits;          /* likewise */
+    size_t rows, logits;    /* what kernels are launched for: those of the batch, or of its recording (`recorded`) */
+    size_t bucket; /* rows (and logits) that a recording of this step has: >= those of the batch; 0: it has none */
+    bool recorded; /* launches serve later batches of the same bucket, too: grids must not depend on this one */
     struct nbi_cuda_graphs *graphs;
     struct nbi_attend_plan *attend; /* attention.c */
-    char *host, *device;            /* one pinned block and its copy */
-    size_t bytes;
+    struct nbi_step_side *sides;    /* the host's blocks, pinned, used in turns */
+    void *device;                   /* their copy */
 };
 nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
 void nbi_cuda_step_free(nbi_backend *b, nbi_step *s);
 nb_status nbi_cuda_step_begin(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
-nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed);
-nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s);
+nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed, size_t *rows, size_t *n_logits);
+nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s, bool ok);
 
 /* ---- pack.c, linear.c ---- */
 struct nbi_linear {
@@ -226,7 +227,9 @@ nb_status nbi_cuda_upload_act(nbi_backend *b, void *dst, const float *src, size_
 /* ---- attention.c ---- */
 nb_status nbi_cuda_attend_plan_create(nbi_cuda *c, struct nbi_attend_plan **out, const nbi_step_limits *limits);
 void nbi_cuda_attend_plan_free(nbi_cuda *c, struct nbi_attend_plan *p);
-/* Called by step_begin(): works out the pieces of attention for the batch and uploads them. */
+/* Called by step_begin(): works out the pieces of attention for the batch and uploads them.  Where s->bucket is not 0 what is
+ * uploaded covers that many rows (those past the batch have nothing to do), and a launch with s->recorded set must serve every
+ * batch of the bucket: its grid may depend on s->rows and s->limits only. */
 nb_status nbi_cuda_attend_plan_set(nbi_cuda *c, struct nbi_attend_plan *p, nbi_step *s);
 nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cuda_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
