@@ -80,6 +80,7 @@ typedef struct nbi_cuda {
     CUdevice device;
     CUcontext context;
     CUstream stream;
+    char name[64];  /* "NVIDIA H200" */
     int sm;         /* 75, 80, 86, 89, 90 */
     int n_sm;       /* multiprocessors */
     int max_shared; /* bytes a block may have, opted in */
@@ -87,8 +88,10 @@ typedef struct nbi_cuda {
     struct nbi_cuda_modules *modules;
     struct nbi_cuda_staging *staging;
     struct nbi_cuda_arena *weights;
-    bool lost; /* a sticky error: `lost_text` says which */
+    CUresult entered; /* of the last nbi_cuda_enter() */
+    CUresult lost;    /* a sticky error, and its sentence: what every later call fails with */
     char lost_text[256];
+    bool capturing; /* a graph is being recorded: what would wait, allocate or load is refused */
 } nbi_cuda;
 
 static inline nbi_cuda *nbi_cuda_of(nbi_backend *b)
@@ -101,13 +104,23 @@ nb_status nbi_cuda_driver_load(nbi_cuda_driver *d); /* NB_ENODEVICE with the rea
 void nbi_cuda_driver_unload(nbi_cuda_driver *d);
 /* NB_OK for CUDA_SUCCESS, else a status and the sentence "<device>: <what> failed: <the driver's words> (<its name>)". */
 nb_status nbi_cuda_check(nbi_cuda *c, CUresult r, const char *what);
-#define NBI_CU(c, call, what) nbi_cuda_check(c, (c)->cu.call, what)
+/* Our context is the thread's current one during a call, and only then: the program may use others, and any of its threads
+ * may call us. */
+CUresult nbi_cuda_enter(nbi_cuda *c);
+CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r, or why leaving failed */
+#define NBI_CU(c, call, what)                                                                                          \
+    nbi_cuda_check(c, nbi_cuda_enter(c) ? (c)->entered : nbi_cuda_leave(c, (c)->cu.call), what)
 
 /* ---- device.c: opens device `index`; act: NBI_F16 or NBI_BF16 ---- */
+nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act); /* c is zeroed; on failure close it */
+void nbi_cuda_close(nbi_cuda *c);
+
+/* ---- cuda.c ---- */
 nb_status nbi_cuda_create(nbi_backend **out, int index, nbi_dtype act);
-void nbi_cuda_destroy(nbi_backend *b);
 
 /* ---- memory.c ---- */
+nb_status nbi_cuda_memory_create(nbi_cuda *c);
+void nbi_cuda_memory_free(nbi_cuda *c);
 nb_status nbi_cuda_alloc(nbi_backend *b, void **out, size_t bytes, const char *what);
 void nbi_cuda_release(nbi_backend *b, void *p);
 nb_status nbi_cuda_upload(nbi_backend *b, void *dst, const void *src, size_t bytes);   /* src may be reused at once */
@@ -115,11 +128,13 @@ nb_status nbi_cuda_download(nbi_backend *b, void *dst, const void *src, size_t b
 nb_status nbi_cuda_clear(nbi_cuda *c, void *dst, size_t bytes);                        /* zeros */
 nb_status nbi_cuda_sync(nbi_cuda *c);
 size_t nbi_cuda_free_bytes(nbi_backend *b);
-/* A piece of the weights' arena, 256-byte aligned; lives until the backend is destroyed or nbi_cuda_weights_free(). */
+/* One allocation for all weights that are to come.  Pieces of it are 256-byte aligned, uninitialised, and live until
+ * nbi_cuda_weights_free() or the end of the backend; without an arena, or when it is full, a piece is its own allocation. */
+nb_status nbi_cuda_weights_reserve(nbi_cuda *c, size_t bytes);
 nb_status nbi_cuda_weights_alloc(nbi_cuda *c, void **out, size_t bytes);
 void nbi_cuda_weights_free(nbi_cuda *c, void *p);
-/* A pinned buffer of at least `bytes` to fill and hand to nbi_cuda_stage_send(), which copies it asynchronously; there are
- * two, so that one is filled while the other travels.  bytes is at most NBI_STAGE_BYTES. */
+/* A pinned buffer of NBI_STAGE_BYTES to fill and hand to nbi_cuda_stage_send(), which copies it asynchronously; there are
+ * two, so that one is filled while the other travels. */
 #define NBI_STAGE_BYTES ((size_t)16 << 20)
 nb_status nbi_cuda_stage_get(nbi_cuda *c, void **host);
 nb_status nbi_cuda_stage_send(nbi_cuda *c, void *dst, size_t bytes);
@@ -135,6 +150,8 @@ void nbi_cuda_modules_free(nbi_cuda *c);
 nb_status nbi_cuda_launch(nbi_cuda *c, enum nb_kernel k, nbi_grid3 grid, size_t shared, const void *args,
                           size_t args_bytes);
 nb_status nbi_cuda_prepare(nbi_cuda *c, enum nb_kernel k);
+/* Most dynamic shared memory that kernel k may have on this device; 0 if it cannot be loaded. */
+uint32_t nbi_cuda_max_shared(nbi_cuda *c, enum nb_kernel k);
 #define NBI_LAUNCH(c, k, gx, gy, gz, shared, args)                                                                     \
     nbi_cuda_launch(c, k, (nbi_grid3){(uint32_t)(gx), (uint32_t)(gy), (uint32_t)(gz)}, shared, &(args), sizeof(args))
 /* NB_K_name_f16 or NB_K_name_bf16, as the backend's activations are. */
