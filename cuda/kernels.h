@@ -33,10 +33,10 @@
     X(nb_embed, embed, 128, 0, 75, nb_embed_args)                                                                      \
     X(nb_rmsnorm_f16, rmsnorm, 256, 0, 75, nb_rmsnorm_args)                                                            \
     X(nb_rmsnorm_bf16, rmsnorm, 256, 0, 80, nb_rmsnorm_args)                                                           \
-    X(nb_swiglu_f16, swiglu, 256, 0, 75, nb_swiglu_args)                                                               \
-    X(nb_swiglu_bf16, swiglu, 256, 0, 80, nb_swiglu_args)                                                              \
-    X(nb_quantize_rows_f16, quantize_rows, 256, 0, 75, nb_quantize_rows_args)                                          \
-    X(nb_quantize_rows_bf16, quantize_rows, 256, 0, 80, nb_quantize_rows_args)                                         \
+    X(nb_swiglu_f16, swiglu, 256, 48 * 1024, 75, nb_swiglu_args)                                                       \
+    X(nb_swiglu_bf16, swiglu, 256, 48 * 1024, 80, nb_swiglu_args)                                                      \
+    X(nb_quantize_rows_f16, quantize_rows, 256, 48 * 1024, 75, nb_quantize_rows_args)                                  \
+    X(nb_quantize_rows_bf16, quantize_rows, 256, 48 * 1024, 80, nb_quantize_rows_args)                                 \
     X(nb_group_sums, quantize_rows, 256, 0, 75, nb_group_sums_args)                                                    \
     X(nb_gather_rows, gather_rows, 256, 0, 75, nb_gather_rows_args)                                                    \
     X(nb_convert_f16, convert, 256, 0, 75, nb_convert_args)                                                            \
@@ -107,6 +107,9 @@ typedef struct nb_act_out {
     float *scale; /* [rows]; NaN for a row that holds a NaN or an infinity */
 } nb_act_out;
 
+/* Shared memory that keeps a row of T while it is quantized; 0: too long. */
+#define NB_ROW_SHARED(k) ((k) <= 24 * 1024 ? 2 * (k) : 0)
+
 typedef struct nb_rmsnorm_args {
     const float *x;      /* [rows][k] */
     const float *weight; /* [k] */
@@ -135,6 +138,8 @@ typedef struct nb_group_sums_args {
     int32_t *sums;   /* [rows][groups] */
     uint32_t rows, k, groups, group_len;
 } nb_group_sums_args;
+/* Lanes of a warp that share a group: a power of two, as many as it has pieces of 16. */
+#define NB_SUM_LANES(len) ((len) <= 16 ? 1u : (len) <= 32 ? 2u : (len) <= 64 ? 4u : (len) <= 128 ? 8u : 32u)
 
 typedef struct nb_gather_rows_args {
     const float *x; /* [..][k] */
