@@ -84,6 +84,7 @@ typedef struct nbi_step_limits {
     size_t seq_pages; /* pages of one sequence */
     uint32_t head_dim;
     const float *inv_freq; /* host [head_dim/2]: the angle of position p in pair i is (float)p * inv_freq[i]; copied */
+    uint32_t n_heads, n_kv_heads; /* most heads of a layer: room for attention's partial results, and how it is cut */
 } nbi_step_limits;
 
 /* ---- what an operation reads and writes ---- */
