@@ -45,35 +45,41 @@ NB_BOTH nb_cut nb_cut_of(uint32_t k, uint32_t groups, uint32_t group_len)
     return c;
 }
 
-/* Where the pieces of shared memory lie, in bytes.  Two of `slot` (results of the segments, scales, zero points: one is
- * filled while the other is read) and, when there is more than one round, two of x. */
+/* Shared memory, in bytes from its beginning; every piece is a multiple of 128:
+ *   NB_GEMV_ZEROS   zeros, what stands in for rows of x that are not there
+ *   x               [x_count][rows][x_stride], swizzled; 2 when there is more than one round: one is filled while the other
+ *                   is read
+ *   parts           [2] what tasks leave: [panels][segments of a round][pairs of rows] of 32 words (gemv.cuh)
+ *   meta            [3] scales [panels][groups][16], then zero points: those of a step are fetched while the one before
+ *                   computes and the one before that is joined */
+#define NB_GEMV_ZEROS 1024
+
 typedef struct nb_gemv_shared {
-    uint32_t x_stride;            /* bytes of a row of x, a multiple of 128 */
-    uint32_t x_bytes;             /* of all rows */
-    uint32_t x_count;             /* 1 or 2 */
-    uint32_t groups;              /* whose scales and zero points a slot holds, for each panel */
-    uint32_t scales, zeros, slot; /* offsets in a slot; its size */
+    uint32_t x_stride, x_bytes, x_count;
+    uint32_t segments;                                   /* of a round, at most */
+    uint32_t groups;                                     /* likewise, whose scales are there */
+    uint32_t parts, part_bytes, meta, zeros, meta_bytes; /* zeros: from the beginning of a meta */
     uint32_t total;
 } nb_gemv_shared;
-
-#define NB_GEMV_ZEROS 128 /* bytes of zeros at the beginning: what stands in for rows that are not there */
 
 NB_BOTH nb_gemv_shared nb_gemv_shared_of(const nb_cut *c, uint32_t rows, uint32_t k, uint32_t x_size, uint32_t panels,
                                          uint32_t round)
 {
     nb_gemv_shared s;
-    /* A round may begin inside a tile of k, so its window may be up to 128 bytes longer than its tasks. */
-    const uint32_t window = round >= c->tasks ? k : round * NB_SEGMENT + 128 / x_size;
+    const uint32_t one = round >= c->tasks, all_groups = c->segments / c->per_group;
+    /* A round may begin inside 128 bytes of x, so its window may be that much longer than its tasks. */
+    const uint32_t window = one ? k : round * NB_SEGMENT + 128 / x_size;
     s.x_stride = (window * x_size + 127) / 128 * 128;
     s.x_bytes = rows * s.x_stride;
-    s.x_count = round >= c->tasks ? 1 : 2;
-    const uint32_t segments = (round >= c->tasks ? c->tasks : round) * c->per_task;
-    const uint32_t all = c->segments / c->per_group;
-    s.groups = segments < all ? segments : all;
-    s.scales = panels * segments * ((rows + 1) / 2) * 128;
-    s.zeros = s.scales + panels * s.groups * NB_TILE_N * 4;
-    s.slot = s.zeros + panels * s.groups * NB_TILE_N;
-    s.total = NB_GEMV_ZEROS + s.x_count * s.x_bytes + 2 * s.slot;
+    s.x_count = one ? 1 : 2;
+    s.segments = (one ? c->tasks : round) * c->per_task;
+    s.groups = s.segments < all_groups ? s.segments : all_groups;
+    s.part_bytes = panels * s.segments * ((rows + 1) / 2) * 128;
+    s.zeros = panels * s.groups * NB_TILE_N * 4;
+    s.meta_bytes = (s.zeros + panels * s.groups * NB_TILE_N + 127) / 128 * 128;
+    s.parts = NB_GEMV_ZEROS + s.x_count * s.x_bytes;
+    s.meta = s.parts + 2 * s.part_bytes;
+    s.total = s.meta + 3 * s.meta_bytes;
     return s;
 }
 
@@ -86,8 +92,8 @@ typedef struct nb_gemv_launch {
 #define NB_GEMV_MAX_SHARED (99u * 1024) /* the kernels' lines in kernels.h */
 
 /* The time of a tile of `panels` panels in rounds of `round` tasks, in units of the time in which eight warps read a
- * task each.  A step costs a quarter of that in barriers and joins (a guess); x comes from the second-level cache, again for
- * every tile when there is more than one round, at about 2.5 times the rate of weights. */
+ * task each.  A step costs a quarter of that in barriers and joins (a guess); x comes from the second-level cache, again
+ * for every tile when there is more than one round, at about 2.5 times the rate of weights. */
 static inline float nb_gemv_tile_cost(const nb_cut *c, uint32_t panels, uint32_t round, float x_per_weight)
 {
     const uint32_t rounds = (c->tasks + round - 1) / round, last = c->tasks - (rounds - 1) * round;
@@ -116,11 +122,12 @@ static inline nb_gemv_launch nb_gemv_plan(nb_gemm_args *a, uint32_t x_size, uint
             nb_gemv_shared s = nb_gemv_shared_of(&cut, a->rows, a->k, x_size, panels, round);
             if (s.total > budget) { /* what a task more takes is the same for each, but for the last groups */
                 const uint32_t one = nb_gemv_shared_of(&cut, a->rows, a->k, x_size, panels, 1).total;
-                const uint32_t more = 2 * (a->rows * NB_SEGMENT * x_size +
-                                           panels * cut.per_task * ((a->rows + 1) / 2 * 128 + NB_TILE_N * 5));
+                const uint32_t more =
+                    2 * (a->rows * NB_SEGMENT * x_size + panels * cut.per_task * ((a->rows + 1) / 2 * 128)) +
+                    3 * panels * cut.per_task * NB_TILE_N * 5;
                 if (cut.tasks < 2 || one > budget)
                     break;
-                round = 1 + (budget - one) / more;
+                round = 1 + (budget - one) / (more + 384);
                 round = round < cut.tasks ? round : cut.tasks - 1;
                 s = nb_gemv_shared_of(&cut, a->rows, a->k, x_size, panels, round);
             }
