@@ -130,7 +130,11 @@ typedef struct nb_model_options {
     const char *device; /* "auto" (NULL): "cuda:0" where there is a usable GPU, else "cpu".  "cpu", "cuda:N" */
     int32_t threads;    /* CPU threads; 0: one for each available core */
     nb_callbacks callbacks;
-    const char *act_dtype; /* activations on a GPU: "f16" (NULL), "bf16"; the CPU computes in fp32 and takes NULL only */
+    const char
+        *act_dtype; /* activations on a GPU: "f16" (NULL), "bf16"; the CPU computes in fp32 and takes NULL only */
+    const char
+        *gemm; /* who multiplies on a GPU: "nibble" (NULL), or "cublaslt", which is loaded at run time and gives up that
+                         the same request gives the same bytes in any batch */
 } nb_model_options;
 NB_API void nb_model_options_init(nb_model_options *o);
 

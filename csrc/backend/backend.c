@@ -8,6 +8,9 @@
 #ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
 #include "backend/cuda/create.h"
 #endif
+#ifdef NIBBLE_HAS_CUDA
+nb_status nbi_cublaslt_use(nbi_backend *b, char note[200]); /* cuda/cublaslt.h */
+#endif
 
 static nb_status open_cpu(nbi_backend **out, const nbi_backend_options *o)
 {
@@ -62,4 +65,18 @@ nb_status nbi_backend_open(nbi_backend **out, const nbi_backend_options *o)
 nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads)
 {
     return nbi_backend_open(out, &(nbi_backend_options){.device = device, .threads = threads});
+}
+
+nb_status nbi_backend_set_gemm(nbi_backend *b, const char *gemm, char note[200])
+{
+    note[0] = '\0';
+    if (!gemm || strcmp(gemm, "nibble") == 0)
+        return NB_OK;
+    if (strcmp(gemm, "cublaslt") != 0)
+        return nbi_fail(NB_EINVAL, "gemm is \"%s\", expected \"nibble\" or \"cublaslt\"", gemm);
+#ifdef NIBBLE_HAS_CUDA
+    if (strcmp(b->name, "cuda") == 0)
+        return nbi_cublaslt_use(b, note);
+#endif
+    return nbi_fail(NB_EINVAL, "gemm \"cublaslt\" multiplies on a GPU, but the device is %s", b->description);
 }

@@ -72,7 +72,7 @@ void cli_bytes(char out[24], uint64_t bytes); /* "12.3 MiB" */
 
 /* ---- flags that several commands have ---- */
 typedef struct cli_model_flags {
-    const char *device, *act_dtype;
+    const char *device, *act_dtype, *gemm;
     int64_t threads;
 } cli_model_flags;
 #define CLI_DEVICE_FLAGS(m)                                                                                            \
@@ -82,8 +82,9 @@ typedef struct cli_model_flags {
     }
 #define CLI_MODEL_FLAGS(m)                                                                                             \
     CLI_DEVICE_FLAGS(m),                                                                                               \
+        {"--act-dtype", NULL, CLI_STRING, &(m).act_dtype, "T", "activations on a GPU: f16, bf16 (default f16)", 0, 0}, \
     {                                                                                                                  \
-        "--act-dtype", NULL, CLI_STRING, &(m).act_dtype, "T", "activations on a GPU: f16, bf16 (default f16)", 0, 0    \
+        "--gemm", NULL, CLI_STRING, &(m).gemm, "G", "on a GPU: nibble, or cublaslt (gives up the same bytes)", 0, 0    \
     }
 /* The options that these flags are. */
 nb_model_options cli_model_options(const cli_model_flags *f);

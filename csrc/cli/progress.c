@@ -130,6 +130,7 @@ nb_model_options cli_model_options(const cli_model_flags *f)
     o.device = f->device;
     o.act_dtype = f->act_dtype;
     o.threads = (int32_t)f->threads;
+    o.gemm = f->gemm;
     o.callbacks = cli_callbacks();
     return o;
 }
