@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/options.h"
 #include "engine/calibrate.h"
+#include "engine/calibrated.h"
 #include "model/checkpoint.h"
 #include "quant/recipe.h"
 #include "quant/rtn.h"
@@ -38,7 +39,14 @@ typedef struct job {
     nbi_config cfg;
     nbi_checkpoint *ckpt;
     nbi_recipe *recipe;
-    nbi_calibration *calib;
+    nbi_calibration *calib; /* ranges of static activations */
+    const nbi_method *method;
+    const nbi_method_options *method_options;
+    nbi_calibrated *walk;            /* methods that need a text; else NULL */
+    const nbi_scheme **schemes;      /* [n_layers * NBI_N_PROJ], for it */
+    nbi_host_layer dense, quantized; /* the layer whose tensors are being written */
+    int64_t layer;                   /* its index, -1 before the first */
+    uint32_t *order;                 /* of the checkpoint's tensors in the output: layer after layer */
     module *modules;
     size_t n_modules;
     nbi_dtype scale_dtype;
@@ -130,9 +138,10 @@ static nb_status open_source(job *j, const char *dst)
     NB_TRY(nbi_checkpoint_open(&j->ckpt, j->src));
     NB_TRY(list_modules(j));
     NB_TRY(check_complete(j));
-    if (nbi_recipe_needs_calibration(j->recipe) && !j->o.calib)
-        NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has static activations: give it a text with --calib FILE",
-                        nbi_recipe_name(j->recipe)));
+    j->method = nbi_recipe_method(j->recipe, &j->method_options);
+    if (nbi_recipe_needs_text(j->recipe) && !j->o.calib)
+        NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has %s: give it a text with --calib FILE", nbi_recipe_name(j->recipe),
+                        j->method->needs ? "a method that needs calibration" : "static activations"));
     NB_TRY(nbi_backend_create(&j->be, j->o.device, j->threads));
     if (!j->o.dry_run)
         NB_TRY(nbi_outdir_open(&j->out, dst, j->o.overwrite != 0));
@@ -190,7 +199,7 @@ static nb_status declare_all(job *j)
 {
     nb_status st = NB_OK;
     for (size_t i = 0; i < nbi_checkpoint_count(j->ckpt); i++) {
-        const nbi_tensor *t = nbi_checkpoint_at(j->ckpt, i);
+        const nbi_tensor *t = nbi_checkpoint_at(j->ckpt, j->order[i]);
         const module *m = module_of(j, t->name);
         size_t bytes = t->bytes;
         j->bytes_in += t->bytes;
@@ -226,15 +235,38 @@ static nb_status set_activation_grid(const job *j, const module *m, nbi_weight *
     return NB_OK;
 }
 
+static nb_status round_one(job *j, const module *m, const nbi_weight *src, nbi_weight *q)
+{
+    bool on_device;
+    const nbi_method_job job = {.src = src,
+                                .scheme = &m->scheme,
+                                .scale_dtype = j->scale_dtype,
+                                .options = j->method_options,
+                                .be = j->be,
+                                .module = m->name,
+                                .threads = j->threads};
+    if (!j->method->needs && strcmp(j->method->name, "rtn") != 0)
+        return j->method->quantize(q, &job);
+    /* also lm_head, which lies behind the layers that a calibrated method walks through */
+    nb_status st = nbi_rtn_on(j->be, q, src, &m->scheme, j->scale_dtype, j->threads, &on_device);
+    if (st == NB_OK && j->be->quant && !on_device)
+        nbi_log(&j->o.callbacks, NB_LOG_INFO, "%s: %s; computed on the CPU", m->name, nb_last_error());
+    return st;
+}
+
 static nb_status quantize_one(job *j, const module *m)
 {
     nbi_weight src = {0}, q = {0};
-    bool on_device;
     nb_status st;
+    if (j->walk && !m->is_head) {
+        nbi_weight *made = &j->quantized.w[m->proj];
+        NB_TRY(set_activation_grid(j, m, made));
+        NB_TRY(nbi_ct_write(j->writer, m->name, made, j->scale_dtype));
+        st = report_row(j, m, made, &j->dense.w[m->proj]);
+        goto done;
+    }
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
-    NB_TRY(nbi_rtn_on(j->be, &q, &src, &m->scheme, j->scale_dtype, j->threads, &on_device));
-    if (j->be->quant && !on_device)
-        nbi_log(&j->o.callbacks, NB_LOG_INFO, "%s: %s; computed on the CPU", m->name, nb_last_error());
+    NB_TRY(round_one(j, m, &src, &q));
     NB_TRY(set_activation_grid(j, m, &q));
     NB_TRY(nbi_ct_write(j->writer, m->name, &q, j->scale_dtype));
     NB_TRY(report_row(j, m, &q, &src));
@@ -262,16 +294,128 @@ static nb_status copy_dense(job *j, const nbi_tensor *t, const module *m)
     return nbi_st_write(j->writer, t->name, t->data, t->bytes);
 }
 
+/* ---- methods that walk through the layers ---- */
+
+/* The layer that a tensor belongs to, -1: none. */
+static int64_t layer_of(const job *j, const char *tensor)
+{
+    char *end;
+    if (strncmp(tensor, "model.layers.", 13) != 0)
+        return -1;
+    unsigned long i = strtoul(tensor + 13, &end, 10);
+    return *end == '.' && i < j->cfg.n_layers ? (int64_t)i : -1;
+}
+
+/* Tensors outside of layers first, then layer after layer, each in the order of names: what is balanced together is written
+ * together. */
+static nb_status set_order(job *j)
+{
+    const size_t n = nbi_checkpoint_count(j->ckpt);
+    size_t at = 0;
+    if (!(j->order = malloc((n + 1) * sizeof *j->order)))
+        return nbi_fail_nomem("the order of tensors", n * sizeof *j->order);
+    for (int64_t l = -1; l < (int64_t)j->cfg.n_layers; l++)
+        for (size_t i = 0; i < n; i++)
+            if (layer_of(j, nbi_checkpoint_at(j->ckpt, i)->name) == l)
+                j->order[at++] = (uint32_t)i;
+    return NB_OK;
+}
+
+static nb_status open_walk(job *j)
+{
+    nbi_observer_method observer;
+    double percentile;
+    uint32_t tokens, ctx;
+    const size_t n = (size_t)j->cfg.n_layers * NBI_N_PROJ;
+    if (!j->method->needs || j->o.dry_run)
+        return NB_OK;
+    if (!(j->schemes = calloc(n, sizeof *j->schemes)))
+        return nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes);
+    for (size_t i = 0; i < j->n_modules; i++)
+        if (!j->modules[i].is_head)
+            j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
+    nbi_recipe_calibration(j->recipe, &observer, &percentile, &tokens, &ctx);
+    return nbi_calibrated_create(&j->walk,
+                                 &(nbi_calibrated_options){.path = j->src,
+                                                           .cfg = &j->cfg,
+                                                           .ckpt = j->ckpt,
+                                                           .scheme = j->schemes,
+                                                           .method = j->method,
+                                                           .options = j->method_options,
+                                                           .scale_dtype = j->scale_dtype,
+                                                           .text = j->o.calib,
+                                                           .tokens = j->o.calib_tokens ? j->o.calib_tokens : tokens,
+                                                           .ctx = j->o.calib_ctx ? j->o.calib_ctx : ctx,
+                                                           .device = j->o.device,
+                                                           .threads = j->threads,
+                                                           .callbacks = &j->o.callbacks});
+}
+
+/* Makes the layer of a tensor the current one. */
+static nb_status enter_layer(job *j, int64_t layer)
+{
+    if (!j->walk || layer <= j->layer)
+        return NB_OK;
+    nbi_host_layer_free(&j->dense);
+    nbi_host_layer_free(&j->quantized);
+    j->layer = layer;
+    return nbi_calibrated_next(j->walk, &j->dense, &j->quantized);
+}
+
+/* A tensor of the current layer that stays dense, as the method left it; NULL: it is not one that methods touch. */
+static const float *balanced(const job *j, const char *name)
+{
+    char module[96];
+    const char *norms[2] = {"input_layernorm.weight", "post_attention_layernorm.weight"},
+               *part = strchr(name + 13, '.');
+    for (int i = 0; i < 2; i++)
+        if (part && strcmp(part + 1, norms[i]) == 0)
+            return j->quantized.norm[i];
+    for (int p = 0; p < NBI_N_PROJ; p++) {
+        nbi_module_name(module, (uint32_t)j->layer, (nbi_proj)p);
+        const size_t n = strlen(module);
+        if (strncmp(name, module, n) != 0)
+            continue;
+        if (strcmp(name + n, ".bias") == 0)
+            return j->quantized.w[p].bias;
+        if (strcmp(name + n, ".weight") == 0)
+            return j->quantized.w[p].dense;
+    }
+    return NULL;
+}
+
+static nb_status write_balanced(job *j, const nbi_tensor *t, const float *x)
+{
+    void *raw = malloc(t->bytes ? t->bytes : 1);
+    if (!raw)
+        return nbi_fail_nomem(t->name, t->bytes);
+    nbi_from_f32(raw, t->dtype, x, t->n_elements);
+    nb_status st = nbi_st_write(j->writer, t->name, raw, t->bytes);
+    free(raw);
+    return st;
+}
+
+static nb_status write_tensor(job *j, const nbi_tensor *t)
+{
+    const module *m = module_of(j, t->name);
+    const int64_t layer = layer_of(j, t->name);
+    nb_status st = enter_layer(j, layer);
+    if (st != NB_OK)
+        return st;
+    if (m && m->scheme.bits)
+        return quantize_one(j, m);
+    const float *x = j->walk && layer >= 0 ? balanced(j, t->name) : NULL;
+    return x ? write_balanced(j, t, x) : copy_dense(j, t, m);
+}
+
 static nb_status write_tensors(job *j)
 {
     size_t n = nbi_checkpoint_count(j->ckpt);
     nb_status st = NB_OK;
     for (size_t i = 0; i < n; i++) {
-        const nbi_tensor *t = nbi_checkpoint_at(j->ckpt, i);
-        const module *m = module_of(j, t->name);
         if (nbi_progress(&j->o.callbacks, "quantize", "tensors", i, n, 0))
             NB_TRY(nbi_fail(NB_ECANCELLED, "quantizing was cancelled"));
-        NB_TRY(m && m->scheme.bits ? quantize_one(j, m) : copy_dense(j, t, m));
+        NB_TRY(write_tensor(j, nbi_checkpoint_at(j->ckpt, j->order[i])));
     }
     (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
     NB_TRY(nbi_st_finish(j->writer));
@@ -345,7 +489,14 @@ static json_t *make_report(const job *j)
         json_pack("{s:s, s:s, s:I, s:I, s:f, s:I, s:O}", "recipe", nbi_recipe_name(j->recipe), "nibble", nb_version(),
                   "bytes_before", (json_int_t)j->bytes_in, "bytes_after", (json_int_t)j->bytes_out, "ratio",
                   j->bytes_out ? (double)j->bytes_in / (double)j->bytes_out : 0.0, "calibration_tokens",
-                  (json_int_t)(j->calib ? nbi_calibration_tokens(j->calib) : 0), "modules", j->rows);
+                  (json_int_t)(j->walk    ? nbi_calibrated_tokens(j->walk)
+                               : j->calib ? nbi_calibration_tokens(j->calib)
+                                          : 0),
+                  "modules", j->rows);
+    if (r && json_object_set_new(r, "method", json_string(j->method->name)) != 0) {
+        json_decref(r);
+        return NULL;
+    }
     if (r && j->calib &&
         json_object_set_new(r, "calibration_device", json_string(nbi_calibration_device(j->calib))) != 0) {
         json_decref(r);
@@ -374,7 +525,9 @@ static nb_status quantize(job *j, const char *dst, char **report)
     j->threads = j->o.threads ? j->o.threads : omp_get_num_procs();
     NB_TRY(open_source(j, dst));
     j->scale_dtype = j->cfg.dtype;
+    NB_TRY(set_order(j));
     NB_TRY(calibrate(j));
+    NB_TRY(open_walk(j));
     if (!j->o.dry_run)
         NB_TRY(nbi_st_writer_create(&j->writer, j->out.tmp,
                                     j->o.max_shard_bytes ? (size_t)j->o.max_shard_bytes : (size_t)5000000000u));
@@ -398,7 +551,7 @@ done:
 
 nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_options *o, char **report)
 {
-    job j = {.src = src};
+    job j = {.src = src, .layer = -1};
     if (report)
         *report = NULL;
     if (!src || !dst)
@@ -411,7 +564,12 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
         st = quantize(&j, dst, report);
     nbi_st_writer_free(j.writer);
     nbi_outdir_abort(&j.out);
+    nbi_host_layer_free(&j.dense);
+    nbi_host_layer_free(&j.quantized);
+    nbi_calibrated_free(j.walk);
     nbi_calibration_free(j.calib);
+    free(j.schemes);
+    free(j.order);
     if (j.be)
         j.be->ops->destroy(j.be);
     nbi_recipe_free(j.recipe);

@@ -150,16 +150,24 @@ done:
     return st;
 }
 
-nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks *cb)
+/* What every layer needs around it. */
+static nb_status build_frame(nb_model *m)
 {
     const nbi_config *c = &m->cfg;
-    nb_status st = NB_OK;
-    census seen = {0};
     m->layers = calloc(c->n_layers, sizeof *m->layers);
     m->inv_freq = malloc(c->head_dim / 2 * sizeof *m->inv_freq);
     if (!m->layers || !m->inv_freq)
         return nbi_fail_nomem("the model", c->n_layers * sizeof *m->layers);
     nbi_rope_inv_freq(c, m->inv_freq);
+    return NB_OK;
+}
+
+nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks *cb)
+{
+    const nbi_config *c = &m->cfg;
+    nb_status st = NB_OK;
+    census seen = {0};
+    NB_TRY(build_frame(m));
     NB_TRY(make_room(m, src));
     NB_TRY(load_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, &m->embed, NULL));
     for (uint32_t i = 0; i < c->n_layers; i++) {
@@ -178,6 +186,29 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
     (void)nbi_progress(cb, "load", "layers", c->n_layers, c->n_layers, 0);
 done:
     return st;
+}
+
+nb_status nbi_model_build_shell(nb_model *m, const nbi_source *src)
+{
+    const nbi_config *c = &m->cfg;
+    nb_status st = build_frame(m);
+    return st == NB_OK ? load_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, &m->embed, NULL) : st;
+}
+
+nb_status nbi_layer_load(nb_model *m, const nbi_source *src, uint32_t i)
+{
+    return load_layer(m, src, i, NULL);
+}
+
+void nbi_layer_unload(nb_model *m, uint32_t i)
+{
+    const nbi_backend_ops *ops = m->be->ops;
+    nbi_layer *l = &m->layers[i];
+    ops->release(m->be, l->attn_norm);
+    ops->release(m->be, l->ffn_norm);
+    for (int p = 0; p < NBI_N_PROJ; p++)
+        ops->linear_free(m->be, l->proj[p]);
+    *l = (nbi_layer){0};
 }
 
 void nb_model_options_init(nb_model_options *o)
@@ -220,12 +251,8 @@ void nb_model_free(nb_model *m)
     if (!m)
         return;
     const nbi_backend_ops *ops = m->be->ops;
-    for (uint32_t i = 0; m->layers && i < m->cfg.n_layers; i++) {
-        ops->release(m->be, m->layers[i].attn_norm);
-        ops->release(m->be, m->layers[i].ffn_norm);
-        for (int p = 0; p < NBI_N_PROJ; p++)
-            ops->linear_free(m->be, m->layers[i].proj[p]);
-    }
+    for (uint32_t i = 0; m->layers && i < m->cfg.n_layers; i++)
+        nbi_layer_unload(m, i);
     ops->release(m->be, m->final_norm);
     if (m->head != m->embed)
         ops->linear_free(m->be, m->head);

@@ -20,4 +20,9 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
 /* An empty model with options applied: backend created, callbacks taken. */
 nb_status nbi_model_new(nb_model **out, const nb_model_options *o, nb_callbacks *cb);
 
+/* A model whose layers come and go: the embedding alone; then layers one at a time.  nb_model_free() takes what is there. */
+nb_status nbi_model_build_shell(nb_model *m, const nbi_source *src);
+nb_status nbi_layer_load(nb_model *m, const nbi_source *src, uint32_t i); /* on failure unload what came */
+void nbi_layer_unload(nb_model *m, uint32_t i);                           /* nothing there is fine */
+
 #endif

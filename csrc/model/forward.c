@@ -264,3 +264,31 @@ nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi
         ops->unlock(m->be);
     return st;
 }
+
+/* ---- a layer at a time: the residual stream rests on the host in between ---- */
+
+nb_status nbi_forward_embed(const nb_model *m, nbi_workspace *w, const nbi_batch *batch, float *x)
+{
+    const nbi_backend_ops *ops = m->be->ops;
+    nb_status st;
+    NB_TRY(ops->step_begin(m->be, w->step, batch));
+    NB_TRY(ops->embed(m->be, w->step, m->embed, w->x));
+    NB_TRY(ops->download(m->be, x, w->x, batch->rows * m->cfg.hidden * sizeof *x));
+done:
+    return st;
+}
+
+nb_status nbi_forward_layer(const nb_model *m, uint32_t layer, const nbi_kv_layer *kv, nbi_workspace *w,
+                            const nbi_batch *batch, float *x, nbi_tap_fn tap, void *tap_user)
+{
+    const nbi_backend_ops *ops = m->be->ops;
+    const size_t bytes = batch->rows * m->cfg.hidden * sizeof *x;
+    const run r = {m, w, batch->rows, 0, tap, tap_user};
+    nb_status st;
+    NB_TRY(ops->step_begin(m->be, w->step, batch));
+    NB_TRY(ops->upload(m->be, w->x, x, bytes));
+    NB_TRY(run_layer(&r, layer, kv));
+    NB_TRY(ops->download(m->be, x, w->x, bytes));
+done:
+    return st;
+}

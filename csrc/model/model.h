@@ -56,4 +56,9 @@ typedef nb_status (*nbi_tap_fn)(void *user, uint32_t layer, nbi_proj p, const vo
 nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi_batch *batch, float *logits,
                       nbi_tap_fn tap, void *tap_user);
 
+/* The same a layer at a time, for calibration: x [rows][hidden] fp32 on the host, changed in place by a layer. */
+nb_status nbi_forward_embed(const nb_model *m, nbi_workspace *w, const nbi_batch *batch, float *x);
+nb_status nbi_forward_layer(const nb_model *m, uint32_t layer, const nbi_kv_layer *kv, nbi_workspace *w,
+                            const nbi_batch *batch, float *x, nbi_tap_fn tap, void *tap_user);
+
 #endif

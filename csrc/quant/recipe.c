@@ -33,6 +33,8 @@ struct nbi_recipe {
     size_t n_ignore;
     override *overrides;
     size_t n_overrides;
+    const nbi_method *how;
+    nbi_method_options how_options;
     nbi_observer_method method;
     double percentile;
     uint32_t tokens, ctx;
@@ -328,11 +330,11 @@ static nb_status parse_calibration(nbi_recipe *r, const json_t *j, const char *w
     int64_t tokens = r->tokens, ctx = r->ctx;
     if (st != NB_OK || !c)
         return st;
-    if (!nbi_recipe_needs_calibration(r))
+    if (!nbi_recipe_needs_text(r))
         return nbi_fail(NB_EFORMAT,
                         "%s: \"calibration\" is given, but no scheme has static activations (\"activations\" with "
-                        "\"strategy\" \"tensor\")",
-                        where);
+                        "\"strategy\" \"tensor\") and the method %s needs no text",
+                        where, r->how->name);
     snprintf(inner, sizeof inner, "%s: calibration", where);
     if ((st = check_keys(c, keys, inner)) != NB_OK ||
         (st = get_choice(c, "method", methods, &method, inner)) != NB_OK ||
@@ -347,6 +349,24 @@ static nb_status parse_calibration(nbi_recipe *r, const json_t *j, const char *w
         return nbi_fail(NB_EINTERNAL, "%s: method %s has no observer", inner, methods[method]);
     r->tokens = (uint32_t)tokens;
     r->ctx = (uint32_t)ctx;
+    return NB_OK;
+}
+
+static nb_status parse_method(nbi_recipe *r, const json_t *j, const char *where)
+{
+    char inner[WHERE_MAX];
+    snprintf(inner, sizeof inner, "%s: method", where);
+    nb_status st = nbi_method_parse(&r->how, &r->how_options, json_object_get(j, "method"), inner);
+    if (st != NB_OK || !r->how->needs)
+        return st;
+    r->tokens = 65536; /* 256 windows of 256 */
+    r->ctx = 256;
+    if (r->how->balance != NBI_BALANCE_NONE && nbi_recipe_needs_calibration(r))
+        return nbi_fail(
+            NB_EUNSUPPORTED,
+            "%s: %s changes the activations whose static ranges would be measured before: expected activations "
+            "that are dynamic (\"strategy\" \"token\") or none",
+            inner, r->how->name);
     return NB_OK;
 }
 
@@ -369,7 +389,7 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
-    static const char *const keys[] = {"name",        "description", "weights",   "activations",
+    static const char *const keys[] = {"name",        "description", "weights",   "activations", "method",
                                        "calibration", "ignore",      "overrides", NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
@@ -389,6 +409,7 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_scheme(j, &r->base, where));
     NB_TRY(parse_ignore(r, j, where));
     NB_TRY(parse_overrides(r, j, where));
+    NB_TRY(parse_method(r, j, where));
     NB_TRY(parse_calibration(r, j, where));
     *out = r;
     r = NULL;
@@ -424,6 +445,18 @@ bool nbi_recipe_needs_calibration(const nbi_recipe *r)
     for (size_t i = 0; i < r->n_overrides; i++)
         needed |= r->overrides[i].scheme.act == NBI_ACT_TENSOR;
     return needed;
+}
+
+const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_options **options)
+{
+    if (options)
+        *options = &r->how_options;
+    return r->how;
+}
+
+bool nbi_recipe_needs_text(const nbi_recipe *r)
+{
+    return nbi_recipe_needs_calibration(r) || r->how->needs;
 }
 
 void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, double *percentile, uint32_t *tokens,

@@ -65,7 +65,7 @@ static bool quantize_row(const rtn_job *j, size_t row)
     size_t groups = nbi_scheme_groups(&w->scheme, w->k), len = groups ? w->k / groups : 0;
     const float *x = load_row(j, row);
     for (size_t i = 0; i < groups; i++) {
-        nbi_grid g;
+        nbi_grid g = {0};
         float lo, hi;
         if (j->fixed) {
             g = *j->fixed;
@@ -136,7 +136,7 @@ static nb_status tensor_grid(const rtn_job *j, nbi_grid *g)
 
 static nb_status on_host(rtn_job *j)
 {
-    nbi_grid g;
+    nbi_grid g = {0};
     if (j->out->scheme.strategy == NBI_PER_TENSOR) {
         nb_status st = tensor_grid(j, &g);
         if (st != NB_OK)
@@ -172,7 +172,7 @@ static nb_status check_scales(const rtn_job *j)
 static nb_status on_device(rtn_job *j, nbi_backend *be)
 {
     nb_status st;
-    nbi_grid g;
+    nbi_grid g = {0};
     nbi_rtn_stream s = {.be = be, .src = j->src, .out = j->out, .threads = j->threads};
     NB_TRY(nbi_rtn_stream_open(&s, SLAB_BYTES));
     if (j->out->scheme.strategy == NBI_PER_TENSOR) {
