@@ -174,8 +174,8 @@ static nb_status weight_scheme(nbi_scheme *s, const json_t *o, const char *where
     nb_status st = parse_args(&a, o, where);
     if (st != NB_OK)
         return st;
-    if (a.bits != 4 && a.bits != 8)
-        return nbi_fail(NB_EUNSUPPORTED, "%s: %lld-bit weights are not supported, expected 4 or 8", where,
+    if (a.bits != 2 && a.bits != 3 && a.bits != 4 && a.bits != 8)
+        return nbi_fail(NB_EUNSUPPORTED, "%s: %lld-bit weights are not supported, expected 2, 3, 4 or 8", where,
                         (long long)a.bits);
     if (a.dynamic)
         return nbi_fail(NB_EUNSUPPORTED, "%s: dynamic weights are not supported", where);

@@ -50,7 +50,7 @@ static nb_status distinct(nbi_scheme **schemes, size_t **count, size_t *n_scheme
         size_t j = 0;
         if (!s.bits)
             continue;
-        if ((s.bits != 4 && s.bits != 8) || (s.strategy == NBI_PER_GROUP && !s.group))
+        if (!nbi_ct_has_bits(s.bits) || (s.strategy == NBI_PER_GROUP && !s.group))
             return nbi_fail(NB_EINVAL, "%s: %u bits in groups of %u cannot be stored as compressed-tensors",
                             e[i].module, s.bits, s.group);
         while (j < *n_schemes && !same(&(*schemes)[j], &s))

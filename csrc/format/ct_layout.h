@@ -25,7 +25,7 @@ typedef struct nbi_ct_layout {
     nbi_ct_part part[6];
 } nbi_ct_layout;
 
-/* Fails (NB_EINVAL, naming `module`) on bits other than 4 and 8, empty shapes, and K that the group does not divide. */
+/* Fails (NB_EINVAL, naming `module`) on bits other than 2, 3, 4 and 8, empty shapes, and K that the group does not divide. */
 nb_status nbi_ct_layout_of(nbi_ct_layout *l, const char *module, size_t n, size_t k, const nbi_scheme *scheme,
                            nbi_dtype scale_dtype);
 
@@ -35,10 +35,25 @@ static inline bool nbi_ct_is_packed(const nbi_scheme *s)
     return s->act == NBI_ACT_NONE;
 }
 
-/* ceil(n*b/32) for b = 4, 8, without overflow. */
+/* ceil(n*b/32) without overflow, b <= 8. */
 static inline size_t nbi_ct_words(size_t n, unsigned bits)
 {
-    return n / (32 / bits) + (n % (32 / bits) != 0);
+    return n / 32 * bits + (n % 32 * bits + 31) / 32;
+}
+
+static inline bool nbi_ct_has_bits(unsigned bits)
+{
+    return bits == 2 || bits == 3 || bits == 4 || bits == 8;
+}
+
+/* Element i of a stream of b-bit numbers without gaps, low bits first, whose words are `stride` apart.  put: the bits are 0. */
+static inline void nbi_ct_put(uint32_t *words, size_t stride, size_t i, unsigned bits, uint32_t u)
+{
+    const size_t w = i / 32 * bits + i % 32 * bits / 32;
+    const unsigned at = (unsigned)(i % 32 * bits % 32);
+    words[w * stride] |= u << at;
+    if (at + bits > 32)
+        words[(w + 1) * stride] |= u >> (32 - at);
 }
 
 #endif

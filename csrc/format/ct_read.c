@@ -220,14 +220,17 @@ static nb_status expect_no_zeros(const nbi_tensor *t)
 static nb_status read_packed_zeros(const source *s, const nbi_tensor *t)
 {
     nbi_weight *w = s->w;
-    const unsigned bits = w->scheme.bits, per = 32 / bits;
+    const unsigned bits = w->scheme.bits;
     const uint32_t mask = (1u << bits) - 1;
-    nb_status st = expect_shape(t, 2, (const size_t[]){nbi_ct_words(w->n, bits), s->groups});
+    const size_t words = nbi_ct_words(w->n, bits);
+    nb_status st = expect_shape(t, 2, (const size_t[]){words, s->groups});
     if (st != NB_OK)
         return st;
     for (size_t r = 0; r < w->n; r++)
         for (size_t g = 0; g < s->groups; g++) {
-            uint32_t u = word_at(t, r / per * s->groups + g) >> (r % per * bits) & mask;
+            const size_t i = r / 32 * bits + r % 32 * bits / 32, next = i + 1 < words ? i + 1 : i;
+            const uint64_t two = word_at(t, i * s->groups + g) | (uint64_t)word_at(t, next * s->groups + g) << 32;
+            const uint32_t u = (uint32_t)(two >> (r % 32 * bits % 32)) & mask;
             w->zeros[r * s->groups + g] = (int8_t)((int)u - (1 << (bits - 1)));
         }
     return NB_OK;

@@ -13,6 +13,12 @@ void nbi_ct_pack(uint32_t *words, const int8_t *codes, size_t n, unsigned bits)
 {
     const size_t per = 32 / bits;
     const uint32_t mask = (1u << bits) - 1, offset = 1u << (bits - 1);
+    if (32 % bits) { /* codes straddle words */
+        memset(words, 0, nbi_ct_words(n, bits) * sizeof *words);
+        for (size_t i = 0; i < n; i++)
+            nbi_ct_put(words, 1, i, bits, ((uint32_t)codes[i] + offset) & mask);
+        return;
+    }
     for (size_t i = 0, w = 0; i < n; i += per, w++) {
         uint32_t u = 0;
         for (size_t j = 0; j < per && i + j < n; j++)
@@ -31,12 +37,29 @@ static inline void unpack_words(int8_t *codes, const uint32_t *words, size_t n_w
             codes[w * (32 / bits) + j] = (int8_t)((int)(words[w] >> (j * bits) & mask) - offset);
 }
 
+/* Codes that straddle words: two words seen as one hold any of them. */
+static void unpack_stream(int8_t *codes, const uint32_t *words, size_t n, unsigned bits)
+{
+    const size_t last = nbi_ct_words(n, bits) - 1;
+    for (size_t i = 0; i < n; i++) {
+        const size_t w = i / 32 * bits + i % 32 * bits / 32;
+        const uint64_t two = words[w] | (uint64_t)words[w < last ? w + 1 : w] << 32;
+        codes[i] = (int8_t)((int)(two >> (i % 32 * bits % 32) & ((1u << bits) - 1)) - (1 << (bits - 1)));
+    }
+}
+
 void nbi_ct_unpack(int8_t *codes, const uint32_t *words, size_t n, unsigned bits)
 {
     const size_t per = 32 / bits, whole = n / per;
-    int8_t last[8];
+    int8_t last[16];
+    if (32 % bits) {
+        unpack_stream(codes, words, n, bits);
+        return;
+    }
     if (bits == 4)
         unpack_words(codes, words, whole, 4);
+    else if (bits == 2)
+        unpack_words(codes, words, whole, 2);
     else
         unpack_words(codes, words, whole, 8);
     if (n % per) {
@@ -49,8 +72,8 @@ void nbi_ct_unpack(int8_t *codes, const uint32_t *words, size_t n, unsigned bits
 
 static nb_status check_scheme(const char *module, size_t n, size_t k, const nbi_scheme *s, nbi_dtype scale_dtype)
 {
-    if (s->bits != 4 && s->bits != 8)
-        return nbi_fail(NB_EINVAL, "%s: %u bits cannot be stored as compressed-tensors, expected 4 or 8", module,
+    if (!nbi_ct_has_bits(s->bits))
+        return nbi_fail(NB_EINVAL, "%s: %u bits cannot be stored as compressed-tensors, expected 2, 3, 4 or 8", module,
                         s->bits);
     if (!n || !k)
         return nbi_fail(NB_EINVAL, "%s: has the shape %zu x %zu, expected at least 1 x 1", module, n, k);
@@ -179,7 +202,7 @@ static nb_status put_scales(void *dst, const char *name, const nbi_weight *w, nb
 
 static nb_status put_zeros(void *dst, const char *name, const nbi_weight *w, const nbi_ct_part *p)
 {
-    const size_t groups = nbi_scheme_groups(&w->scheme, w->k), per = 32 / w->scheme.bits;
+    const size_t groups = nbi_scheme_groups(&w->scheme, w->k);
     const int lo = -(1 << (w->scheme.bits - 1)), hi = -lo - 1;
     uint32_t *words = dst;
     for (size_t r = 0; r < w->n; r++)
@@ -189,7 +212,7 @@ static nb_status put_zeros(void *dst, const char *name, const nbi_weight *w, con
                 return nbi_fail(NB_EINVAL, "%s: row %zu group %zu has the zero point %d, expected %d to %d", name, r, g,
                                 z, lo, hi);
             if (p->dtype == NBI_I32) /* along N: rows share a word, groups lie side by side */
-                words[r / per * groups + g] |= (uint32_t)(z - lo) << (r % per * w->scheme.bits);
+                nbi_ct_put(words + g, groups, r, w->scheme.bits, (uint32_t)(z - lo));
             else if (p->n_dims == 2)
                 ((int8_t *)dst)[r * groups + g] = (int8_t)z;
             else if (z != w->zeros[0])

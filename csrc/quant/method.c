@@ -16,6 +16,11 @@ static nb_status rtn(nbi_weight *out, const nbi_method_job *j)
 
 static nb_status clip(nbi_weight *out, const nbi_method_job *j)
 {
+    return nbi_clipped(out, j->src, j->scheme, j->scale_dtype, j->in, j->threads);
+}
+
+static nb_status clip_weights(nbi_weight *out, const nbi_method_job *j)
+{
     return nbi_clipped(out, j->src, j->scheme, j->scale_dtype, NULL, j->threads);
 }
 
@@ -44,7 +49,8 @@ static const char *const smooth_keys[] = {"name", "alpha", NULL};
 
 static const nbi_method methods[] = {
     {"rtn", 0, NBI_BALANCE_NONE, rtn, no_keys},
-    {"clip", 0, NBI_BALANCE_NONE, clip, no_keys},
+    {"clip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, clip, no_keys},
+    {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, no_keys},
     {"hqq", 0, NBI_BALANCE_NONE, hqq, no_keys},
     {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, gptq_keys},
     {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, no_keys},

@@ -149,9 +149,9 @@ static nb_status parse_weights(const json_t *j, nbi_scheme *s, const char *where
     if ((st = nbi_json_int(j, "bits", INT64_MIN, INT64_MAX, &bits, where)) != NB_OK)
         return st;
     if (!bits && !json_object_get(j, "bits"))
-        return nbi_fail(NB_EFORMAT, "%s: \"bits\" is missing, expected 4 or 8", where);
-    if (bits != 4 && bits != 8)
-        return nbi_fail(NB_EFORMAT, "%s: \"bits\" is %lld, expected 4 or 8", where, (long long)bits);
+        return nbi_fail(NB_EFORMAT, "%s: \"bits\" is missing, expected 2, 3, 4 or 8", where);
+    if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
+        return nbi_fail(NB_EFORMAT, "%s: \"bits\" is %lld, expected 2, 3, 4 or 8", where, (long long)bits);
     s->bits = (uint8_t)bits;
     if ((st = nbi_json_bool(j, "symmetric", &s->symmetric, where)) != NB_OK ||
         (st = get_choice(j, "strategy", strategies, &strategy, where)) != NB_OK)

@@ -199,8 +199,8 @@ static nb_status check_request(const nbi_weight *src, const nbi_scheme *s, nbi_d
     if (!nbi_dtype_is_float(src->dense_dtype))
         return nbi_fail(NB_EINVAL, "the weight to quantize is %s, expected F32, F16 or BF16",
                         nbi_dtype_name(src->dense_dtype));
-    if (s->bits != 4 && s->bits != 8)
-        return nbi_fail(NB_EINVAL, "weights of %u bits are asked for, expected 4 or 8", s->bits);
+    if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8)
+        return nbi_fail(NB_EINVAL, "weights of %u bits are asked for, expected 2, 3, 4 or 8", s->bits);
     if (!nbi_dtype_is_float(scale_dtype))
         return nbi_fail(NB_EINVAL, "scales as %s are asked for, expected F32, F16 or BF16",
                         nbi_dtype_name(scale_dtype));

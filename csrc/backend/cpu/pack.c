@@ -26,6 +26,12 @@
 
 #include "base/checked.h"
 
+/* 2 and 3 bits are kept as 4: the kernels are those of 4 bits, a file is smaller, memory is not. */
+static unsigned stored_bits(const nbi_linear *l)
+{
+    return l->scheme.bits == 8 ? 8 : 4;
+}
+
 static size_t codes_in_dword(const nbi_linear *l)
 {
     return l->scheme.bits == 8 ? 4 : 8;
@@ -74,8 +80,8 @@ static nb_status check_act(const nbi_weight *w, const nbi_linear *l)
 static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
 {
     const nbi_scheme *s = &w->scheme;
-    if (s->bits != 4 && s->bits != 8)
-        return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CPU kernel: expected 4 or 8", s->bits);
+    if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8)
+        return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CPU kernel: expected 2, 3, 4 or 8", s->bits);
     if (!w->codes || !w->scales || s->symmetric != !w->zeros)
         return nbi_fail(NB_EINVAL,
                         "a quantized weight lacks codes or scales, or its zero points do not go with its "
@@ -149,7 +155,7 @@ static int32_t correction(const nbi_linear *l, size_t n, size_t g, unsigned zero
 
 static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
-    const unsigned offset = 1u << (l->scheme.bits - 1);
+    const unsigned offset = 1u << (stored_bits(l) - 1);
     for (size_t lane = 0; lane < NBI_PANEL && panel * NBI_PANEL + lane < l->n; lane++)
         for (size_t g = 0; g < l->groups; g++) {
             size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
@@ -288,7 +294,7 @@ void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
     }
     for (size_t g = 0; g < l->groups; g++) {
         size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
-        int zero = l->zeros ? l->zeros[at] : 1 << (l->scheme.bits - 1);
+        int zero = l->zeros ? l->zeros[at] : 1 << (stored_bits(l) - 1);
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
             dst[k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];
     }
