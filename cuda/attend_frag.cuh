@@ -28,14 +28,14 @@ NB_DEVICE uint32_t nb_half2_fma(uint32_t a, uint32_t b, uint32_t c)
 
 /* The bytes that `pick` names (0x4140: bytes 0 and 1) of four codes, turned over already, as two halves. */
 template <int pick>
-NB_DEVICE uint32_t nb_codes8(uint32_t turned)
+NB_DEVICE uint32_t nb_halves8(uint32_t turned)
 {
     return nb_half2_sub(__byte_perm(turned, 0x64646464u, pick), 0x64806480u);
 }
 
 /* Nibbles i and i+4 as two halves. */
 template <int i>
-NB_DEVICE uint32_t nb_codes4(uint32_t word)
+NB_DEVICE uint32_t nb_halves4(uint32_t word)
 {
     if (i % 2)
         return nb_half2_sub(nb_lop3<NB_AND_OR>(i < 2 ? word : word >> 8, 0x00f000f0u, 0x54005400u), 0x54005400u);
@@ -61,8 +61,8 @@ NB_DEVICE void nb_key_fragments(const nb_attend_shape &s, uint32_t rows, const u
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint32_t turned = r[i] ^ 0x80808080u;
-            b[i / 2][i % 2][0] = nb_codes8<0x4140>(turned);
-            b[i / 2][i % 2][1] = nb_codes8<0x4342>(turned);
+            b[i / 2][i % 2][0] = nb_halves8<0x4140>(turned);
+            b[i / 2][i % 2][1] = nb_halves8<0x4342>(turned);
         }
     } else {
         nb_ldmatrix_x2(r, rows + nb_piece_at(s.k, row + lane / 8 % 2 * 32, block));
@@ -70,10 +70,10 @@ NB_DEVICE void nb_key_fragments(const nb_attend_shape &s, uint32_t rows, const u
         for (int i = 0; i < tiles; i++) {
             const uint32_t w = scales[(8 * warp + 32 * i + lane / 4) * s.words + block];
             const uint32_t scale = __byte_perm(w, w, 0x1010), least = __byte_perm(w, w, 0x3232);
-            b[i][0][0] = nb_half2_fma(nb_codes4<0>(r[i]), scale, least);
-            b[i][0][1] = nb_half2_fma(nb_codes4<1>(r[i]), scale, least);
-            b[i][1][0] = nb_half2_fma(nb_codes4<2>(r[i]), scale, least);
-            b[i][1][1] = nb_half2_fma(nb_codes4<3>(r[i]), scale, least);
+            b[i][0][0] = nb_half2_fma(nb_halves4<0>(r[i]), scale, least);
+            b[i][0][1] = nb_half2_fma(nb_halves4<1>(r[i]), scale, least);
+            b[i][1][0] = nb_half2_fma(nb_halves4<2>(r[i]), scale, least);
+            b[i][1][1] = nb_half2_fma(nb_halves4<3>(r[i]), scale, least);
         }
     }
 }
@@ -122,9 +122,9 @@ NB_DEVICE void nb_value_fragment(const nb_value_words<type> &v, uint32_t b[2])
         if (type == NB_KV_F16)
             b[i] = v.r[step * 4 + tile * 2 + i];
         else if (type == NB_KV_INT8)
-            b[i] = nb_codes8<tile ? 0x4341 : 0x4240>(v.r[step * 2 + i]);
+            b[i] = nb_halves8<tile ? 0x4341 : 0x4240>(v.r[step * 2 + i]);
         else
-            b[i] = nb_half2_fma(nb_codes4<tile>(v.r[step * 2 + i]), v.scale[step * 2 + i], v.least[step * 2 + i]);
+            b[i] = nb_half2_fma(nb_halves4<tile>(v.r[step * 2 + i]), v.scale[step * 2 + i], v.least[step * 2 + i]);
     }
 }
 
