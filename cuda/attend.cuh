@@ -24,15 +24,7 @@
 #define NB_CUDA_ATTEND_CUH
 
 #include "attend_frag.cuh"
-
-#define NB_INFINITY __int_as_float(0x7f800000)
-
-/* What O is multiplied by in the end. */
-template <int type>
-NB_DEVICE float nb_attend_by(float L)
-{
-    return 1 / (type == NB_KV_INT8 ? L * NB_V_SCALE : L);
-}
+#include "attend_math.cuh"
 
 template <int type_, int d_max, bool walk_>
 struct nb_attend_kind {
@@ -358,9 +350,10 @@ NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float *v, i
             *(uint32_t *)(to + d + i) = round_pair(v[i], v[i + 1], dtype);
 }
 
-/* The state of row threadIdx.x, which one thread keeps: M and L so far, and l of the chunk is taken in a barrier later than m. */
+/* The state of row threadIdx.x, which one thread keeps; l of a chunk is there a barrier later than m. */
 struct nb_attend_row {
-    float M, L, a, b;
+    nb_attend_sum sum;
+    float2 ab;
     bool sees; /* a key of the chunk */
 };
 
@@ -372,25 +365,18 @@ NB_DEVICE void share_factors(const nb_attend_piece<Kind> &w, uint32_t chunk, nb_
     if (r >= Kind::rows)
         return;
     row.sees = ((const int32_t *)(w.memory + w.s.pos_at))[r] >= (int32_t)(chunk * NB_ATTEND_CHUNK);
-    row.a = 1;
-    row.b = -1;
-    if (row.sees) {
-        const float m = chunk_max(w, r), joint = chunk == w.first ? m : fmaxf(row.M, m);
-        row.a = chunk == w.first ? 0 : nb_ex2(row.M - joint);
-        row.b = nb_ex2(m - joint);
-        row.M = joint;
-    }
-    ((float2 *)(w.memory + w.s.ab_at))[r] = make_float2(row.a, row.b);
+    row.ab = make_float2(1, -1);
+    if (row.sees)
+        row.ab = nb_attend_join(row.sum, chunk_max(w, r), chunk == w.first);
+    ((float2 *)(w.memory + w.s.ab_at))[r] = row.ab;
 }
 
 /* Behind the barrier that follows: the sums of p are there. */
 template <typename Kind>
 NB_DEVICE void add_sum(const nb_attend_piece<Kind> &w, uint32_t chunk, nb_attend_row &row)
 {
-    if (threadIdx.x >= Kind::rows || !row.sees)
-        return;
-    const float l = chunk_sum(w, threadIdx.x);
-    row.L = chunk == w.first ? l : fmaf(l, row.b, row.L * row.a);
+    if (threadIdx.x < Kind::rows && row.sees)
+        nb_attend_add(row.sum, chunk_sum(w, threadIdx.x), row.ab, chunk == w.first);
 }
 
 template <typename Kind>
@@ -411,7 +397,7 @@ NB_DEVICE void merge(const nb_attend_piece<Kind> &w, bool first,
 #pragma unroll
                     for (int e = 2 * h; e < 2 * h + 2; e++) {
                         float &sum = O[u][tile][m][e];
-                        const float joined = fmaf(o[u][tile][m][e], ab.y, sum * ab.x);
+                        const float joined = nb_attend_merged(sum, o[u][tile][m][e], ab);
                         sum = first ? o[u][tile][m][e] : ab.y == -1 ? sum : joined;
                     }
         }
@@ -461,7 +447,7 @@ NB_DEVICE void write_rows(const nb_attend_piece<Kind> &w, const nb_attend_row &r
     float *by = (float *)(w.memory + w.s.ab_at);
     __syncthreads();
     if (threadIdx.x < Kind::rows)
-        by[threadIdx.x] = nb_attend_by<Kind::type>(row.L);
+        by[threadIdx.x] = nb_attend_by(Kind::type, row.sum.L);
     __syncthreads();
     for_each_run<Kind>(
         O,
@@ -502,14 +488,14 @@ NB_DEVICE void write_partials(const nb_attend_piece<Kind> &w, const nb_attend_ro
         },
         [&](const Row &of, uint32_t d, const float *v, int n) { put_floats(of.o, d, of.width, v, n); });
     if (threadIdx.x < Kind::rows && row.sees)
-        *(float2 *)(w.a.part_ml + head_of(threadIdx.x) * 2) = make_float2(row.M, row.L);
+        *(float2 *)(w.a.part_ml + head_of(threadIdx.x) * 2) = make_float2(row.sum.M, row.sum.L);
 }
 
 template <typename Kind>
 NB_DEVICE void attend_rows(nb_attend_piece<Kind> &w)
 {
     float o[Kind::units][Kind::unit_tiles][Kind::m_tiles][4];
-    nb_attend_row row = {0, 0, 0, 0, false};
+    nb_attend_row row = {{0, 0}, {0, 0}, false};
     uint32_t tile = 0;
     __syncthreads(); /* the piece before this one has left shared memory */
     w.page = pages_of(w, w.first);
