@@ -13,6 +13,20 @@
 #include "attend.h"
 #include "layout.h"
 
+/* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each: name, P, R.  A
+ * kernel for each tile and type, nb_gemm_w4_r16_f16 ..., in this order. */
+#define NB_GEMM_TILE_LIST(X, ...)                                                                                      \
+    X(r16, 1, 2, __VA_ARGS__) X(r32, 1, 4, __VA_ARGS__) X(r64, 2, 8, __VA_ARGS__) X(r128, 1, 16, __VA_ARGS__)
+#define NB_GEMM_LINES(X, name, file)                                                                                   \
+    X(name##_r16_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
+    X(name##_r16_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r32_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
+    X(name##_r32_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r64_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
+    X(name##_r64_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r128_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                         \
+    X(name##_r128_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)
+
 /* kernel, file (cuda/FILE.cu, one module), threads of a block, most dynamic shared memory in bytes, oldest architecture,
  * argument struct.  nb_cuda_launch() checks every launch against its line, and the device's limits. */
 #define NB_CUDA_KERNEL_LIST(X)                                                                                         \
@@ -29,26 +43,24 @@
     X(nb_convert_f16, convert, 256, 0, 75, nb_convert_args)                                                            \
     X(nb_convert_bf16, convert, 256, 0, 80, nb_convert_args)                                                           \
     /* linear layers: gemm for many rows, gemv for up to NB_GEMV_ROWS; the same bits from both */                      \
-    X(nb_gemm_dense_f16, gemm_dense, 128, 99 * 1024, 75, nb_gemm_args)                                                 \
-    X(nb_gemm_dense_bf16, gemm_dense, 128, 99 * 1024, 80, nb_gemm_args)                                                \
-    X(nb_gemm_w8_f16, gemm_w8, 128, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemm_w8_bf16, gemm_w8, 128, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemm_w4_f16, gemm_w4, 128, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemm_w4_bf16, gemm_w4, 128, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemm_w8a8_f16, gemm_w8a8, 128, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemm_w8a8_bf16, gemm_w8a8, 128, 99 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemm_w4a8_f16, gemm_w4a8, 128, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemm_w4a8_bf16, gemm_w4a8, 128, 99 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemv_dense_f16, gemv_dense, 256, 64 * 1024, 75, nb_gemm_args)                                                 \
-    X(nb_gemv_dense_bf16, gemv_dense, 256, 64 * 1024, 80, nb_gemm_args)                                                \
-    X(nb_gemv_w8_f16, gemv_w8, 256, 64 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w8_bf16, gemv_w8, 256, 64 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w4_f16, gemv_w4, 256, 64 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w4_bf16, gemv_w4, 256, 64 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 64 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 64 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 64 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 64 * 1024, 80, nb_gemm_args)                                                  \
+    NB_GEMM_LINES(X, nb_gemm_dense, gemm_dense)                                                                        \
+    NB_GEMM_LINES(X, nb_gemm_w8, gemm_w8)                                                                              \
+    NB_GEMM_LINES(X, nb_gemm_w4, gemm_w4)                                                                              \
+    NB_GEMM_LINES(X, nb_gemm_w8a8, gemm_w8a8)                                                                          \
+    NB_GEMM_LINES(X, nb_gemm_w4a8, gemm_w4a8)                                                                          \
+    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemm_args)                                                 \
+    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemm_args)                                                \
+    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
+    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
+    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
+    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
+    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
+    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
+    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    /* after a product of cuBLASLt: x is its sums [rows][n] of the one part, int32 (PLAIN8) or fp32 (PLAIN) */         \
+    X(nb_finish_sums_f16, finish_sums, 256, 0, 75, nb_gemm_args)                                                       \
+    X(nb_finish_sums_bf16, finish_sums, 256, 0, 80, nb_gemm_args)                                                      \
     /* attention */                                                                                                    \
     X(nb_rope_append_f16, rope_append, 128, 0, 75, nb_rope_append_args)                                                \
     X(nb_rope_append_bf16, rope_append, 128, 0, 80, nb_rope_append_args)                                               \
@@ -170,7 +182,20 @@ typedef struct nb_gemm_args {
     uint32_t
         first_tile[3]; /* tiles of output columns: part i has tiles first_tile[i] .. first_tile[i+1]-1 of the grid */
     uint32_t n_tiles;
+    uint32_t panels, round; /* decode form: panels of a tile, tasks of a round; gemv_plan.h chooses */
 } nb_gemm_args;
+
+/* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to NB_TILE_GROUPS
+ * groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About 48 KB, so that two blocks
+ * fit a multiprocessor of 99 KB, but three stages at least; sm_75 has two. */
+#define NB_TILE_GROUPS 4
+#define NB_GEMM_STAGE(kind, x_bytes, P, R)                                                                             \
+    (8 * (R)*NB_TILE_K * (x_bytes) +                                                                                   \
+     4 * (P) * (NB_UNITS(kind) * NB_UNIT + ((kind) == NB_W_DENSE ? 0 : NB_TILE_GROUPS * NB_TILE_N * 5)))
+#define NB_GEMM_STAGES(stage) (48 * 1024 / (stage) < 3 ? 3 : 48 * 1024 / (stage) > 8 ? 8 : 48 * 1024 / (stage))
+#define NB_GEMM_OUT(P, R)     (4 * 8 * (R) * (16 * (P) + 4) * 4)
+#define NB_GEMM_SHARED(stage, stages, P, R)                                                                            \
+    ((stage) * (stages) > NB_GEMM_OUT(P, R) ? (stage) * (stages) : NB_GEMM_OUT(P, R))
 
 enum { NB_DST_ACT, NB_DST_RESIDUAL, NB_DST_F32 }; /* T; fp32 y += result; fp32 */
 
