@@ -117,18 +117,30 @@ void State::reset()
     settings = read_settings();
 }
 
+/* A thread's stack of contexts.  Programs may call us from destructors of static objects, which run after those of the main
+ * thread's variables: the stack is then made anew. */
 std::vector<CUcontext> &current_stack(State &s)
 {
     struct Stack {
         uint64_t generation = 0;
         std::vector<CUcontext> contexts;
     };
-    static thread_local Stack stack;
-    if (stack.generation != s.generation) {
-        stack.generation = s.generation;
-        stack.contexts.clear();
+    static thread_local Stack *stack; /* a pointer needs no destructor */
+    struct Sweep {
+        ~Sweep()
+        {
+            delete stack;
+            stack = nullptr;
+        }
+    };
+    static thread_local Sweep sweep;
+    if (!stack)
+        stack = new Stack;
+    if (stack->generation != s.generation) {
+        stack->generation = s.generation;
+        stack->contexts.clear();
     }
-    return stack.contexts;
+    return stack->contexts;
 }
 
 std::shared_ptr<Context> State::new_context(Device &device, bool primary)
