@@ -15,6 +15,7 @@
 #define NB_BACKEND_CUDA_CUDA_H
 
 #include <cuda.h>
+#include <pthread.h>
 
 #include "backend/backend.h"
 #include "kernels.h"
@@ -88,9 +89,13 @@ typedef struct nbi_cuda {
     struct nbi_cuda_modules *modules;
     struct nbi_cuda_staging *staging;
     struct nbi_cuda_arena *weights;
+    struct nbi_cublaslt *lt; /* cublaslt.c; NULL: our own kernels multiply */
     CUresult entered; /* of the last nbi_cuda_enter() */
     CUresult lost;    /* a sticky error, and its sentence: what every later call fails with */
     char lost_text[256];
+    pthread_mutex_t
+        lock; /* recursive: threads share a model, but a stream and its staging buffers serve one at a time */
+    bool has_lock;
     bool capturing; /* a graph is being recorded: what would wait, allocate or load is refused */
 } nbi_cuda;
 
@@ -114,9 +119,6 @@ CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r, or why leaving failed */
 /* ---- device.c: opens device `index`; act: NBI_F16 or NBI_BF16 ---- */
 nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act); /* c is zeroed; on failure close it */
 void nbi_cuda_close(nbi_cuda *c);
-
-/* ---- cuda.c ---- */
-nb_status nbi_cuda_create(nbi_backend **out, int index, nbi_dtype act);
 
 /* ---- memory.c ---- */
 nb_status nbi_cuda_memory_create(nbi_cuda *c);
@@ -178,18 +180,20 @@ struct nbi_step {
     nbi_step_limits limits;
     nb_step_args args;      /* device pointers, fixed for the life of the step object */
     const nbi_batch *batch; /* of the step under way */
-    size_t rows;            /* rows that kernels are launched for: batch->rows, or those of its bucket */
-    size_t logits;          /* likewise */
+    size_t rows, logits;    /* what kernels are launched for: those of the batch, or of its recording (`recorded`) */
+    size_t bucket; /* rows (and logits) that a recording of this step has: >= those of the batch; 0: it has none */
+    bool recorded; /* launches serve later batches of the same bucket, too: grids must not depend on this one */
     struct nbi_cuda_graphs *graphs;
     struct nbi_attend_plan *attend; /* attention.c */
-    char *host, *device;            /* one pinned block and its copy */
-    size_t bytes;
+    struct nbi_step_side *sides;    /* the host's two blocks, pinned, used in turns */
+    int turn;
+    void *device; /* their copy */
 };
 nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
 void nbi_cuda_step_free(nbi_backend *b, nbi_step *s);
 nb_status nbi_cuda_step_begin(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
-nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed);
-nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s);
+nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed, size_t *rows, size_t *n_logits);
+nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s, bool ok);
 
 /* ---- pack.c, linear.c ---- */
 struct nbi_linear {
@@ -230,7 +234,9 @@ nb_status nbi_cuda_upload_act(nbi_backend *b, void *dst, const float *src, size_
 /* ---- attention.c ---- */
 nb_status nbi_cuda_attend_plan_create(nbi_cuda *c, struct nbi_attend_plan **out, const nbi_step_limits *limits);
 void nbi_cuda_attend_plan_free(nbi_cuda *c, struct nbi_attend_plan *p);
-/* Called by step_begin(): works out the pieces of attention for the batch and uploads them. */
+/* Called by step_begin(): works out the pieces of attention for the batch and uploads them.  Where s->bucket is not 0 what is
+ * uploaded covers that many rows (those past the batch have nothing to do), and a launch with s->recorded set must serve every
+ * batch of the bucket: its grid may depend on s->rows and s->limits only. */
 nb_status nbi_cuda_attend_plan_set(nbi_cuda *c, struct nbi_attend_plan *p, nbi_step *s);
 nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cuda_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,

@@ -117,25 +117,29 @@ void State::reset()
     settings = read_settings();
 }
 
-/* A thread's stack of contexts.  Programs may call us from destructors of static objects, which run after those of the main
- * thread's variables: the stack is then made anew. */
 std::vector<CUcontext> &current_stack(State &s)
 {
     struct Stack {
         uint64_t generation = 0;
         std::vector<CUcontext> contexts;
     };
-    static thread_local Stack *stack; /* a pointer needs no destructor */
-    struct Sweep {
-        ~Sweep()
+    /* Static destructors of a program run after the thread_local ones of its first thread, and they may call the driver: that
+     * thread's stack lives as long as the process. */
+    static thread_local Stack *stack = nullptr;
+    struct Owner {
+        ~Owner()
         {
-            delete stack;
-            stack = nullptr;
+            if (gettid() != getpid()) {
+                delete stack;
+                stack = nullptr;
+            }
         }
     };
-    static thread_local Sweep sweep;
-    if (!stack)
+    if (!stack) {
+        static thread_local Owner owner;
+        (void)&owner;
         stack = new Stack;
+    }
     if (stack->generation != s.generation) {
         stack->generation = s.generation;
         stack->contexts.clear();
