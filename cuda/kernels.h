@@ -33,10 +33,10 @@
     X(nb_embed, embed, 128, 0, 75, nb_embed_args)                                                                      \
     X(nb_rmsnorm_f16, rmsnorm, 256, 0, 75, nb_rmsnorm_args)                                                            \
     X(nb_rmsnorm_bf16, rmsnorm, 256, 0, 80, nb_rmsnorm_args)                                                           \
-    X(nb_swiglu_f16, swiglu, 256, 0, 75, nb_swiglu_args)                                                               \
-    X(nb_swiglu_bf16, swiglu, 256, 0, 80, nb_swiglu_args)                                                              \
-    X(nb_quantize_rows_f16, quantize_rows, 256, 0, 75, nb_quantize_rows_args)                                          \
-    X(nb_quantize_rows_bf16, quantize_rows, 256, 0, 80, nb_quantize_rows_args)                                         \
+    X(nb_swiglu_f16, swiglu, 256, 48 * 1024, 75, nb_swiglu_args)                                                       \
+    X(nb_swiglu_bf16, swiglu, 256, 48 * 1024, 80, nb_swiglu_args)                                                      \
+    X(nb_quantize_rows_f16, quantize_rows, 256, 48 * 1024, 75, nb_quantize_rows_args)                                  \
+    X(nb_quantize_rows_bf16, quantize_rows, 256, 48 * 1024, 80, nb_quantize_rows_args)                                 \
     X(nb_group_sums, quantize_rows, 256, 0, 75, nb_group_sums_args)                                                    \
     X(nb_gather_rows, gather_rows, 256, 0, 75, nb_gather_rows_args)                                                    \
     X(nb_convert_f16, convert, 256, 0, 75, nb_convert_args)                                                            \
@@ -68,6 +68,7 @@
     X(nb_sample, sample, 1024, 0, 75, nb_sample_args)                                                                  \
     /* mixture of experts */                                                                                           \
     X(nb_moe_route, moe_route, 256, 0, 75, nb_moe_route_args)                                                          \
+    X(nb_moe_sort, moe_route, 256, 0, 75, nb_moe_route_args)                                                           \
     /* calibration and quantization */                                                                                 \
     X(nb_range, range, 256, 0, 75, nb_range_args)                                                                      \
     X(nb_histogram, histogram, 256, 0, 75, nb_histogram_args)                                                          \
@@ -103,6 +104,9 @@ typedef struct nb_act_out {
     float *scale; /* [rows]; NaN for a row that holds a NaN or an infinity */
 } nb_act_out;
 
+/* Shared memory that keeps a row of T while it is quantized; 0: too long. */
+#define NB_ROW_SHARED(k) ((k) <= 24 * 1024 ? 2 * (k) : 0)
+
 typedef struct nb_rmsnorm_args {
     const float *x;      /* [rows][k] */
     const float *weight; /* [k] */
@@ -131,6 +135,8 @@ typedef struct nb_group_sums_args {
     int32_t *sums;   /* [rows][groups] */
     uint32_t rows, k, groups, group_len;
 } nb_group_sums_args;
+/* Lanes of a warp that share a group: a power of two, as many as it has pieces of 16. */
+#define NB_SUM_LANES(len) ((len) <= 16 ? 1u : (len) <= 32 ? 2u : (len) <= 64 ? 4u : (len) <= 128 ? 8u : 32u)
 
 typedef struct nb_gather_rows_args {
     const float *x; /* [..][k] */
@@ -218,28 +224,39 @@ typedef struct nb_attend_args {
 /* ---- sampling ---- */
 
 typedef struct nb_sample_row {
-    float temperature, top_p, min_p; /* temperature 0: greedy */
+    float temperature, top_p, min_p; /* temperature 0: the best token */
     int32_t top_k;                   /* 0: off */
-    uint64_t seed, position;         /* of the random number */
+    uint32_t share;                  /* the random number u in [0, 1), times 2^24 */
+    uint32_t want_sum;               /* 0: `sum` of the result is not computed */
 } nb_sample_row;
+
+/* The log-probability of the token is logit - best - log(sum * 2^-NB_WEIGHT_BITS): left to the host, whose log decides. */
+typedef struct nb_sampled {
+    uint64_t sum;
+    float logit, best; /* of the token, and the largest of the row */
+    int32_t token;     /* -1: the row holds a NaN or +infinity, or nothing finite */
+    uint32_t unused;
+} nb_sampled;
+
+#define NB_WEIGHT_BITS 43 /* a weight e^x, x <= 0, is an integer in units of 2^-43, so that sums have no order */
 
 typedef struct nb_sample_args {
     const float *logits;      /* [n][vocab] */
     const nb_sample_row *row; /* [n] */
-    int32_t *token;           /* [n]; -1: the row holds a NaN */
-    float *logprob;           /* [n] */
-    uint32_t n, vocab;
+    nb_sampled *out;          /* [n] */
+    uint32_t n, vocab;        /* vocab <= 2^20 */
 } nb_sample_args;
 
 /* ---- mixture of experts ---- */
 
+/* nb_moe_route writes expert and weight, nb_moe_sort then offset and sorted. */
 typedef struct nb_moe_route_args {
     const float *router; /* [rows][experts] logits */
     int32_t *expert;     /* [rows][top_k] */
     float *weight;       /* [rows][top_k] softmax over the chosen ones if renormalize, else over all */
     int32_t *offset;     /* [experts + 1] of `sorted` */
     int32_t *sorted;     /* [rows * top_k]: row * top_k + slot, by expert, ascending in each */
-    uint32_t rows, experts, top_k, renormalize;
+    uint32_t rows, experts, top_k, renormalize; /* experts <= 512, top_k <= experts, rows * top_k < 2^31 */
 } nb_moe_route_args;
 
 /* ---- calibration and quantization ---- */
