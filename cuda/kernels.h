@@ -57,11 +57,24 @@
     X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
     X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
     X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    /* after a product of cuBLASLt: x is its sums [rows][n] of the one part, int32 (PLAIN8) or fp32 (PLAIN) */         \
+    X(nb_finish_sums_f16, finish_sums, 256, 0, 75, nb_gemm_args)                                                       \
+    X(nb_finish_sums_bf16, finish_sums, 256, 0, 80, nb_gemm_args)                                                      \
     /* attention */                                                                                                    \
     X(nb_rope_append_f16, rope_append, 128, 0, 75, nb_rope_append_args)                                                \
     X(nb_rope_append_bf16, rope_append, 128, 0, 80, nb_rope_append_args)                                               \
-    X(nb_attend_f16, attend, 128, 99 * 1024, 75, nb_attend_args)                                                       \
-    X(nb_attend_bf16, attend, 128, 99 * 1024, 80, nb_attend_args)                                                      \
+    X(nb_attend_split_kv16_d128, attend_kv16, 128, 99 * 1024, 75, nb_attend_args)                                      \
+    X(nb_attend_split_kv16_d256, attend_kv16, 128, 99 * 1024, 75, nb_attend_args)                                      \
+    X(nb_attend_walk_kv16_d128, attend_kv16, 128, 99 * 1024, 75, nb_attend_args)                                       \
+    X(nb_attend_walk_kv16_d256, attend_kv16, 128, 99 * 1024, 75, nb_attend_args)                                       \
+    X(nb_attend_split_kv8_d128, attend_kv8, 128, 99 * 1024, 75, nb_attend_args)                                        \
+    X(nb_attend_split_kv8_d256, attend_kv8, 128, 99 * 1024, 75, nb_attend_args)                                        \
+    X(nb_attend_walk_kv8_d128, attend_kv8, 128, 99 * 1024, 75, nb_attend_args)                                         \
+    X(nb_attend_walk_kv8_d256, attend_kv8, 128, 99 * 1024, 75, nb_attend_args)                                         \
+    X(nb_attend_split_kv4_d128, attend_kv4, 128, 99 * 1024, 75, nb_attend_args)                                        \
+    X(nb_attend_split_kv4_d256, attend_kv4, 128, 99 * 1024, 75, nb_attend_args)                                        \
+    X(nb_attend_walk_kv4_d128, attend_kv4, 128, 99 * 1024, 75, nb_attend_args)                                         \
+    X(nb_attend_walk_kv4_d256, attend_kv4, 128, 99 * 1024, 75, nb_attend_args)                                         \
     X(nb_attend_merge_f16, attend_merge, 128, 0, 75, nb_attend_args)                                                   \
     X(nb_attend_merge_bf16, attend_merge, 128, 0, 80, nb_attend_args)                                                  \
     /* the end of a step */                                                                                            \
@@ -201,25 +214,30 @@ typedef struct nb_rope_append_args {
     uint32_t rows, n_heads;
 } nb_rope_append_args;
 
-/* One piece of attention: query rows row0 .. row0+n_rows-1 of one sequence against the chunk `chunk` of its keys (the rows'
- * positions are step.pos[]; every row has at least one key in the chunk, or is masked as a whole). */
+/* A piece of attention: query rows row0 .. row0+n_rows-1, which are consecutive tokens of one sequence, all heads.
+ *   split  against the keys of one chunk; a partial result for each row that sees a key of it
+ *   walk   against all chunks, merged as they come; no partial results (chunk is not read) */
 typedef struct nb_attend_item {
     uint32_t row0, n_rows, chunk;
-    uint32_t slot; /* where the partial results of (row0, chunk) begin, in rows of partial */
 } nb_attend_item;
 
+#define NB_ATTEND_CHUNK 128         /* NBI_ATTN_CHUNK */
+#define NB_NO_SLOT      0xffffffffu /* of a row without partial results */
+
 typedef struct nb_attend_args {
-    const void *qkv; /* T, after rope_append */
+    const void *qkv; /* T [rows][n_heads + 2 n_kv_heads][head_dim], after rope_append */
     void *y;         /* T [rows][n_heads][head_dim] */
     nb_kv_args kv;
     nb_step_args step;
-    const nb_attend_item *items; /* [*n_items] */
-    const uint32_t *n_items;     /* in device memory: a recorded launch has more blocks than a step has items */
-    const uint32_t *row_slot;    /* [rows + 1] first partial of a row; partials of a row are its chunks in order */
-    float *partial;              /* o [slots][n_heads][head_dim], then m and l [slots][n_heads][2] */
-    uint64_t n_slots;
-    float scale;
+    const nb_attend_item
+        *items;               /* [*n_items], of the kernel's kind; blocks take item * n_kv_heads + kv head in turns */
+    const uint32_t *n_items;  /* in device memory: a recorded launch does not know it */
+    const uint32_t *row_slot; /* [rows] first partial result of a row, one for each chunk of its keys; NB_NO_SLOT */
+    float *part_o;            /* [slots][n_heads][head_dim] */
+    float *part_ml;           /* [slots][n_heads][2] */
+    float scale;              /* of scores, times log2(e): probabilities are powers of two */
     uint32_t rows, n_heads;
+    uint32_t dtype; /* NB_T_* of T */
 } nb_attend_args;
 
 /* ---- sampling ---- */

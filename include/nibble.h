@@ -130,6 +130,9 @@ typedef struct nb_model_options {
     const char *device; /* "auto" (NULL), "cpu" */
     int32_t threads;    /* CPU threads; 0: one for each available core */
     nb_callbacks callbacks;
+    const char
+        *gemm; /* who multiplies on a GPU: "nibble" (NULL), or "cublaslt", which is loaded at run time and gives up
+                         that the same request gives the same bytes in any batch */
 } nb_model_options;
 NB_API void nb_model_options_init(nb_model_options *o);
 

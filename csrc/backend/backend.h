@@ -84,6 +84,7 @@ typedef struct nbi_step_limits {
     size_t seq_pages; /* pages of one sequence */
     uint32_t head_dim;
     const float *inv_freq; /* host [head_dim/2]: the angle of position p in pair i is (float)p * inv_freq[i]; copied */
+    uint32_t n_heads, n_kv_heads; /* most heads of a layer: room for attention's partial results, and how it is cut */
 } nbi_step_limits;
 
 /* ---- what an operation reads and writes ---- */
@@ -176,5 +177,9 @@ typedef struct nbi_backend_ops {
 /* `device`: NULL or "auto", "cpu", "cuda" or "cuda:N".  threads 0: one for each core this process may use.
  * NB_CPU_ISA=scalar|avx2|avx512 forces an instruction set (an error where the machine lacks it). */
 nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads);
+
+/* Before the first linear_create(): who multiplies matrices.  NULL or "nibble": our kernels.  "cublaslt" (CUDA only): NVIDIA's
+ * library for the layers that it takes.  `note` gets a line for the log, or "". */
+nb_status nbi_backend_set_gemm(nbi_backend *b, const char *gemm, char note[200]);
 
 #endif

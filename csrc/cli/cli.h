@@ -74,11 +74,16 @@ void cli_bytes(char out[24], uint64_t bytes); /* "12.3 MiB" */
 typedef struct cli_model_flags {
     const char *device;
     int64_t threads;
+    const char *gemm;
 } cli_model_flags;
 #define CLI_MODEL_FLAGS(m)                                                                                             \
     {"--device", NULL, CLI_STRING, &(m).device, "D", "auto, cpu (default auto)", 0, 0},                                \
     {                                                                                                                  \
         "--threads", "-t", CLI_INT, &(m).threads, "N", "CPU threads (default: one for each core)", 1, 1024             \
+    }
+#define CLI_GEMM_FLAG(m)                                                                                               \
+    {                                                                                                                  \
+        "--gemm", NULL, CLI_STRING, &(m).gemm, "G", "on a GPU: nibble, or cublaslt (gives up the same bytes)", 0, 0    \
     }
 /* Loads the model, or tells why not and returns NULL. */
 nb_model *cli_load_model(const cli_command *c, const char *path, const cli_model_flags *f);

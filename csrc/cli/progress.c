@@ -130,6 +130,7 @@ nb_model *cli_load_model(const cli_command *c, const char *path, const cli_model
     nb_model_options_init(&o);
     o.device = f->device;
     o.threads = (int32_t)f->threads;
+    o.gemm = f->gemm;
     o.callbacks = cli_callbacks();
     if (nb_model_load(&m, path, &o) != NB_OK)
         cli_failed(c);

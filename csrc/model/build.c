@@ -134,6 +134,7 @@ void nb_model_options_init(nb_model_options *o)
 nb_status nbi_model_new(nb_model **out, const nb_model_options *o, nb_callbacks *cb)
 {
     nb_model_options opt;
+    char note[200];
     nb_model_options_init(&opt);
     nb_status st = nbi_take_options(&opt, sizeof opt, o, "nb_model_options");
     if (st != NB_OK)
@@ -149,6 +150,13 @@ nb_status nbi_model_new(nb_model **out, const nb_model_options *o, nb_callbacks 
         free(m);
         return st;
     }
+    st = nbi_backend_set_gemm(m->be, opt.gemm, note);
+    if (st != NB_OK) {
+        nb_model_free(m);
+        return st;
+    }
+    if (note[0])
+        nbi_log(cb, NB_LOG_WARN, "%s", note);
     *out = m;
     return NB_OK;
 }

@@ -87,7 +87,9 @@ nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi
                                                       .logits = lim->logits,
                                                       .seq_pages = nbi_ceil_div(lim->context, NBI_PAGE_TOKENS),
                                                       .head_dim = m->cfg.head_dim,
-                                                      .inv_freq = m->inv_freq}));
+                                                      .inv_freq = m->inv_freq,
+                                                      .n_heads = m->cfg.n_heads,
+                                                      .n_kv_heads = m->cfg.n_kv_heads}));
     *out = w;
     w = NULL;
 done:
