@@ -77,7 +77,8 @@ NB_DEVICE uint32_t nb_add_bf16x2(uint32_t a, uint32_t b)
 #endif
 }
 
-/* ---- the zero points of a lane's rows g and g+8 in one group, as the constants that fragment() wants ---- */
+/* ---- the zero points of a lane's rows g and g+8 in one group, as the constants that fragment() wants (W8 and int8: as they
+ * are, for nb_exact()) ---- */
 
 struct nb_zeros {
     uint32_t g, g8;
@@ -279,13 +280,7 @@ NB_DEVICE size_t nb_group_at(const nb_packed &p, uint32_t panel, uint32_t group,
     return ((size_t)panel * p.groups + group) * NB_TILE_N + g;
 }
 
-/* The exact sum of (qx - zx)(q - z) over a group.  zero: of W8 only, whose fragments hold q; corr: 0 without one. */
-NB_DEVICE float nb_exact(int32_t sum, int32_t zero, int32_t x_sum, int32_t corr)
-{
-    return (float)(int32_t)((uint32_t)sum - (uint32_t)zero * (uint32_t)x_sum + (uint32_t)corr);
-}
-
-/* c0..c3 of one mma tile; floats */
+/* c0..c3 of one mma tile */
 template <int kind>
 NB_DEVICE void nb_join(float acc[4], const float part[4], nb_scales s)
 {
@@ -294,19 +289,20 @@ NB_DEVICE void nb_join(float acc[4], const float part[4], nb_scales s)
         acc[i] = kind == NB_W_DENSE ? acc[i] + part[i] : fmaf(i < 2 ? s.g : s.g8, part[i], acc[i]);
 }
 
-/* c0..c3 of one mma tile; integers.  x_sum: of rows 2t and 2t+1 of x in this group */
-struct nb_exact_terms {
-    int32_t zero_g, zero_g8, corr_g, corr_g8; /* zero: 0 for W4 */
-};
-
-NB_DEVICE void nb_join_exact(float acc[4], const int32_t sum[4], nb_scales s, nb_exact_terms e, const int32_t x_sum[2])
+/* Integers: `sum` is nb_exact() where there is something to correct. */
+template <int kind>
+NB_DEVICE void nb_join(float acc[4], const int32_t sum[4], nb_scales s)
 {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const bool low = i < 2;
-        acc[i] = fmaf(nb_exact(sum[i], low ? e.zero_g : e.zero_g8, x_sum[i & 1], low ? e.corr_g : e.corr_g8),
-                      low ? s.g : s.g8, acc[i]);
-    }
+    for (int i = 0; i < 4; i++)
+        acc[i] = fmaf((float)sum[i], i < 2 ? s.g : s.g8, acc[i]);
+}
+
+/* The exact sum of (qx - zx)(q - z) over a group, modulo 2^32.  sum: what mma saw; zero: of W8 only, whose fragments hold q,
+ * with x_sum, the sum of qx; corr: 0 without one. */
+NB_DEVICE int32_t nb_exact(int32_t sum, uint32_t zero, int32_t x_sum, int32_t corr)
+{
+    return (int32_t)((uint32_t)sum - zero * (uint32_t)x_sum + (uint32_t)corr);
 }
 
 /* ---- the end: y = acc (times x_scale) (+ bias), then to its destination ---- */
@@ -331,10 +327,18 @@ NB_DEVICE void nb_store_1(const nb_gemm_args &a, size_t at, float v)
         ((float *)a.y)[at] = v;
 }
 
-/* Four neighbours; at is a multiple of 4 (y is 16-byte aligned). */
+/* Up to four neighbours; aligned: `at` is a multiple of 4 (y is 16-byte aligned). */
 template <typename T>
-NB_DEVICE void nb_store_4(const nb_gemm_args &a, size_t at, float4 v)
+NB_DEVICE void nb_store_up_to_4(const nb_gemm_args &a, size_t at, float4 v, uint32_t count, bool aligned)
 {
+    if (count < 4 || !aligned) {
+        const float one[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            if (i < count)
+                nb_store_1<T>(a, at + i, one[i]);
+        return;
+    }
     if (a.dst == NB_DST_ACT) {
         *(uint2 *)((uint16_t *)a.y + at) = make_uint2(nb_pack2<T>(v.x, v.y), nb_pack2<T>(v.z, v.w));
         return;
