@@ -48,16 +48,16 @@
     NB_GEMM_LINES(X, nb_gemm_w4, gemm_w4)                                                                              \
     NB_GEMM_LINES(X, nb_gemm_w8a8, gemm_w8a8)                                                                          \
     NB_GEMM_LINES(X, nb_gemm_w4a8, gemm_w4a8)                                                                          \
-    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemm_args)                                                 \
-    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemm_args)                                                \
-    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemv_args)                                                 \
+    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemv_args)                                                \
+    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemv_args)                                                       \
+    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemv_args)                                                      \
+    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemv_args)                                                       \
+    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemv_args)                                                      \
+    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemv_args)                                                   \
+    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemv_args)                                                  \
+    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemv_args)                                                   \
+    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemv_args)                                                  \
     /* after a product of cuBLASLt: x is its sums [rows][n] of the one part, int32 (PLAIN8) or fp32 (PLAIN) */         \
     X(nb_finish_sums_f16, finish_sums, 256, 0, 75, nb_gemm_args)                                                       \
     X(nb_finish_sums_bf16, finish_sums, 256, 0, 80, nb_gemm_args)                                                      \
@@ -182,8 +182,16 @@ typedef struct nb_gemm_args {
     uint32_t
         first_tile[3]; /* tiles of output columns: part i has tiles first_tile[i] .. first_tile[i+1]-1 of the grid */
     uint32_t n_tiles;
-    uint32_t panels, round; /* decode form: panels of a tile, tasks of a round; gemv_plan.h chooses */
 } nb_gemm_args;
+
+/* The decode form: how the work is cut and where it lies in shared memory; gemv_plan.h explains and fills it. */
+typedef struct nb_gemv_args {
+    nb_gemm_args g;
+    uint32_t panels, round, rounds;                                  /* of a tile; tasks of a round; rounds */
+    uint32_t group_len, groups, per_group, per_task, segments, tasks; /* of K */
+    uint32_t x_stride, x_bytes, round_segments, round_groups;
+    uint32_t parts, part_bytes, meta, zeros, meta_bytes;
+} nb_gemv_args;
 
 /* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to NB_TILE_GROUPS
  * groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About 48 KB, so that two blocks
