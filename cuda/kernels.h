@@ -144,13 +144,14 @@ typedef struct nb_convert_args {
 typedef struct nb_gemm_args {
     nb_packed part[3]; /* layers that share x and k; their outputs stand side by side */
     uint32_t n_parts;
-    const void *x;          /* T [rows][k], or codes int8 [rows][k_pad] */
-    const float *x_scale;   /* [rows]; INT8 activations */
-    const int32_t *x_sums;  /* [rows][groups]; INT8 activations on 8-bit weights with zero points, else NULL */
-    void *y;                /* [rows][ldy] */
+    const void *x;         /* T [rows][k], or codes int8 [rows][k_pad] */
+    const float *x_scale;  /* [rows]; INT8 activations */
+    const int32_t *x_sums; /* [rows][groups]; INT8 activations on 8-bit weights with zero points, else NULL */
+    void *y;               /* [rows][ldy] */
     uint32_t rows, k, ldy;
-    uint32_t dst;           /* NB_DST_* */
-    uint32_t first_tile[3]; /* tiles of output columns: part i has tiles first_tile[i] .. first_tile[i+1]-1 of the grid */
+    uint32_t dst; /* NB_DST_* */
+    uint32_t
+        first_tile[3]; /* tiles of output columns: part i has tiles first_tile[i] .. first_tile[i+1]-1 of the grid */
     uint32_t n_tiles;
 } nb_gemm_args;
 
@@ -202,28 +203,28 @@ typedef struct nb_sample_row {
 } nb_sample_row;
 
 typedef struct nb_sample_args {
-    const float *logits;       /* [n][vocab] */
-    const nb_sample_row *row;  /* [n] */
-    int32_t *token;            /* [n]; -1: the row holds a NaN */
-    float *logprob;            /* [n] */
+    const float *logits;      /* [n][vocab] */
+    const nb_sample_row *row; /* [n] */
+    int32_t *token;           /* [n]; -1: the row holds a NaN */
+    float *logprob;           /* [n] */
     uint32_t n, vocab;
 } nb_sample_args;
 
 /* ---- mixture of experts ---- */
 
 typedef struct nb_moe_route_args {
-    const float *router;   /* [rows][experts] logits */
-    int32_t *expert;       /* [rows][top_k] */
-    float *weight;         /* [rows][top_k] softmax over the chosen ones if renormalize, else over all */
-    int32_t *offset;       /* [experts + 1] of `sorted` */
-    int32_t *sorted;       /* [rows * top_k]: row * top_k + slot, by expert, ascending in each */
+    const float *router; /* [rows][experts] logits */
+    int32_t *expert;     /* [rows][top_k] */
+    float *weight;       /* [rows][top_k] softmax over the chosen ones if renormalize, else over all */
+    int32_t *offset;     /* [experts + 1] of `sorted` */
+    int32_t *sorted;     /* [rows * top_k]: row * top_k + slot, by expert, ascending in each */
     uint32_t rows, experts, top_k, renormalize;
 } nb_moe_route_args;
 
 /* ---- calibration and quantization ---- */
 
 typedef struct nb_range_args {
-    const void *x; /* [rows][k] of dtype */
+    const void *x;  /* [rows][k] of dtype */
     float *lo, *hi; /* per row (axis 0), column (1) or tensor (2); of a group in a row: [rows][k/group] */
     uint32_t *bad;  /* smallest row + 1 that holds a NaN or infinity, atomically; 0: none */
     uint32_t dtype, rows, k, group, axis;

@@ -41,12 +41,12 @@ enum { NB_W_DENSE, NB_W_W8, NB_W_W4, NB_N_WEIGHT_KINDS };
 
 typedef struct nb_packed {
     const void *w;
-    const float *scales;  /* NULL when dense */
+    const float *scales; /* NULL when dense */
     const void *zeros;
     const int32_t *corr;
     const float *bias;
     uint32_t n, k;
-    uint32_t k_tiles;     /* ceil(k/64) */
+    uint32_t k_tiles; /* ceil(k/64) */
     uint32_t groups, group_len;
     uint32_t kind, dtype; /* NB_W_*; dense: NB_T_* */
 } nb_packed;

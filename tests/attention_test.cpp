@@ -10,17 +10,17 @@ struct Cache {
     std::unique_ptr<Guarded<unsigned char>> k, v;
     nbi_kv_layer kv = {};
     std::vector<int32_t> pages;
-    Cache(nbi_dtype dtype, uint32_t n_kv, uint32_t head_dim, size_t tokens)
+    Cache(nbi_kv_type type, uint32_t n_kv, uint32_t head_dim, size_t tokens)
     {
         size_t n_pages = (tokens + NBI_PAGE_TOKENS - 1) / NBI_PAGE_TOKENS, total = 2 * n_pages + 3;
-        size_t bytes = total * n_kv * NBI_PAGE_TOKENS * head_dim * nbi_dtype_size(dtype);
+        size_t bytes = total * n_kv * nbi_kv_block_bytes(type, head_dim);
         k = std::make_unique<Guarded<unsigned char>>(bytes);
         v = std::make_unique<Guarded<unsigned char>>(bytes);
         memset(k->data(), 0xff, bytes); /* NaN in both types: what is read before it is written shows */
         memset(v->data(), 0xff, bytes);
         kv.k = k->data();
         kv.v = v->data();
-        kv.dtype = dtype;
+        kv.type = type;
         kv.n_kv_heads = n_kv;
         kv.head_dim = head_dim;
         for (size_t i = 0; i < n_pages; i++) /* the last page of the cache is used, too */
@@ -29,29 +29,41 @@ struct Cache {
     double at(const void *base, size_t pos, size_t head, size_t d) const
     {
         size_t i = (((size_t)pages[pos / 16] * kv.n_kv_heads + head) * 16 + pos % 16) * kv.head_dim + d;
-        return kv.dtype == NBI_F32 ? (double)((const float *)base)[i]
-                                   : (double)nbi_f16_to_f32(((const uint16_t *)base)[i]);
+        return kv.type == NBI_KV_F32 ? (double)((const float *)base)[i]
+                                     : (double)nbi_f16_to_f32(((const uint16_t *)base)[i]);
     }
 };
 
 struct Attn {
     uint32_t heads, n_kv, D;
-    nbi_dtype dtype;
+    nbi_kv_type type;
     size_t len;
 };
 
 struct Inputs {
-    std::vector<float> q, k, v, cs;
+    std::vector<float> q, k, v, cs, inv_freq;
     Inputs(const Attn &a, uint64_t seed)
         : q(noise(a.len * a.heads * a.D, seed)), k(noise(a.len * a.n_kv * a.D, seed + 1)),
-          v(noise(a.len * a.n_kv * a.D, seed + 2)), cs(a.len * a.D)
+          v(noise(a.len * a.n_kv * a.D, seed + 2)), cs(a.len * a.D), inv_freq(a.D / 2)
     {
+        for (size_t i = 0; i < a.D / 2; i++)
+            inv_freq[i] = (float)std::pow(10000.0, -2.0 * (double)i / a.D);
         for (size_t t = 0; t < a.len; t++)
             for (size_t i = 0; i < a.D / 2; i++) {
-                double angle = (double)t * std::pow(10000.0, -2.0 * (double)i / a.D);
-                cs[t * a.D + 2 * i] = (float)std::cos(angle);
-                cs[t * a.D + 2 * i + 1] = (float)std::sin(angle);
+                float angle = (float)t * inv_freq[i];
+                cs[t * a.D + 2 * i] = cosf(angle);
+                cs[t * a.D + 2 * i + 1] = sinf(angle);
             }
+    }
+    /* Rows [from, from + n) as the projections leave them: q, k and v side by side. */
+    void rows(const Attn &a, size_t from, size_t n, float *qkv) const
+    {
+        const size_t qn = a.heads * a.D, kn = a.n_kv * a.D;
+        for (size_t r = from; r < from + n; r++) {
+            qkv = std::copy_n(&q[r * qn], qn, qkv);
+            qkv = std::copy_n(&k[r * kn], kn, qkv);
+            qkv = std::copy_n(&v[r * kn], kn, qkv);
+        }
     }
 };
 
@@ -62,20 +74,24 @@ std::vector<float> run_attention(Backend &b, const Attn &a, const Inputs &in, Ca
     std::vector<float> y;
     size_t pos = 0;
     for (size_t n : steps) {
-        size_t qn = a.heads * a.D, kn = a.n_kv * a.D;
-        Guarded<float> q(n * qn), k(n * kn), v(n * kn), out(n * qn), cs(n * a.D);
-        std::copy_n(&in.q[pos * qn], n * qn, q.data());
-        std::copy_n(&in.k[pos * kn], n * kn, k.data());
-        std::copy_n(&in.v[pos * kn], n * kn, v.data());
-        std::copy_n(&in.cs[pos * a.D], n * a.D, cs.data());
-        nbi_seq s = {0, (uint32_t)n, (uint32_t)pos, c.pages.data()};
-        EXPECT_NB_OK(b->rope_append(b.be, q.data(), k.data(), v.data(), n, a.heads, cs.data(), &c.kv, &s, 1));
-        EXPECT_NB_OK(b->attention(b.be, q.data(), a.heads, &c.kv, &s, 1, 1 / std::sqrt((float)a.D), out.data()));
-        EXPECT_TRUE(q.front_intact() && out.front_intact() && k.front_intact());
-        std::vector<float> part = out.copy(), rq = q.copy();
+        const size_t qn = a.heads * a.D, width = qn + 2 * a.n_kv * a.D;
+        Guarded<float> qkv(n * width), out(n * qn);
+        in.rows(a, pos, n, qkv.data());
+        nbi_seq seq = {0, (uint32_t)n, (uint32_t)pos, c.pages.data()};
+        nbi_batch batch = {};
+        batch.rows = n;
+        batch.n_seqs = 1;
+        batch.seqs = &seq;
+        Step step(b, n, a.D, in.inv_freq.data());
+        nbi_step *s = step.begin(batch);
+        EXPECT_NB_OK(b->rope_append(b.be, s, qkv.data(), a.heads, &c.kv));
+        EXPECT_NB_OK(
+            b->attention(b.be, s, qkv.data(), a.heads, &c.kv, 1 / std::sqrt((float)a.D), out.data(), NBI_FORM_FLOAT));
+        EXPECT_TRUE(qkv.front_intact() && out.front_intact());
+        std::vector<float> part = out.copy();
         y.insert(y.end(), part.begin(), part.end());
-        if (rotated_q)
-            rotated_q->insert(rotated_q->end(), rq.begin(), rq.end());
+        for (size_t r = 0; r < n && rotated_q; r++)
+            rotated_q->insert(rotated_q->end(), qkv.data() + r * width, qkv.data() + r * width + qn);
         pos += n;
     }
     return y;
@@ -123,14 +139,14 @@ std::vector<Attn> attn_cases()
 {
     std::vector<Attn> v;
     for (size_t len : {1u, 15u, 16u, 17u, 127u, 128u, 129u, 300u})
-        for (nbi_dtype t : {NBI_F32, NBI_F16}) {
+        for (nbi_kv_type t : {NBI_KV_F32, NBI_KV_F16}) {
             v.push_back({4, 2, 64, t, len});
             v.push_back({9, 1, 20, t, len}); /* more heads than a pass takes, a tail in every vector */
         }
-    v.push_back({2, 2, 256, NBI_F32, 140});
-    v.push_back({3, 3, 2, NBI_F16, 140});
-    v.push_back({2, 1, 80, NBI_F16, 130});
-    v.push_back({16, 2, 128, NBI_F32, 131});
+    v.push_back({2, 2, 256, NBI_KV_F32, 140});
+    v.push_back({3, 3, 2, NBI_KV_F16, 140});
+    v.push_back({2, 1, 80, NBI_KV_F16, 130});
+    v.push_back({16, 2, 128, NBI_KV_F32, 131});
     return v;
 }
 
@@ -146,7 +162,7 @@ TEST(Attention, agrees_with_double_and_between_isas_in_any_number_of_steps)
         for (const std::string &isa : isas())
             for (int threads : {1, 2}) {
                 Backend b(isa.c_str(), threads);
-                Cache c(a.dtype, a.n_kv, a.D, a.len);
+                Cache c(a.type, a.n_kv, a.D, a.len);
                 bool check = first.empty();
                 std::vector<float> y = run_attention(b, a, in, c, {a.len}, check ? &q : nullptr);
                 if (check) {
@@ -157,7 +173,7 @@ TEST(Attention, agrees_with_double_and_between_isas_in_any_number_of_steps)
                     << isa << " D=" << a.D << " len=" << a.len << " threads=" << threads;
             }
         Backend best(isas().back().c_str(), 2);
-        Cache one(a.dtype, a.n_kv, a.D, a.len), some(a.dtype, a.n_kv, a.D, a.len);
+        Cache one(a.type, a.n_kv, a.D, a.len), some(a.type, a.n_kv, a.D, a.len);
         std::vector<float> by_token = run_attention(best, a, in, one, std::vector<size_t>(a.len, 1));
         ASSERT_TRUE(same_bits(first.data(), by_token.data(), first.size())) << "D=" << a.D << " len=" << a.len;
         if (a.len > 7) {
@@ -169,32 +185,35 @@ TEST(Attention, agrees_with_double_and_between_isas_in_any_number_of_steps)
 
 TEST(Attention, sequences_of_a_batch_do_not_see_each_other)
 {
-    const Attn a = {4, 2, 32, NBI_F32, 40}, p = {4, 2, 32, NBI_F32, 150};
+    const Attn a = {4, 2, 32, NBI_KV_F32, 40}, p = {4, 2, 32, NBI_KV_F32, 150};
     Backend b(isas().back().c_str(), 2);
     Inputs ia(a, 1), ip(p, 2);
-    Cache ca(NBI_F32, 2, 32, 40), cp(NBI_F32, 2, 32, 150), both(NBI_F32, 2, 32, 190);
+    Cache ca(NBI_KV_F32, 2, 32, 40), cp(NBI_KV_F32, 2, 32, 150), both(NBI_KV_F32, 2, 32, 190);
     std::vector<float> ya = run_attention(b, a, ia, ca, {40}), yp = run_attention(b, p, ip, cp, {150});
     /* the second sequence comes first in the batch */
-    auto join = [](std::vector<float> x, const std::vector<float> &y) {
-        x.insert(x.end(), y.begin(), y.end());
-        return x;
-    };
-    std::vector<float> q = join(ip.q, ia.q), k = join(ip.k, ia.k), v = join(ip.v, ia.v), cs = join(ip.cs, ia.cs),
-                       y(q.size());
+    std::vector<float> qkv(190 * 8 * 32), y(190 * 4 * 32);
+    ip.rows(p, 0, 150, qkv.data());
+    ia.rows(a, 0, 40, &qkv[150 * 8 * 32]);
     std::vector<int32_t> pages_p(both.pages.begin(), both.pages.begin() + 10),
         pages_a(both.pages.begin() + 9, both.pages.end());
     pages_a[0] = 1; /* a page that nobody else has: the tenth of the first sequence is its own */
     pages_p[1] = 0;
     nbi_seq seqs[] = {{150, 40, 0, pages_a.data()}, {0, 150, 0, pages_p.data()}};
-    ASSERT_NB_OK(b->rope_append(b.be, q.data(), k.data(), v.data(), 190, 4, cs.data(), &both.kv, seqs, 2));
-    ASSERT_NB_OK(b->attention(b.be, q.data(), 4, &both.kv, seqs, 2, 1 / std::sqrt(32.0f), y.data()));
+    nbi_batch batch = {};
+    batch.rows = 190;
+    batch.n_seqs = 2;
+    batch.seqs = seqs;
+    Step step(b, 190, 32, ia.inv_freq.data());
+    nbi_step *s = step.begin(batch);
+    ASSERT_NB_OK(b->rope_append(b.be, s, qkv.data(), 4, &both.kv));
+    ASSERT_NB_OK(b->attention(b.be, s, qkv.data(), 4, &both.kv, 1 / std::sqrt(32.0f), y.data(), NBI_FORM_FLOAT));
     EXPECT_TRUE(same_bits(yp.data(), y.data(), yp.size()));
     EXPECT_TRUE(same_bits(ya.data(), &y[yp.size()], ya.size()));
 }
 
 TEST(Attention, rope_rotates_pairs_and_fills_the_cache)
 {
-    for (nbi_dtype t : {NBI_F32, NBI_F16}) {
+    for (nbi_kv_type t : {NBI_KV_F32, NBI_KV_F16}) {
         const Attn a = {2, 1, 6, t, 19};
         Backend b("scalar");
         Inputs in(a, 3);
@@ -211,7 +230,7 @@ TEST(Attention, rope_rotates_pairs_and_fills_the_cache)
                 };
                 float lo, hi;
                 auto stored = [&](float f) {
-                    return t == NBI_F32 ? (double)f : (double)nbi_f16_to_f32(nbi_f32_to_f16(f));
+                    return t == NBI_KV_F32 ? (double)f : (double)nbi_f16_to_f32(nbi_f32_to_f16(f));
                 };
                 for (size_t h = 0; h < 2; h++) {
                     turn(&in.q[(pos * 2 + h) * 6], &lo, &hi);
@@ -228,10 +247,10 @@ TEST(Attention, rope_rotates_pairs_and_fills_the_cache)
 
 TEST(Attention, a_wrong_key_is_seen)
 {
-    const Attn a = {2, 1, 32, NBI_F32, 20};
+    const Attn a = {2, 1, 32, NBI_KV_F32, 20};
     Backend b(isas().back().c_str());
     Inputs in(a, 4);
-    Cache c(NBI_F32, 1, 32, 20), d(NBI_F32, 1, 32, 20);
+    Cache c(NBI_KV_F32, 1, 32, 20), d(NBI_KV_F32, 1, 32, 20);
     std::vector<float> y = run_attention(b, a, in, c, {20});
     in.k[7 * 32 + 3] += 0.5f;
     std::vector<float> z = run_attention(b, a, in, d, {20});
@@ -241,7 +260,7 @@ TEST(Attention, a_wrong_key_is_seen)
 
 TEST(Attention, nan_and_infinity_reach_the_output_on_every_isa)
 {
-    const Attn a = {1, 1, 32, NBI_F32, 140};
+    const Attn a = {1, 1, 32, NBI_KV_F32, 140};
     for (float bad : {NAN, INFINITY, -INFINITY})
         for (size_t at : {3u, 135u}) {
             Inputs in(a, 5);
@@ -249,7 +268,7 @@ TEST(Attention, nan_and_infinity_reach_the_output_on_every_isa)
             std::vector<float> first;
             for (const std::string &isa : isas()) {
                 Backend b(isa.c_str());
-                Cache c(NBI_F32, 1, 32, 140);
+                Cache c(NBI_KV_F32, 1, 32, 140);
                 std::vector<float> y = run_attention(b, a, in, c, {140});
                 if (first.empty())
                     first = y;
@@ -267,15 +286,20 @@ TEST(Attention, what_has_no_kernel_is_refused_with_the_reason)
     Backend b("scalar");
     float x[512] = {0};
     int32_t page = 0;
-    nbi_seq s = {0, 1, 0, &page};
-    nbi_kv_layer kv = {x, x, NBI_F32, 1, 258};
-    EXPECT_FAILS(NB_EUNSUPPORTED, "258", b->attention(b.be, x, 1, &kv, &s, 1, 1, x));
+    nbi_seq seq = {0, 1, 0, &page};
+    nbi_batch batch = {};
+    batch.rows = batch.n_seqs = 1;
+    batch.seqs = &seq;
+    Step step(b, 1);
+    nbi_step *s = step.begin(batch);
+    nbi_kv_layer kv = {x, x, NBI_KV_F32, 1, 258};
+    EXPECT_FAILS(NB_EUNSUPPORTED, "258", b->attention(b.be, s, x, 1, &kv, 1, x, NBI_FORM_FLOAT));
     kv.head_dim = 3;
-    EXPECT_FAILS(NB_EUNSUPPORTED, "even", b->rope_append(b.be, x, x, x, 1, 1, x, &kv, &s, 1));
+    EXPECT_FAILS(NB_EUNSUPPORTED, "even", b->rope_append(b.be, s, x, 1, &kv));
     kv.head_dim = 4;
-    kv.dtype = NBI_BF16;
-    EXPECT_FAILS(NB_EUNSUPPORTED, "BF16", b->attention(b.be, x, 1, &kv, &s, 1, 1, x));
-    kv.dtype = NBI_F32;
+    kv.type = NBI_N_KV_TYPES;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "unknown", b->attention(b.be, s, x, 1, &kv, 1, x, NBI_FORM_FLOAT));
+    kv.type = NBI_KV_F32;
     kv.n_kv_heads = 2;
-    EXPECT_FAILS(NB_EUNSUPPORTED, "3 query heads", b->attention(b.be, x, 3, &kv, &s, 1, 1, x));
+    EXPECT_FAILS(NB_EUNSUPPORTED, "3 query heads", b->attention(b.be, s, x, 3, &kv, 1, x, NBI_FORM_FLOAT));
 }

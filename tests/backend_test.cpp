@@ -124,7 +124,8 @@ std::vector<float> run_linear(Backend &b, const nbi_linear *l, size_t n, size_t 
     std::copy(x, x + rows * k, gx.data());
     if (old)
         std::copy(old, old + rows * n, gy.data());
-    EXPECT_NB_OK(b->linear(b.be, l, gx.data(), rows, gy.data(), old != nullptr, scratch.data()));
+    EXPECT_NB_OK(b->linear(b.be, &l, 1, gx.data(), NBI_FORM_FLOAT, rows, gy.data(), n,
+                           old ? NBI_DST_RESIDUAL : NBI_DST_ACT, scratch.data()));
     EXPECT_TRUE(gx.front_intact() && gy.front_intact() && scratch.front_intact());
     return gy.copy();
 }
@@ -453,7 +454,11 @@ TEST(Linear, embedding_rows_mean_what_the_weight_means)
             Packed p(b, w.w);
             std::vector<int32_t> ids = {49, 0, 17, 17, 16, 15, 31, 32, 48};
             Guarded<float> x(ids.size() * k);
-            ASSERT_NB_OK(b->embed(b.be, p.l, ids.data(), ids.size(), x.data()));
+            Step step(b, ids.size());
+            nbi_batch batch = {};
+            batch.rows = ids.size();
+            batch.ids = ids.data();
+            ASSERT_NB_OK(b->embed(b.be, step.begin(batch), p.l, x.data()));
             std::vector<float> row(k);
             for (size_t i = 0; i < ids.size(); i++) {
                 nbi_weight_row(&w.w, (size_t)ids[i], row.data());
@@ -523,7 +528,7 @@ TEST(Rows, rmsnorm_agrees_with_double_and_between_isas)
                 Guarded<float> gx(rows * k), gy(rows * k), gw(k);
                 std::copy(x.begin(), x.end(), gx.data());
                 std::copy(weight.begin(), weight.end(), gw.data());
-                ASSERT_NB_OK(b->rmsnorm(b.be, gx.data(), gw.data(), 1e-6f, rows, k, gy.data()));
+                ASSERT_NB_OK(b->rmsnorm(b.be, gx.data(), gw.data(), 1e-6f, rows, k, gy.data(), NBI_FORM_FLOAT));
                 std::vector<float> y = gy.copy();
                 if (first.empty())
                     first = y;
@@ -593,14 +598,18 @@ TEST(Rows, swiglu_agrees_with_double_and_between_isas)
         for (const std::string &isa : isas())
             for (int threads : {1, 2}) {
                 Backend b(isa.c_str(), threads);
-                Guarded<float> gg(n), gu(n), gy(n);
-                std::copy(g.begin(), g.end(), gg.data());
-                std::copy(u.begin(), u.end(), gu.data());
-                ASSERT_NB_OK(b->swiglu(b.be, gg.data(), gu.data(), n, gy.data()));
+                const size_t rows = 3; /* the same one three times */
+                Guarded<float> both(rows * 2 * n), gy(rows * n);
+                for (size_t r = 0; r < rows; r++) {
+                    std::copy(g.begin(), g.end(), both.data() + 2 * r * n);
+                    std::copy(u.begin(), u.end(), both.data() + (2 * r + 1) * n);
+                }
+                ASSERT_NB_OK(b->swiglu(b.be, both.data(), rows, n, gy.data(), NBI_FORM_FLOAT));
                 std::vector<float> y = gy.copy();
                 if (first.empty())
-                    first = y;
-                ASSERT_TRUE(same_bits(first.data(), y.data(), n)) << isa;
+                    first.assign(y.begin(), y.begin() + (ptrdiff_t)n);
+                for (size_t r = 0; r < rows; r++)
+                    ASSERT_TRUE(same_bits(first.data(), y.data() + r * n, n)) << isa;
             }
         for (size_t i = 0; i < n; i++) {
             double want = (double)g[i] / (1 + std::exp(-(double)g[i])) * (double)u[i];
@@ -616,12 +625,19 @@ TEST(Rows, gather_and_copies_move_rows)
     Backend b("scalar");
     std::vector<float> x = noise(6 * 5, 1), y(3 * 5), z(3 * 5), f(15);
     const uint32_t rows[] = {5, 0, 5};
-    ASSERT_NB_OK(b->gather(b.be, x.data(), rows, 3, 5, y.data()));
+    Step step(b, 6);
+    nbi_batch batch = {};
+    batch.rows = 6;
+    batch.n_logits = 3;
+    batch.logit_rows = rows;
+    ASSERT_NB_OK(b->gather(b.be, step.begin(batch), x.data(), 5, y.data()));
     for (size_t i = 0; i < 15; i++)
         EXPECT_EQ(x[rows[i / 5] * 5 + i % 5], y[i]);
     ASSERT_NB_OK(b->upload(b.be, z.data(), y.data(), 60));
-    ASSERT_NB_OK(b->download_f32(b.be, f.data(), z.data(), 15));
+    ASSERT_NB_OK(b->download_act(b.be, f.data(), z.data(), 15));
     EXPECT_EQ(y, f);
+    ASSERT_NB_OK(b->upload_act(b.be, z.data(), x.data(), 15));
+    EXPECT_TRUE(same_bits(x.data(), z.data(), 15));
     EXPECT_NB_OK(b->download(b.be, nullptr, nullptr, 0));
 }
 
@@ -639,7 +655,8 @@ TEST(Create, devices_threads_and_isa_are_checked)
     for (const char *device : {(const char *)nullptr, "auto", "cpu"}) {
         ASSERT_NB_OK(nbi_backend_create(&be, device, 0));
         EXPECT_STREQ("cpu", be->name);
-        EXPECT_EQ(4u, be->act_bytes);
+        EXPECT_EQ(4u * 15, be->ops->act_bytes(be, 3, 5));
+        EXPECT_EQ(NBI_KV_F32, be->default_kv);
         be->ops->destroy(be);
     }
     setenv("NB_CPU_ISA", "sse9", 1);

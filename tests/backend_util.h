@@ -73,6 +73,29 @@ struct Backend {
     const nbi_backend_ops *operator->() const { return be->ops; }
 };
 
+/* A step object for up to `rows` rows, and the batch it was begun with. */
+struct Step {
+    Backend &b;
+    nbi_step *s = nullptr;
+    nbi_batch batch = {};
+    Step(Backend &backend, size_t rows, uint32_t head_dim = 2, const float *inv_freq = nullptr, size_t seqs = 8,
+         size_t seq_pages = 64)
+        : b(backend)
+    {
+        std::vector<float> zero(head_dim / 2 + 1);
+        nbi_step_limits limits = {rows, seqs, rows, seq_pages, head_dim, inv_freq ? inv_freq : zero.data()};
+        EXPECT_NB_OK(b->step_create(b.be, &s, &limits));
+    }
+    ~Step() { b->step_free(b.be, s); }
+    Step(const Step &) = delete;
+    nbi_step *begin(const nbi_batch &what)
+    {
+        batch = what;
+        EXPECT_NB_OK(b->step_begin(b.be, s, &batch));
+        return s;
+    }
+};
+
 inline std::vector<std::string> isas()
 {
     std::vector<std::string> have;

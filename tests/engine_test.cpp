@@ -557,8 +557,9 @@ TEST(Create, options_that_cannot_work_are_refused_with_the_numbers)
     EXPECT_FAILS(NB_ELIMIT, "prefill_chunk is 65537", create(options(4, 512, 65537, 0)));
     EXPECT_FAILS(NB_ELIMIT, "kv_pages is 2147483648", create(options(4, 512, 16, 1u << 31)));
     o = options(4, 512, 16, 32);
-    o.kv_dtype = "int8";
-    EXPECT_FAILS(NB_EINVAL, "kv_dtype is \"int8\", expected \"f32\" or \"f16\"", create(o));
+    o.kv_dtype = "int7";
+    EXPECT_FAILS(NB_EINVAL, "kv_dtype: \"int7\" is not a type of the KV cache: expected f32, f16, int8 or int4",
+                 create(o));
     o = nb_engine_options{};
     EXPECT_FAILS(NB_EINVAL, "nb_engine_options_init", create(o));
     EXPECT_FAILS(NB_EINVAL, "NULL", nb_engine_create(&e, nullptr, nullptr));

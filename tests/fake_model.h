@@ -110,17 +110,17 @@ static void complain(const char *what)
 
 extern "C" {
 
-uint64_t nbi_kv_page_bytes(const nbi_config *, nbi_dtype dtype)
+uint64_t nbi_kv_page_bytes(const nbi_config *, nbi_kv_type type)
 {
-    return dtype == NBI_F32 ? 4096 : 2048;
+    return type == NBI_KV_F32 ? 4096 : 2048;
 }
 
-nb_status nbi_kv_create(nbi_kv *kv, const nb_model *m, uint32_t n_pages, nbi_dtype dtype)
+nb_status nbi_kv_create(nbi_kv *kv, const nb_model *m, uint32_t n_pages, nbi_kv_type type)
 {
     *kv = nbi_kv{m->be, static_cast<nbi_kv_layer *>(calloc(1, sizeof(nbi_kv_layer))), 1, n_pages};
     kv->layers->k = calloc(n_pages, NBI_PAGE_TOKENS * sizeof(int32_t)); /* ids */
     kv->layers->v = calloc(n_pages, NBI_PAGE_TOKENS * sizeof(int32_t)); /* positions, from 1 */
-    kv->layers->dtype = dtype;
+    kv->layers->type = type;
     return NB_OK;
 }
 
@@ -134,10 +134,10 @@ void nbi_kv_free(nbi_kv *kv)
     *kv = nbi_kv{};
 }
 
-nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *, size_t max_rows, size_t max_logits)
+nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *, const nbi_workspace_limits *limits)
 {
     *out = static_cast<nbi_workspace *>(malloc(sizeof **out));
-    **out = {max_rows, max_logits};
+    **out = {limits->rows, limits->logits};
     return NB_OK;
 }
 
@@ -146,10 +146,10 @@ void nbi_workspace_free(nbi_workspace *w)
     free(w);
 }
 
-nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const int32_t *ids, size_t rows,
-                      const nbi_seq *seqs, size_t n_seqs, const uint32_t *logit_rows, size_t n_logits, float *logits,
+nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi_batch *batch, float *logits,
                       nbi_tap_fn, void *)
 {
+    const auto [rows, n_seqs, n_logits, ids, seqs, logit_rows] = *batch;
     static uint8_t used[1 << 16];
     memset(used, 0, kv->n_pages);
     seen.calls++;

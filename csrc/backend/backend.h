@@ -49,7 +49,7 @@ typedef enum nbi_kv_type { NBI_KV_F32, NBI_KV_F16, NBI_KV_INT8, NBI_KV_INT4, NBI
 
 /* Bytes of a block, a multiple of 16.  head_dim is even. */
 size_t nbi_kv_block_bytes(nbi_kv_type type, uint32_t head_dim);
-const char *nbi_kv_type_name(nbi_kv_type type);                 /* "f32" "f16" "int8" "int4" */
+const char *nbi_kv_type_name(nbi_kv_type type);                  /* "f32" "f16" "int8" "int4" */
 nb_status nbi_kv_type_parse(nbi_kv_type *out, const char *name); /* NB_EINVAL names the choices */
 
 /* The KV cache of one layer: k and v each [n_pages][n_kv_heads] blocks. */
@@ -117,7 +117,8 @@ typedef struct nbi_backend_ops {
     nb_status (*upload)(nbi_backend *b, void *dst, const void *src, size_t bytes);
     nb_status (*download)(nbi_backend *b, void *dst, const void *src, size_t bytes);
     size_t (*free_bytes)(nbi_backend *b);
-    size_t (*act_bytes)(nbi_backend *b, size_t rows, size_t k); /* a buffer for activations [rows][k], SIZE_MAX: too large */
+    size_t (*act_bytes)(nbi_backend *b, size_t rows,
+                        size_t k); /* a buffer for activations [rows][k], SIZE_MAX: too large */
 
     /* -- weights -- */
     /* Packs a canonical weight (which the caller frees afterwards).  A scheme or shape without a kernel is
@@ -151,8 +152,8 @@ typedef struct nbi_backend_ops {
     /* For each of the n layers l, which share K: y[r][col .. col+N-1] = (the old y +) x[rows][K] W^T + bias, where col is
      * the sum of the N before it and a row of y has ldy elements.  forms: what x holds; x is quantized first where a
      * scheme asks for a form that is not there.  The residual form adds the finished dot product (bias included) to y. */
-    nb_status (*linear)(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms, size_t rows,
-                        void *y, size_t ldy, nbi_dst dst, void *scratch);
+    nb_status (*linear)(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
+                        size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
     /* qkv [rows][n_heads + 2 n_kv_heads][head_dim], activations: rotates q and k in place, writes k and v to the cache.
      * Half-split pairs (i, i + head_dim/2). */
     nb_status (*rope_append)(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);

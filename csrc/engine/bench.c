@@ -64,8 +64,9 @@ static nb_status bench_open(bench *b)
         return nbi_fail_nomem("the benchmark", bytes);
     for (size_t i = 0; i < pages; i++)
         b->pages[i] = (int32_t)i;
-    NB_TRY(nbi_kv_create(&b->kv, b->m, (uint32_t)pages, NBI_F32));
-    NB_TRY(nbi_workspace_create(&b->w, b->m, rows, b->n_seqs));
+    NB_TRY(nbi_kv_create(&b->kv, b->m, (uint32_t)pages, b->m->be->default_kv));
+    NB_TRY(nbi_workspace_create(
+        &b->w, b->m, &(nbi_workspace_limits){.rows = rows, .seqs = b->n_seqs, .logits = b->n_seqs, .context = len}));
 done:
     return st;
 }
@@ -84,8 +85,13 @@ static nb_status prefill(bench *b)
             b->ids[r] = token(b, at + r);
         nbi_seq s = {.n_rows = (uint32_t)rows, .pos0 = (uint32_t)at, .pages = b->pages};
         uint32_t last = (uint32_t)rows - 1;
-        NB_TRY(nbi_forward(b->m, &b->kv, b->w, b->ids, rows, &s, 1, &last, at + rows == b->n_prompt, b->logits, NULL,
-                           NULL));
+        nbi_batch batch = {.rows = rows,
+                           .n_seqs = 1,
+                           .n_logits = at + rows == b->n_prompt,
+                           .ids = b->ids,
+                           .seqs = &s,
+                           .logit_rows = &last};
+        NB_TRY(nbi_forward(b->m, &b->kv, b->w, &batch, b->logits, NULL, NULL));
     }
 done:
     return st;
@@ -101,8 +107,13 @@ static nb_status decode(bench *b)
                 .row0 = (uint32_t)s, .n_rows = 1, .pos0 = (uint32_t)t, .pages = b->pages + s * b->pages_a_seq};
             b->logit_rows[s] = (uint32_t)s;
         }
-        NB_TRY(nbi_forward(b->m, &b->kv, b->w, b->ids, b->n_seqs, b->seqs, b->n_seqs, b->logit_rows, b->n_seqs,
-                           b->logits, NULL, NULL));
+        nbi_batch batch = {.rows = b->n_seqs,
+                           .n_seqs = b->n_seqs,
+                           .n_logits = b->n_seqs,
+                           .ids = b->ids,
+                           .seqs = b->seqs,
+                           .logit_rows = b->logit_rows};
+        NB_TRY(nbi_forward(b->m, &b->kv, b->w, &batch, b->logits, NULL, NULL));
     }
 done:
     return st;

@@ -50,7 +50,7 @@ static nb_status observe(void *user, uint32_t layer, nbi_proj p, const void *x, 
     nbi_calibration *c = user;
     if (p != NBI_Q && p != NBI_O && p != NBI_GATE && p != NBI_DOWN)
         return NB_OK;
-    nb_status st = c->be->ops->download_f32(c->be, c->row, x, rows * k);
+    nb_status st = c->be->ops->download_act(c->be, c->row, x, rows * k);
     if (st == NB_OK)
         nbi_observer_add(&c->obs[layer * N_INPUTS + (uint32_t)input_of(p)], c->row, rows * k);
     return st;

@@ -82,7 +82,7 @@ static nb_status in_range(const char *name, uint32_t *value, uint32_t otherwise,
     return NB_OK;
 }
 
-static nb_status read_options(nb_engine_options *opt, const nb_model *m, const nb_engine_options *o, nbi_dtype *dtype)
+static nb_status read_options(nb_engine_options *opt, const nb_model *m, const nb_engine_options *o, nbi_kv_type *kv)
 {
     nb_status st = NB_OK;
     nb_engine_options_init(opt);
@@ -93,9 +93,11 @@ static nb_status read_options(nb_engine_options *opt, const nb_model *m, const n
     NB_TRY(in_range("kv_pages", &opt->kv_pages, 0, INT32_MAX));
     if (opt->max_queue == 0)
         opt->max_queue = DEFAULT_QUEUE;
-    if (opt->kv_dtype && strcmp(opt->kv_dtype, "f32") != 0 && strcmp(opt->kv_dtype, "f16") != 0)
-        st = nbi_fail(NB_EINVAL, "kv_dtype is \"%s\", expected \"f32\" or \"f16\"", opt->kv_dtype);
-    *dtype = opt->kv_dtype && strcmp(opt->kv_dtype, "f16") == 0 ? NBI_F16 : NBI_F32;
+    *kv = m->be->default_kv;
+    if (opt->kv_dtype && (st = nbi_kv_type_parse(kv, opt->kv_dtype)) != NB_OK) {
+        nbi_fail_in(st, "kv_dtype: ");
+        goto done;
+    }
     opt->kv_dtype = NULL; /* the caller's memory */
 done:
     return st;
@@ -103,9 +105,9 @@ done:
 
 /* How many pages: as many as asked for, else as all sequences can ever hold, but within the limit of bytes.  A context that
  * the caller left open is what fits: models with a context of 131072 must run on small machines without a flag. */
-static nb_status plan_pages(nb_engine_options *opt, const nb_model *m, nbi_dtype dtype, bool open_context)
+static nb_status plan_pages(nb_engine_options *opt, const nb_model *m, nbi_kv_type kv, bool open_context)
 {
-    const uint64_t page = nbi_kv_page_bytes(&m->cfg, dtype), context = nbi_pages_for(opt->max_context);
+    const uint64_t page = nbi_kv_page_bytes(&m->cfg, kv), context = nbi_pages_for(opt->max_context);
     uint64_t limit = opt->kv_bytes;
     if (opt->kv_pages > 0) {
         if (limit > 0 && opt->kv_pages > limit / page)
@@ -159,7 +161,7 @@ static nb_status alloc_step(nb_engine *e)
 nb_status nb_engine_create(nb_engine **out, const nb_model *m, const nb_engine_options *o)
 {
     nb_status st = NB_OK;
-    nbi_dtype dtype = NBI_F32;
+    nbi_kv_type kv = NBI_KV_F32;
     if (!out || !m)
         return nbi_fail(NB_EINVAL, "nb_engine_create: %s is NULL", out ? "the model" : "out");
     *out = NULL;
@@ -173,19 +175,23 @@ nb_status nb_engine_create(nb_engine **out, const nb_model *m, const nb_engine_o
         goto done;
     }
     e->has_lock = true;
-    NB_TRY(read_options(&e->opt, m, o, &dtype));
-    NB_TRY(plan_pages(&e->opt, m, dtype, !o || o->max_context == 0));
+    NB_TRY(read_options(&e->opt, m, o, &kv));
+    NB_TRY(plan_pages(&e->opt, m, kv, !o || o->max_context == 0));
     NB_TRY(nbi_sched_create(&e->sched, e->opt.max_batch, e->opt.max_context, e->opt.prefill_chunk, e->opt.kv_pages));
     NB_TRY(alloc_step(e));
     NB_TRY(nbi_sampler_create(&e->sampler, m->cfg.vocab));
-    NB_TRY(nbi_workspace_create(&e->ws, m, e->sched.budget, e->opt.max_batch));
-    NB_TRY(nbi_kv_create(&e->kv, m, e->opt.kv_pages, dtype));
+    NB_TRY(nbi_workspace_create(&e->ws, m,
+                                &(nbi_workspace_limits){.rows = e->sched.budget,
+                                                        .seqs = e->opt.max_batch,
+                                                        .logits = e->opt.max_batch,
+                                                        .context = e->opt.max_context}));
+    NB_TRY(nbi_kv_create(&e->kv, m, e->opt.kv_pages, kv));
     e->stats.kv_pages_total = e->opt.kv_pages;
     e->stats.page_tokens = NBI_PAGE_TOKENS;
     nbi_log(&e->opt.callbacks, NB_LOG_INFO,
             "KV cache: %u pages of %d tokens (%s), %.1f MiB; up to %u sequences of %u tokens", e->opt.kv_pages,
-            NBI_PAGE_TOKENS, dtype == NBI_F16 ? "f16" : "f32",
-            (double)e->opt.kv_pages * (double)nbi_kv_page_bytes(&m->cfg, dtype) / (1 << 20), e->opt.max_batch,
+            NBI_PAGE_TOKENS, nbi_kv_type_name(kv),
+            (double)e->opt.kv_pages * (double)nbi_kv_page_bytes(&m->cfg, kv) / (1 << 20), e->opt.max_batch,
             e->opt.max_context);
     *out = e;
     e = NULL;
@@ -604,8 +610,13 @@ static nb_status compute(nb_engine *e)
         return NB_OK;
     }
     const size_t rows = make_batch(e, &n_logits);
-    nb_status st = nbi_forward(e->m, &e->kv, e->ws, e->ids, rows, e->seqs, e->sched.n_plan, e->logit_rows, n_logits,
-                               e->logits, NULL, NULL);
+    const nbi_batch batch = {.rows = rows,
+                             .n_seqs = e->sched.n_plan,
+                             .n_logits = n_logits,
+                             .ids = e->ids,
+                             .seqs = e->seqs,
+                             .logit_rows = e->logit_rows};
+    nb_status st = nbi_forward(e->m, &e->kv, e->ws, &batch, e->logits, NULL, NULL);
     if (st != NB_OK)
         return st;
     for (uint32_t i = 0; i < e->sched.n_plan; i++)

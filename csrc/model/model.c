@@ -29,7 +29,7 @@ nb_status nb_model_get_info(const nb_model *m, nb_model_info *info)
         .head_dim = c->head_dim,
         .vocab_size = c->vocab,
         .max_context = c->max_context,
-        .kv_bytes_per_token = nbi_kv_page_bytes(c, NBI_F32) / NBI_PAGE_TOKENS,
+        .kv_bytes_per_token = nbi_kv_page_bytes(c, m->be->default_kv) / NBI_PAGE_TOKENS,
     };
     if (n >= 1000000000)
         snprintf(i.name, sizeof i.name, "%s %.1fB", c->model_type, (double)n / 1e9);

@@ -31,23 +31,26 @@ typedef struct nbi_kv {
     nbi_kv_layer *layers;
     uint32_t n_layers, n_pages;
 } nbi_kv;
-nb_status nbi_kv_create(nbi_kv *kv, const nb_model *m, uint32_t n_pages, nbi_dtype dtype);
+nb_status nbi_kv_create(nbi_kv *kv, const nb_model *m, uint32_t n_pages, nbi_kv_type type);
 void nbi_kv_free(nbi_kv *kv);
-uint64_t nbi_kv_page_bytes(const nbi_config *c, nbi_dtype dtype); /* all layers, k and v */
+uint64_t nbi_kv_page_bytes(const nbi_config *c, nbi_kv_type type); /* all layers, k and v */
 
-/* Buffers for batches of up to max_rows rows with up to max_logits rows of logits. */
+/* Buffers for batches up to these limits. */
+typedef struct nbi_workspace_limits {
+    size_t rows, seqs, logits;
+    size_t context; /* tokens of one sequence */
+} nbi_workspace_limits;
 typedef struct nbi_workspace nbi_workspace;
-nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, size_t max_rows, size_t max_logits);
+nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi_workspace_limits *limits);
 void nbi_workspace_free(nbi_workspace *w);
 uint64_t nbi_workspace_bytes(const nb_model *m, size_t max_rows, size_t max_logits);
 
 /* Sees the input of every linear layer, before it is quantized: rows x k activations on the device. */
 typedef nb_status (*nbi_tap_fn)(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k);
 
-/* One batch through the model.  ids[rows] host, each < vocab.  logit_rows[n_logits] names the rows whose logits are
- * wanted: fp32 to `logits` [n_logits][vocab] on the host.  No allocation.  tap may be NULL. */
-nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const int32_t *ids, size_t rows,
-                      const nbi_seq *seqs, size_t n_seqs, const uint32_t *logit_rows, size_t n_logits, float *logits,
+/* One batch through the model; the logits of its logit_rows go to `logits` [n_logits][vocab], fp32 on the host.  No
+ * allocation.  tap may be NULL. */
+nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi_batch *batch, float *logits,
                       nbi_tap_fn tap, void *tap_user);
 
 #endif

@@ -38,8 +38,9 @@ nb_status nbi_sequence_create(nbi_sequence **out, const nb_model *m, size_t max_
         s->pages[i] = (int32_t)i;
     for (size_t i = 0; i < chunk; i++)
         s->rows[i] = (uint32_t)i;
-    NB_TRY(nbi_kv_create(&s->kv, m, (uint32_t)n_pages, NBI_F32));
-    NB_TRY(nbi_workspace_create(&s->w, m, chunk, chunk));
+    NB_TRY(nbi_kv_create(&s->kv, m, (uint32_t)n_pages, m->be->default_kv));
+    NB_TRY(nbi_workspace_create(
+        &s->w, m, &(nbi_workspace_limits){.rows = chunk, .seqs = 1, .logits = chunk, .context = max_tokens}));
     *out = s;
     s = NULL;
 done:
@@ -71,8 +72,13 @@ nb_status nbi_sequence_run(nbi_sequence *s, const int32_t *ids, size_t n, nbi_lo
     for (size_t at = 0; at < n; at += s->chunk) {
         size_t rows = n - at < s->chunk ? n - at : s->chunk;
         nbi_seq seq = {.row0 = 0, .n_rows = (uint32_t)rows, .pos0 = (uint32_t)at, .pages = s->pages};
-        NB_TRY(nbi_forward(s->m, &s->kv, s->w, ids + at, rows, &seq, 1, s->rows, sink ? rows : 0, s->logits, tap,
-                           tap_user));
+        nbi_batch batch = {.rows = rows,
+                           .n_seqs = 1,
+                           .n_logits = sink ? rows : 0,
+                           .ids = ids + at,
+                           .seqs = &seq,
+                           .logit_rows = s->rows};
+        NB_TRY(nbi_forward(s->m, &s->kv, s->w, &batch, s->logits, tap, tap_user));
         if (sink)
             NB_TRY(sink(sink_user, at, rows, s->logits));
     }

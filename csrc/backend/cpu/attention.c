@@ -5,9 +5,9 @@
 
 static nb_status check_cache(const nbi_kv_layer *kv)
 {
-    if (kv->dtype != NBI_F32 && kv->dtype != NBI_F16)
-        return nbi_fail(NB_EUNSUPPORTED, "a KV cache of type %s has no CPU kernel: expected F32 or F16",
-                        kv->dtype < NBI_N_DTYPES ? nbi_dtype_name(kv->dtype) : "unknown");
+    if (kv->type != NBI_KV_F32 && kv->type != NBI_KV_F16)
+        return nbi_fail(NB_EUNSUPPORTED, "a KV cache of type %s has no CPU kernel: expected f32 or f16",
+                        kv->type < NBI_N_KV_TYPES ? nbi_kv_type_name(kv->type) : "unknown");
     if (!kv->head_dim || kv->head_dim > NBI_MAX_HEAD_DIM)
         return nbi_fail(NB_EUNSUPPORTED, "a head dimension of %u has no CPU kernel: expected 1 to %d", kv->head_dim,
                         NBI_MAX_HEAD_DIM);
@@ -29,35 +29,41 @@ static void rotate(float *x, const float *cos_sin, size_t head_dim)
 static void put(const nbi_kv_layer *kv, void *cache, int32_t page, size_t slot, size_t head, const float *src)
 {
     size_t at = (((size_t)page * kv->n_kv_heads + head) * NBI_PAGE_TOKENS + slot) * kv->head_dim;
-    nbi_from_f32((char *)cache + at * nbi_dtype_size(kv->dtype), kv->dtype, src, kv->head_dim);
+    nbi_dtype t = kv->type == NBI_KV_F32 ? NBI_F32 : NBI_F16;
+    nbi_from_f32((char *)cache + at * nbi_dtype_size(t), t, src, kv->head_dim);
 }
 
-nb_status nbi_cpu_rope_append(nbi_backend *b, void *q, void *k, const void *v, size_t rows, size_t n_heads,
-                              const float *cos_sin, const nbi_kv_layer *kv, const nbi_seq *seqs, size_t n_seqs)
+/* One row: [q heads][k heads][v heads], each of head_dim. */
+static void append_row(const nbi_kv_layer *kv, float *row, size_t n_heads, const float *cos_sin, int32_t page,
+                       size_t slot)
+{
+    const size_t D = kv->head_dim, G = kv->n_kv_heads;
+    for (size_t h = 0; h < n_heads + G; h++)
+        rotate(row + h * D, cos_sin, D);
+    for (size_t h = 0; h < G; h++) {
+        put(kv, kv->k, page, slot, h, row + (n_heads + h) * D);
+        put(kv, kv->v, page, slot, h, row + (n_heads + G + h) * D);
+    }
+}
+
+nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    const size_t D = kv->head_dim, G = kv->n_kv_heads;
+    const nbi_batch *batch = s->batch;
+    const size_t D = kv->head_dim, width = (n_heads + 2 * kv->n_kv_heads) * D;
     nb_status st = check_cache(kv);
     if (st == NB_OK && D % 2)
         st = nbi_fail(NB_EUNSUPPORTED, "a head dimension of %zu cannot be rotated: expected an even number", D);
     if (st != NB_OK)
         return st;
-#pragma omp parallel num_threads(nbi_cpu_threads(c, rows > 1 ? rows * (n_heads + 2 * G) * D : 0))
-    for (size_t i = 0; i < n_seqs; i++) {
-        const nbi_seq *s = &seqs[i];
+#pragma omp parallel num_threads(nbi_cpu_threads(c, batch->rows > 1 ? batch->rows * width : 0))
+    for (size_t i = 0; i < batch->n_seqs; i++) {
+        const nbi_seq *q = &batch->seqs[i];
 #pragma omp for schedule(static) nowait
-        for (uint32_t t = 0; t < s->n_rows; t++) {
-            size_t row = (size_t)s->row0 + t, pos = (size_t)s->pos0 + t;
-            const float *cs = cos_sin + row * D;
-            for (size_t h = 0; h < n_heads; h++)
-                rotate((float *)q + (row * n_heads + h) * D, cs, D);
-            for (size_t h = 0; h < G; h++) {
-                float *kh = (float *)k + (row * G + h) * D;
-                rotate(kh, cs, D);
-                put(kv, kv->k, s->pages[pos / NBI_PAGE_TOKENS], pos % NBI_PAGE_TOKENS, h, kh);
-                put(kv, kv->v, s->pages[pos / NBI_PAGE_TOKENS], pos % NBI_PAGE_TOKENS, h,
-                    (const float *)v + (row * G + h) * D);
-            }
+        for (uint32_t t = 0; t < q->n_rows; t++) {
+            size_t row = (size_t)q->row0 + t, pos = (size_t)q->pos0 + t;
+            append_row(kv, (float *)qkv + row * width, n_heads, s->cos_sin + row * D, q->pages[pos / NBI_PAGE_TOKENS],
+                       pos % NBI_PAGE_TOKENS);
         }
     }
     return NB_OK;
@@ -71,29 +77,32 @@ static const nbi_seq *find_token(const nbi_seq *seqs, size_t *t)
     return seqs;
 }
 
-nb_status nbi_cpu_attention(nbi_backend *b, const void *q, size_t n_heads, const nbi_kv_layer *kv, const nbi_seq *seqs,
-                            size_t n_seqs, float scale, void *y)
+nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *step, const void *qkv, size_t n_heads,
+                            const nbi_kv_layer *kv, float scale, void *y, unsigned forms)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    const size_t D = kv->head_dim, G = kv->n_kv_heads;
+    const nbi_batch *batch = step->batch;
+    const size_t D = kv->head_dim, G = kv->n_kv_heads, width = (n_heads + 2 * G) * D;
     size_t tokens = 0, work = 0;
     nb_status st = check_cache(kv);
+    (void)forms;
     if (st == NB_OK && (!G || n_heads % G))
         st = nbi_fail(NB_EUNSUPPORTED, "%zu query heads do not divide among %zu kv heads", n_heads, G);
     if (st != NB_OK)
         return st;
-    for (size_t i = 0; i < n_seqs; i++) {
-        tokens += seqs[i].n_rows;
-        work += seqs[i].n_rows * ((size_t)seqs[i].pos0 + seqs[i].n_rows) * n_heads * D;
+    for (size_t i = 0; i < batch->n_seqs; i++) {
+        const nbi_seq *s = &batch->seqs[i];
+        tokens += s->n_rows;
+        work += s->n_rows * ((size_t)s->pos0 + s->n_rows) * n_heads * D;
     }
     /* Late tokens see more keys than early ones, so threads take the next piece as they come free. */
 #pragma omp parallel for schedule(dynamic, 1) num_threads(nbi_cpu_threads(c, work))
     for (size_t i = 0; i < tokens * G; i++) {
         size_t t = i / G, h = i % G, share = n_heads / G;
-        const nbi_seq *s = find_token(seqs, &t);
-        size_t at = ((s->row0 + t) * n_heads + h * share) * D;
-        nbi_cpu_attend a = {.q = (const float *)q + at,
-                            .y = (float *)y + at,
+        const nbi_seq *s = find_token(batch->seqs, &t);
+        size_t row = s->row0 + t, at = h * share * D;
+        nbi_cpu_attend a = {.q = (const float *)qkv + row * width + at,
+                            .y = (float *)y + row * n_heads * D + at,
                             .heads = share,
                             .kv_head = h,
                             .len = s->pos0 + t + 1,

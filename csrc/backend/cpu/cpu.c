@@ -11,6 +11,8 @@
 #include <cpuid.h>
 #endif
 
+#include "base/checked.h"
+
 #define MAX_THREADS 4096
 
 static void destroy(nbi_backend *b)
@@ -26,37 +28,62 @@ static nb_status copy(nbi_backend *b, void *dst, const void *src, size_t bytes)
     return NB_OK;
 }
 
-static nb_status download_f32(nbi_backend *b, float *dst, const void *x, size_t n)
+static nb_status download_act(nbi_backend *b, float *dst, const void *x, size_t n)
 {
     return copy(b, dst, x, n * sizeof(float));
 }
 
-static nb_status rmsnorm(nbi_backend *b, const void *x, const float *weight, float eps, size_t rows, size_t k, void *y)
+static nb_status upload_act(nbi_backend *b, void *dst, const float *src, size_t n)
+{
+    return copy(b, dst, src, n * sizeof(float));
+}
+
+static size_t act_bytes(nbi_backend *b, size_t rows, size_t k)
+{
+    size_t n;
+    (void)b;
+    return nbi_mul(rows, k, &n) && nbi_mul(n, sizeof(float), &n) ? n : SIZE_MAX;
+}
+
+/* Linear layers quantize their inputs themselves. */
+static unsigned linear_form(const nbi_linear *l)
+{
+    (void)l;
+    return NBI_FORM_FLOAT;
+}
+
+static nb_status rmsnorm(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k, void *y,
+                         unsigned forms)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    const float *src = x;
     float *dst = y;
+    (void)forms;
 #pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * k : 0))
     for (size_t r = 0; r < rows; r++)
-        c->kern->rmsnorm_row(src + r * k, weight, eps, k, dst + r * k);
+        c->kern->rmsnorm_row(x + r * k, weight, eps, k, dst + r * k);
     return NB_OK;
 }
 
-static nb_status swiglu(nbi_backend *b, const void *gate, const void *up, size_t n, void *y)
+/* Rows are cut in blocks, so that a few long rows feed all threads. */
+static nb_status swiglu(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    const size_t block = 4096;
-#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, n))
-    for (size_t i = 0; i < n; i += block)
-        c->kern->swiglu((const float *)gate + i, (const float *)up + i, n - i < block ? n - i : block, (float *)y + i);
+    const size_t block = 4096, blocks = nbi_ceil_div(n, block);
+    (void)forms;
+#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows *n))
+    for (size_t i = 0; i < rows * blocks; i++) {
+        size_t r = i / blocks, at = i % blocks * block;
+        const float *gate = (const float *)gate_up + r * 2 * n + at;
+        c->kern->swiglu(gate, gate + n, n - at < block ? n - at : block, (float *)y + r * n + at);
+    }
     return NB_OK;
 }
 
-static nb_status gather(nbi_backend *b, const void *x, const uint32_t *rows_, size_t n, size_t k, void *y)
+static nb_status gather(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y)
 {
     (void)b;
-    for (size_t i = 0; i < n; i++)
-        memcpy((float *)y + i * k, (const float *)x + rows_[i] * k, k * sizeof(float));
+    for (size_t i = 0; i < s->batch->n_logits; i++)
+        memcpy(y + i * k, x + s->batch->logit_rows[i] * k, k * sizeof(float));
     return NB_OK;
 }
 
@@ -67,10 +94,16 @@ static const nbi_backend_ops cpu_ops = {
     .upload = copy,
     .download = copy,
     .free_bytes = nbi_cpu_free_bytes,
+    .act_bytes = act_bytes,
     .linear_create = nbi_cpu_linear_create,
     .linear_free = nbi_cpu_linear_free,
     .linear_bytes = nbi_cpu_linear_bytes,
+    .linear_form = linear_form,
+    .linear_plan = nbi_cpu_linear_plan,
     .scratch_bytes = nbi_cpu_scratch_bytes,
+    .step_create = nbi_cpu_step_create,
+    .step_free = nbi_cpu_step_free,
+    .step_begin = nbi_cpu_step_begin,
     .embed = nbi_cpu_embed,
     .rmsnorm = rmsnorm,
     .linear = nbi_cpu_linear,
@@ -78,7 +111,8 @@ static const nbi_backend_ops cpu_ops = {
     .attention = nbi_cpu_attention,
     .swiglu = swiglu,
     .gather = gather,
-    .download_f32 = download_f32,
+    .download_act = download_act,
+    .upload_act = upload_act,
 };
 
 /* ---- instruction sets: best first ---- */
@@ -165,7 +199,7 @@ nb_status nbi_cpu_create(nbi_backend **out, int threads)
     c->base.ops = &cpu_ops;
     c->base.name = "cpu";
     c->base.threads = (uint32_t)c->threads;
-    c->base.act_bytes = sizeof(float);
+    c->base.default_kv = NBI_KV_F32;
     snprintf(c->base.description, sizeof c->base.description, "cpu (%s), %d thread%s", kern->name, c->threads,
              c->threads == 1 ? "" : "s");
     *out = &c->base;

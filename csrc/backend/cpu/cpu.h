@@ -55,8 +55,9 @@ struct nbi_linear {
 /* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
 typedef struct nbi_cpu_job {
     const nbi_linear *l;
-    const float *x;   /* [rows][K] */
-    float *y;         /* [rows][N] */
+    const float *x; /* [rows][K] */
+    float *y;       /* [rows][ldy] */
+    size_t ldy;
     unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K */
     size_t q_stride;  /* elements, a multiple of 8 */
     int32_t *q_sum;   /* [rows][groups]: sum of the codes of a group */
@@ -92,6 +93,14 @@ extern const nbi_cpu_kernels nbi_cpu_scalar;
 extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avx512;
 #endif
 
+/* A batch on the CPU: the caller's description, and the angles of its rows. */
+struct nbi_step {
+    const nbi_batch *batch;
+    size_t max_rows, head_dim;
+    float *inv_freq; /* [head_dim/2] */
+    float *cos_sin;  /* [max_rows][head_dim/2][2] */
+};
+
 typedef struct nbi_cpu {
     nbi_backend base;
     const nbi_cpu_kernels *kern;
@@ -120,18 +129,23 @@ size_t nbi_cpu_free_bytes(nbi_backend *b);
 nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
 void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l);
 size_t nbi_cpu_linear_bytes(const nbi_linear *l);
+size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);
 void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst); /* row n as fp32, as nbi_weight_row() */
 
 /* linear.c */
 size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k);
-nb_status nbi_cpu_embed(nbi_backend *b, const nbi_linear *table, const int32_t *ids, size_t rows, void *x);
-nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *l, const void *x, size_t rows, void *y, bool accumulate,
-                         void *scratch);
+nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
+nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
+                         size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
 
 /* attention.c */
-nb_status nbi_cpu_rope_append(nbi_backend *b, void *q, void *k, const void *v, size_t rows, size_t n_heads,
-                              const float *cos_sin, const nbi_kv_layer *kv, const nbi_seq *seqs, size_t n_seqs);
-nb_status nbi_cpu_attention(nbi_backend *b, const void *q, size_t n_heads, const nbi_kv_layer *kv, const nbi_seq *seqs,
-                            size_t n_seqs, float scale, void *y);
+nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
+nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
+                            float scale, void *y, unsigned forms);
+
+/* step.c */
+nb_status nbi_cpu_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
+void nbi_cpu_step_free(nbi_backend *b, nbi_step *s);
+nb_status nbi_cpu_step_begin(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
 
 #endif

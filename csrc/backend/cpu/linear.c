@@ -20,12 +20,13 @@ size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k)
     return all;
 }
 
-nb_status nbi_cpu_embed(nbi_backend *b, const nbi_linear *table, const int32_t *ids, size_t rows, void *x)
+nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
+    const size_t rows = s->batch->rows;
 #pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * table->k : 0))
     for (size_t r = 0; r < rows; r++)
-        nbi_cpu_unpack_row(table, (size_t)ids[r], (float *)x + r * table->k);
+        nbi_cpu_unpack_row(table, (size_t)s->batch->ids[r], x + r * table->k);
     return NB_OK;
 }
 
@@ -56,16 +57,13 @@ static void compute_piece(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, siz
     kern->linear[j->l->kind](j, p0, p1, r0, r1);
 }
 
-nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *l, const void *x, size_t rows, void *y, bool accumulate,
-                         void *scratch)
+static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, size_t rows, float *y, size_t ldy,
+                       bool accumulate, void *scratch)
 {
-    const nbi_cpu *c = nbi_cpu_of(b);
     const int threads = nbi_cpu_threads(c, rows * l->n * l->k);
     const bool quantized = l->kind >= NBI_CPU_Q8;
     const cut t = choose_cut(l, rows, (size_t)threads);
-    nbi_cpu_job j = {.l = l, .x = x, .y = y, .accumulate = accumulate};
-    if (!rows)
-        return NB_OK;
+    nbi_cpu_job j = {.l = l, .x = x, .y = y, .ldy = ldy, .accumulate = accumulate};
     if (quantized) {
         j.q = scratch;
         j.q_stride = stride_of(l->k);
@@ -83,5 +81,15 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *l, const void *x, siz
         for (size_t i = 0; i < t.n_panels * t.n_rows; i++)
             compute_piece(c->kern, &j, rows, &t, i);
     }
+}
+
+/* Activations have one form here, fp32. */
+nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
+                         size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch)
+{
+    float *column = y;
+    (void)forms;
+    for (size_t i = 0; i < n && rows; column += l[i++]->n)
+        one_linear(nbi_cpu_of(b), l[i], x, rows, column, ldy, dst == NBI_DST_RESIDUAL, scratch);
     return NB_OK;
 }

@@ -39,7 +39,7 @@ static void finish(const nbi_cpu_job *j, size_t panel, size_t row, v16 sum)
 {
     const nbi_linear *l = j->l;
     size_t n0 = panel * NBI_PANEL, n = l->n - n0 < NBI_PANEL ? l->n - n0 : NBI_PANEL;
-    float *y = j->y + row * l->n + n0;
+    float *y = j->y + row * j->ldy + n0;
     if (l->bias)
         sum = v16_add(sum, v16_load(l->bias + n0));
     if (j->accumulate)

@@ -170,33 +170,59 @@ static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
     return nbi_mul(count, size, &bytes) && nbi_round_up(*total, 64, at) && nbi_add(*at, bytes, total);
 }
 
+/* Where the parts of a packed weight lie in its block; false where a size does not fit. */
+typedef struct parts {
+    size_t total, panel, w, scales, zeros, corr, bias;
+} parts;
+
+static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, bool corr, bool bias)
+{
+    const bool quantized = l->scheme.bits != 0;
+    size_t kpad, lanes, entries;
+    bool fits = nbi_mul(l->panels, NBI_PANEL, &lanes) && nbi_mul(lanes, quantized ? l->groups : 0, &entries);
+    p->total = 0;
+    if (quantized)
+        fits = fits && nbi_round_up(l->k, codes_in_dword(l), &kpad) && nbi_mul(kpad / codes_in_dword(l), 64, &p->panel);
+    else
+        fits = fits && nbi_mul(l->k, NBI_PANEL * nbi_dtype_size(dense), &p->panel);
+    return fits && reserve(&p->total, l->panels, p->panel, &p->w) &&
+           reserve(&p->total, entries, sizeof(float), &p->scales) &&
+           reserve(&p->total, zeros ? entries : 0, 1, &p->zeros) &&
+           reserve(&p->total, corr ? entries : 0, sizeof(int32_t), &p->corr) &&
+           reserve(&p->total, bias ? lanes : 0, sizeof(float), &p->bias);
+}
+
 static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
 {
     const bool quantized = l->scheme.bits != 0, corrected = l->kind >= NBI_CPU_Q8 && l->act_zero != 0;
-    size_t total = 0, kpad, bytes, lanes, entries, at_w, at_s, at_z, at_c, at_b;
-    bool fits = nbi_mul(l->panels, NBI_PANEL, &lanes) && nbi_mul(lanes, quantized ? l->groups : 0, &entries);
-    if (quantized)
-        fits = fits && nbi_round_up(l->k, codes_in_dword(l), &kpad) && nbi_mul(kpad / codes_in_dword(l), 64, &bytes);
-    else
-        fits = fits && nbi_mul(l->k, NBI_PANEL * nbi_dtype_size(w->dense_dtype), &bytes);
-    fits = fits && reserve(&total, l->panels, bytes, &at_w) && reserve(&total, entries, sizeof(float), &at_s) &&
-           reserve(&total, w->zeros ? entries : 0, 1, &at_z) &&
-           reserve(&total, corrected ? entries : 0, sizeof(int32_t), &at_c) &&
-           reserve(&total, w->bias ? lanes : 0, sizeof(float), &at_b);
-    if (!fits)
+    parts p;
+    if (!lay_out(&p, l, w->dense_dtype, w->zeros != NULL, corrected, w->bias != NULL))
         return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", l->n, l->k);
-    nb_status st = nbi_cpu_alloc(b, &l->block, total, "a packed weight");
+    nb_status st = nbi_cpu_alloc(b, &l->block, p.total, "a packed weight");
     if (st != NB_OK)
         return st;
     unsigned char *base = l->block;
-    l->bytes = total;
-    l->panel_bytes = bytes;
-    l->w = base + at_w;
-    l->scales = quantized ? (float *)(base + at_s) : NULL;
-    l->zeros = quantized && w->zeros ? base + at_z : NULL;
-    l->corr = corrected ? (int32_t *)(base + at_c) : NULL;
-    l->bias = w->bias ? (float *)(base + at_b) : NULL;
+    l->bytes = p.total;
+    l->panel_bytes = p.panel;
+    l->w = base + p.w;
+    l->scales = quantized ? (float *)(base + p.scales) : NULL;
+    l->zeros = quantized && w->zeros ? base + p.zeros : NULL;
+    l->corr = corrected ? (int32_t *)(base + p.corr) : NULL;
+    l->bias = w->bias ? (float *)(base + p.bias) : NULL;
     return NB_OK;
+}
+
+/* Whether static activations have a zero point is known when the weight is read: room for the correction is counted. */
+size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
+{
+    nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = *scheme};
+    parts p;
+    (void)b;
+    l.groups = scheme->bits ? nbi_scheme_groups(scheme, k) : 1;
+    return lay_out(&p, &l, dense, scheme->bits && !scheme->symmetric,
+                   scheme->act == NBI_ACT_TENSOR && !scheme->act_symmetric, bias)
+               ? p.total
+               : SIZE_MAX;
 }
 
 nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)

@@ -197,7 +197,7 @@ static void attend(const nbi_cpu_attend *a)
 {
     for (size_t h = 0; h < a->heads; h += ATT_HEADS) {
         size_t n = a->heads - h < ATT_HEADS ? a->heads - h : ATT_HEADS;
-        if (a->kv->dtype == NBI_F16)
+        if (a->kv->type == NBI_KV_F16)
             att_heads(a, h, n, true);
         else
             att_heads(a, h, n, false);

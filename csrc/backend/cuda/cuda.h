@@ -62,8 +62,8 @@
     X(cuModuleGetFunction, (CUfunction *, CUmodule, const char *))                                                     \
     X(cuFuncGetAttribute, (int *, CUfunction_attribute, CUfunction))                                                   \
     X(cuFuncSetAttribute, (CUfunction, CUfunction_attribute, int))                                                     \
-    X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,     \
-                       void **, void **))
+    X(cuLaunchKernel,                                                                                                  \
+      (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void **, void **))
 
 typedef struct nbi_cuda_driver {
     void *so;
@@ -80,14 +80,14 @@ typedef struct nbi_cuda {
     CUdevice device;
     CUcontext context;
     CUstream stream;
-    int sm;                 /* 75, 80, 86, 89, 90 */
-    int n_sm;               /* multiprocessors */
-    int max_shared;         /* bytes a block may have, opted in */
-    nbi_dtype act;          /* NBI_F16 or NBI_BF16: the type T of activations */
+    int sm;         /* 75, 80, 86, 89, 90 */
+    int n_sm;       /* multiprocessors */
+    int max_shared; /* bytes a block may have, opted in */
+    nbi_dtype act;  /* NBI_F16 or NBI_BF16: the type T of activations */
     struct nbi_cuda_modules *modules;
     struct nbi_cuda_staging *staging;
     struct nbi_cuda_arena *weights;
-    bool lost;              /* a sticky error: `lost_text` says which */
+    bool lost; /* a sticky error: `lost_text` says which */
     char lost_text[256];
 } nbi_cuda;
 
@@ -132,7 +132,8 @@ nb_status nbi_cuda_modules_create(nbi_cuda *c);
 void nbi_cuda_modules_free(nbi_cuda *c);
 /* Launches kernel k; refuses what its line in kernels.h or the device does not allow.  A module is loaded when its first
  * kernel is launched (or by nbi_cuda_prepare(): recording a graph must not load modules). */
-nb_status nbi_cuda_launch(nbi_cuda *c, enum nb_kernel k, nbi_grid3 grid, size_t shared, const void *args, size_t args_bytes);
+nb_status nbi_cuda_launch(nbi_cuda *c, enum nb_kernel k, nbi_grid3 grid, size_t shared, const void *args,
+                          size_t args_bytes);
 nb_status nbi_cuda_prepare(nbi_cuda *c, enum nb_kernel k);
 #define NBI_LAUNCH(c, k, gx, gy, gz, shared, args)                                                                     \
     nbi_cuda_launch(c, k, (nbi_grid3){(uint32_t)(gx), (uint32_t)(gy), (uint32_t)(gz)}, shared, &(args), sizeof(args))
@@ -164,7 +165,7 @@ struct nbi_step {
     size_t logits;          /* likewise */
     struct nbi_cuda_graphs *graphs;
     struct nbi_attend_plan *attend; /* attention.c */
-    char *host, *device;    /* one pinned block and its copy */
+    char *host, *device;            /* one pinned block and its copy */
     size_t bytes;
 };
 nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
@@ -175,10 +176,10 @@ nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s);
 
 /* ---- pack.c, linear.c ---- */
 struct nbi_linear {
-    nb_packed p;        /* device pointers into `block` */
+    nb_packed p; /* device pointers into `block` */
     nbi_scheme scheme;
-    bool integer;       /* INT8 activations */
-    float act_scale;    /* static activations */
+    bool integer;    /* INT8 activations */
+    float act_scale; /* static activations */
     int32_t act_zero;
     void *block;
     size_t bytes;
@@ -189,13 +190,13 @@ size_t nbi_cuda_linear_bytes(const nbi_linear *l);
 unsigned nbi_cuda_linear_form(const nbi_linear *l);
 size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);
 size_t nbi_cuda_scratch_bytes(nbi_backend *b, size_t rows, size_t k);
-nb_status nbi_cuda_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms, size_t rows,
-                          void *y, size_t ldy, nbi_dst dst, void *scratch);
+nb_status nbi_cuda_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
+                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
 
 /* ---- rows.c ---- */
 nb_status nbi_cuda_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
-nb_status nbi_cuda_rmsnorm(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k, void *y,
-                           unsigned forms);
+nb_status nbi_cuda_rmsnorm(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k,
+                           void *y, unsigned forms);
 nb_status nbi_cuda_swiglu(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
 nb_status nbi_cuda_gather(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y);
 /* Codes of x (activations) into out->q and out->scale: dynamic per token where act_scale is 0. */
