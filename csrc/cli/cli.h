@@ -80,6 +80,11 @@ typedef struct cli_model_flags {
     {                                                                                                                  \
         "--threads", "-t", CLI_INT, &(m).threads, "N", "CPU threads (default: one for each core)", 1, 1024             \
     }
+#define CLI_KV_FLAG(v)                                                                                                 \
+    {                                                                                                                  \
+        "--kv-dtype", NULL, CLI_STRING, &(v), "T",                                                                     \
+            "KV cache: f32, f16, int8 or int4 (default f32 on the CPU, f16 on a GPU)", 0, 0                            \
+    }
 /* Loads the model, or tells why not and returns NULL. */
 nb_model *cli_load_model(const cli_command *c, const char *path, const cli_model_flags *f);
 
