@@ -11,17 +11,15 @@
 #include <memory>
 
 #include "testutil.h"
+#include "values.h"
 
 extern "C" {
 #include "backend/backend.h"
 #include "backend/cpu/cpu.h"
-#include "base/rng.h"
 }
 
 namespace
 {
-
-[[maybe_unused]] constexpr double U = 0x1p-24; /* half an ulp of 1: the relative error of one rounding */
 
 /* Memory whose last byte is followed by a page that cannot be touched. */
 template <typename T>
@@ -83,7 +81,7 @@ struct Step {
         : b(backend)
     {
         std::vector<float> zero(head_dim / 2 + 1);
-        nbi_step_limits limits = {rows, seqs, rows, seq_pages, head_dim, inv_freq ? inv_freq : zero.data()};
+        nbi_step_limits limits = {rows, seqs, rows, seq_pages, head_dim, inv_freq ? inv_freq : zero.data(), 0, 0};
         EXPECT_NB_OK(b->step_create(b.be, &s, &limits));
     }
     ~Step() { b->step_free(b.be, s); }
@@ -103,28 +101,6 @@ inline std::vector<std::string> isas()
         if (Backend(isa).be)
             have.push_back(isa);
     return have;
-}
-
-/* Roughly normal, with a heavy element now and then, as activations have. */
-inline std::vector<float> noise(size_t n, uint64_t seed, float size = 1)
-{
-    std::vector<float> v(n);
-    for (size_t i = 0; i < n; i++) {
-        float s = -2;
-        for (uint64_t j = 0; j < 4; j++)
-            s += nbi_rng_uniform(seed, 4 * i + j);
-        v[i] = s * size * (nbi_rng(seed + 1, i) % 97 == 0 ? 20.0f : 1.0f);
-    }
-    return v;
-}
-
-/* Equal bits; two NaNs are equal whatever their payload. */
-inline ::testing::AssertionResult same_bits(const float *a, const float *b, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (memcmp(a + i, b + i, 4) != 0 && !(std::isnan(a[i]) && std::isnan(b[i])))
-            return ::testing::AssertionFailure() << "element " << i << " of " << n << ": " << a[i] << " and " << b[i];
-    return ::testing::AssertionSuccess();
 }
 
 } // namespace

@@ -15,6 +15,7 @@
 #define NB_BACKEND_CUDA_CUDA_H
 
 #include <cuda.h>
+#include <pthread.h>
 
 #include "backend/backend.h"
 #include "kernels.h"
@@ -80,6 +81,7 @@ typedef struct nbi_cuda {
     CUdevice device;
     CUcontext context;
     CUstream stream;
+    char name[64];  /* "NVIDIA H200" */
     int sm;         /* 75, 80, 86, 89, 90 */
     int n_sm;       /* multiprocessors */
     int max_shared; /* bytes a block may have, opted in */
@@ -87,8 +89,14 @@ typedef struct nbi_cuda {
     struct nbi_cuda_modules *modules;
     struct nbi_cuda_staging *staging;
     struct nbi_cuda_arena *weights;
-    bool lost; /* a sticky error: `lost_text` says which */
+    struct nbi_cublaslt *lt; /* cublaslt.c; NULL: our own kernels multiply */
+    CUresult entered; /* of the last nbi_cuda_enter() */
+    CUresult lost;    /* a sticky error, and its sentence: what every later call fails with */
     char lost_text[256];
+    pthread_mutex_t
+        lock; /* recursive: threads share a model, but a stream and its staging buffers serve one at a time */
+    bool has_lock;
+    bool capturing; /* a graph is being recorded: what would wait, allocate or load is refused */
 } nbi_cuda;
 
 static inline nbi_cuda *nbi_cuda_of(nbi_backend *b)
@@ -101,13 +109,20 @@ nb_status nbi_cuda_driver_load(nbi_cuda_driver *d); /* NB_ENODEVICE with the rea
 void nbi_cuda_driver_unload(nbi_cuda_driver *d);
 /* NB_OK for CUDA_SUCCESS, else a status and the sentence "<device>: <what> failed: <the driver's words> (<its name>)". */
 nb_status nbi_cuda_check(nbi_cuda *c, CUresult r, const char *what);
-#define NBI_CU(c, call, what) nbi_cuda_check(c, (c)->cu.call, what)
+/* Our context is the thread's current one during a call, and only then: the program may use others, and any of its threads
+ * may call us. */
+CUresult nbi_cuda_enter(nbi_cuda *c);
+CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r, or why leaving failed */
+#define NBI_CU(c, call, what)                                                                                          \
+    nbi_cuda_check(c, nbi_cuda_enter(c) ? (c)->entered : nbi_cuda_leave(c, (c)->cu.call), what)
 
 /* ---- device.c: opens device `index`; act: NBI_F16 or NBI_BF16 ---- */
-nb_status nbi_cuda_create(nbi_backend **out, int index, nbi_dtype act);
-void nbi_cuda_destroy(nbi_backend *b);
+nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act); /* c is zeroed; on failure close it */
+void nbi_cuda_close(nbi_cuda *c);
 
 /* ---- memory.c ---- */
+nb_status nbi_cuda_memory_create(nbi_cuda *c);
+void nbi_cuda_memory_free(nbi_cuda *c);
 nb_status nbi_cuda_alloc(nbi_backend *b, void **out, size_t bytes, const char *what);
 void nbi_cuda_release(nbi_backend *b, void *p);
 nb_status nbi_cuda_upload(nbi_backend *b, void *dst, const void *src, size_t bytes);   /* src may be reused at once */
@@ -115,11 +130,13 @@ nb_status nbi_cuda_download(nbi_backend *b, void *dst, const void *src, size_t b
 nb_status nbi_cuda_clear(nbi_cuda *c, void *dst, size_t bytes);                        /* zeros */
 nb_status nbi_cuda_sync(nbi_cuda *c);
 size_t nbi_cuda_free_bytes(nbi_backend *b);
-/* A piece of the weights' arena, 256-byte aligned; lives until the backend is destroyed or nbi_cuda_weights_free(). */
+/* One allocation for all weights that are to come.  Pieces of it are 256-byte aligned, uninitialised, and live until
+ * nbi_cuda_weights_free() or the end of the backend; without an arena, or when it is full, a piece is its own allocation. */
+nb_status nbi_cuda_weights_reserve(nbi_cuda *c, size_t bytes);
 nb_status nbi_cuda_weights_alloc(nbi_cuda *c, void **out, size_t bytes);
 void nbi_cuda_weights_free(nbi_cuda *c, void *p);
-/* A pinned buffer of at least `bytes` to fill and hand to nbi_cuda_stage_send(), which copies it asynchronously; there are
- * two, so that one is filled while the other travels.  bytes is at most NBI_STAGE_BYTES. */
+/* A pinned buffer of NBI_STAGE_BYTES to fill and hand to nbi_cuda_stage_send(), which copies it asynchronously; there are
+ * two, so that one is filled while the other travels. */
 #define NBI_STAGE_BYTES ((size_t)16 << 20)
 nb_status nbi_cuda_stage_get(nbi_cuda *c, void **host);
 nb_status nbi_cuda_stage_send(nbi_cuda *c, void *dst, size_t bytes);
@@ -135,6 +152,8 @@ void nbi_cuda_modules_free(nbi_cuda *c);
 nb_status nbi_cuda_launch(nbi_cuda *c, enum nb_kernel k, nbi_grid3 grid, size_t shared, const void *args,
                           size_t args_bytes);
 nb_status nbi_cuda_prepare(nbi_cuda *c, enum nb_kernel k);
+/* Most dynamic shared memory that kernel k may have on this device; 0 if it cannot be loaded. */
+uint32_t nbi_cuda_max_shared(nbi_cuda *c, enum nb_kernel k);
 #define NBI_LAUNCH(c, k, gx, gy, gz, shared, args)                                                                     \
     nbi_cuda_launch(c, k, (nbi_grid3){(uint32_t)(gx), (uint32_t)(gy), (uint32_t)(gz)}, shared, &(args), sizeof(args))
 /* NB_K_name_f16 or NB_K_name_bf16, as the backend's activations are. */
@@ -161,18 +180,20 @@ struct nbi_step {
     nbi_step_limits limits;
     nb_step_args args;      /* device pointers, fixed for the life of the step object */
     const nbi_batch *batch; /* of the step under way */
-    size_t rows;            /* rows that kernels are launched for: batch->rows, or those of its bucket */
-    size_t logits;          /* likewise */
+    size_t rows, logits;    /* what kernels are launched for: those of the batch, or of its recording (`recorded`) */
+    size_t bucket; /* rows (and logits) that a recording of this step has: >= those of the batch; 0: it has none */
+    bool recorded; /* launches serve later batches of the same bucket, too: grids must not depend on this one */
     struct nbi_cuda_graphs *graphs;
     struct nbi_attend_plan *attend; /* attention.c */
-    char *host, *device;            /* one pinned block and its copy */
-    size_t bytes;
+    struct nbi_step_side *sides;    /* the host's two blocks, pinned, used in turns */
+    int turn;
+    void *device; /* their copy */
 };
 nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
 void nbi_cuda_step_free(nbi_backend *b, nbi_step *s);
 nb_status nbi_cuda_step_begin(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
-nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed);
-nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s);
+nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed, size_t *rows, size_t *n_logits);
+nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s, bool ok);
 
 /* ---- pack.c, linear.c ---- */
 struct nbi_linear {
@@ -202,13 +223,17 @@ nb_status nbi_cuda_gather(nbi_backend *b, const nbi_step *s, const float *x, siz
 /* Codes of x (activations) into out->q and out->scale: dynamic per token where act_scale is 0. */
 nb_status nbi_cuda_quantize_rows(nbi_cuda *c, const void *x, size_t rows, size_t k, float act_scale, int32_t act_zero,
                                  const nb_act_out *out);
+/* sums[row][g] = sum of the codes of group g, of `groups` equal ones. */
+nb_status nbi_cuda_group_sums(nbi_cuda *c, const int8_t *q, size_t rows, size_t k, size_t groups, int32_t *sums);
 nb_status nbi_cuda_download_act(nbi_backend *b, float *dst, const void *x, size_t n);
 nb_status nbi_cuda_upload_act(nbi_backend *b, void *dst, const float *src, size_t n);
 
 /* ---- attention.c ---- */
 nb_status nbi_cuda_attend_plan_create(nbi_cuda *c, struct nbi_attend_plan **out, const nbi_step_limits *limits);
 void nbi_cuda_attend_plan_free(nbi_cuda *c, struct nbi_attend_plan *p);
-/* Called by step_begin(): works out the pieces of attention for the batch and uploads them. */
+/* Called by step_begin(): works out the pieces of attention for the batch and uploads them.  Where s->bucket is not 0 what is
+ * uploaded covers that many rows (those past the batch have nothing to do), and a launch with s->recorded set must serve every
+ * batch of the bucket: its grid may depend on s->rows and s->limits only. */
 nb_status nbi_cuda_attend_plan_set(nbi_cuda *c, struct nbi_attend_plan *p, nbi_step *s);
 nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cuda_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
