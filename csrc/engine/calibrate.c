@@ -134,7 +134,7 @@ nb_status nbi_calibrate(nbi_calibration **out, const nb_model *m, const char *pa
         NB_TRY(nbi_fail_nomem("calibration", c->row_elements * sizeof *c->row));
     for (size_t i = 0; i < (size_t)f->n_layers * N_INPUTS; i++)
         nbi_observer_init(&c->obs[i]);
-    NB_TRY(nbi_sequence_create(&seq, m, ctx, 256));
+    NB_TRY(nbi_sequence_create(&seq, m, ctx, 256, m->be->default_kv));
     double start = nbi_now();
     for (size_t at = 0; at < n; at += ctx) {
         size_t len = n - at < ctx ? n - at : ctx;
