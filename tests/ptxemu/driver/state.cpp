@@ -123,12 +123,28 @@ std::vector<CUcontext> &current_stack(State &s)
         uint64_t generation = 0;
         std::vector<CUcontext> contexts;
     };
-    static thread_local Stack stack;
-    if (stack.generation != s.generation) {
-        stack.generation = s.generation;
-        stack.contexts.clear();
+    /* Static destructors of a program run after the thread_local ones of its first thread, and they may call the driver: that
+     * thread's stack lives as long as the process. */
+    static thread_local Stack *stack = nullptr;
+    struct Owner {
+        ~Owner()
+        {
+            if (gettid() != getpid()) {
+                delete stack;
+                stack = nullptr;
+            }
+        }
+    };
+    if (!stack) {
+        static thread_local Owner owner;
+        (void)&owner;
+        stack = new Stack;
     }
-    return stack.contexts;
+    if (stack->generation != s.generation) {
+        stack->generation = s.generation;
+        stack->contexts.clear();
+    }
+    return stack->contexts;
 }
 
 std::shared_ptr<Context> State::new_context(Device &device, bool primary)
