@@ -89,7 +89,7 @@ static __device__ __forceinline__ void clip_search(const nb_clip_search_args &a)
     const float nan = __uint_as_float(0x7fc00000u);
     search s = {nan, nan, 1.0f, 1.0f, nan};
     if (nb_finite(e)) {
-        s.lo = fminf(nb_key_value(~e.lo), 0.0f);
+        s.lo = fminf(nb_key_value(~e.lo), 0.0f) + 0.0f; /* never -0: a selection would become a minimum, which keeps -0 */
         s.hi = fmaxf(nb_key_value(e.hi), 0.0f);
         for (uint32_t from = 0; from < a.candidates; from += 32)
             try_candidates<dtype>(a, start, from, s);

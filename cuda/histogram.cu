@@ -42,14 +42,18 @@ extern "C" __global__ void __launch_bounds__(NB_QUANT_THREADS) nb_observer_widen
     __shared__ uint32_t shift;
     nb_observer_state *o = a.o;
     if (threadIdx.x == 0) {
-        const nb_extremes e = {o->key_lo, o->key_hi};
+        nb_extremes e = {o->key_lo, o->key_hi};
         shift = 0;
         if (!nb_finite(e)) {
             o->bad = 1;
         } else if (!o->bad) {
             const float lo = nb_key_value(~e.lo), hi = nb_key_value(e.hi), absmax = fmaxf(-lo, hi);
-            o->lo = o->count && o->lo < lo ? o->lo : lo;
-            o->hi = o->count && o->hi > hi ? o->hi : hi;
+            if (o->count) { /* by keys: -0 is below 0 */
+                e.lo = max(e.lo, ~nb_key(o->lo));
+                e.hi = max(e.hi, nb_key(o->hi));
+            }
+            o->lo = nb_key_value(~e.lo);
+            o->hi = nb_key_value(e.hi);
             o->count += a.n;
             const float before = o->half_range, range = absmax > 0 ? range_for(absmax) : 0.0f;
             if (range > before) {

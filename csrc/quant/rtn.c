@@ -172,7 +172,7 @@ static nb_status check_scales(const rtn_job *j)
 static nb_status on_device(rtn_job *j, nbi_backend *be)
 {
     nb_status st;
-    nbi_grid g;
+    nbi_grid g = {0};
     nbi_rtn_stream s = {.be = be, .src = j->src, .out = j->out, .threads = j->threads};
     NB_TRY(nbi_rtn_stream_open(&s, SLAB_BYTES));
     if (j->out->scheme.strategy == NBI_PER_TENSOR) {
