@@ -12,6 +12,20 @@
 
 #include "layout.h"
 
+/* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each: name, P, R.  A
+ * kernel for each tile and type, nb_gemm_w4_r16_f16 ..., in this order. */
+#define NB_GEMM_TILE_LIST(X, ...)                                                                                      \
+    X(r16, 1, 2, __VA_ARGS__) X(r32, 1, 4, __VA_ARGS__) X(r64, 2, 8, __VA_ARGS__) X(r128, 1, 16, __VA_ARGS__)
+#define NB_GEMM_LINES(X, name, file)                                                                                   \
+    X(name##_r16_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
+    X(name##_r16_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r32_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
+    X(name##_r32_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r64_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
+    X(name##_r64_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
+    X(name##_r128_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                         \
+    X(name##_r128_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)
+
 /* kernel, file (cuda/FILE.cu, one module), threads of a block, most dynamic shared memory in bytes, oldest architecture,
  * argument struct.  nb_cuda_launch() checks every launch against its line, and the device's limits. */
 #define NB_CUDA_KERNEL_LIST(X)                                                                                         \
@@ -19,46 +33,55 @@
     X(nb_embed, embed, 128, 0, 75, nb_embed_args)                                                                      \
     X(nb_rmsnorm_f16, rmsnorm, 256, 0, 75, nb_rmsnorm_args)                                                            \
     X(nb_rmsnorm_bf16, rmsnorm, 256, 0, 80, nb_rmsnorm_args)                                                           \
-    X(nb_swiglu_f16, swiglu, 256, 0, 75, nb_swiglu_args)                                                               \
-    X(nb_swiglu_bf16, swiglu, 256, 0, 80, nb_swiglu_args)                                                              \
-    X(nb_quantize_rows_f16, quantize_rows, 256, 0, 75, nb_quantize_rows_args)                                          \
-    X(nb_quantize_rows_bf16, quantize_rows, 256, 0, 80, nb_quantize_rows_args)                                         \
+    X(nb_swiglu_f16, swiglu, 256, 48 * 1024, 75, nb_swiglu_args)                                                       \
+    X(nb_swiglu_bf16, swiglu, 256, 48 * 1024, 80, nb_swiglu_args)                                                      \
+    X(nb_quantize_rows_f16, quantize_rows, 256, 48 * 1024, 75, nb_quantize_rows_args)                                  \
+    X(nb_quantize_rows_bf16, quantize_rows, 256, 48 * 1024, 80, nb_quantize_rows_args)                                 \
     X(nb_group_sums, quantize_rows, 256, 0, 75, nb_group_sums_args)                                                    \
     X(nb_gather_rows, gather_rows, 256, 0, 75, nb_gather_rows_args)                                                    \
     X(nb_convert_f16, convert, 256, 0, 75, nb_convert_args)                                                            \
     X(nb_convert_bf16, convert, 256, 0, 80, nb_convert_args)                                                           \
     /* linear layers: gemm for many rows, gemv for up to NB_GEMV_ROWS; the same bits from both */                      \
-    X(nb_gemm_dense_f16, gemm_dense, 128, 99 * 1024, 75, nb_gemm_args)                                                 \
-    X(nb_gemm_dense_bf16, gemm_dense, 128, 99 * 1024, 80, nb_gemm_args)                                                \
-    X(nb_gemm_w8_f16, gemm_w8, 128, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemm_w8_bf16, gemm_w8, 128, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemm_w4_f16, gemm_w4, 128, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemm_w4_bf16, gemm_w4, 128, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemm_w8a8_f16, gemm_w8a8, 128, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemm_w8a8_bf16, gemm_w8a8, 128, 99 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemm_w4a8_f16, gemm_w4a8, 128, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemm_w4a8_bf16, gemm_w4a8, 128, 99 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemv_dense_f16, gemv_dense, 256, 64 * 1024, 75, nb_gemm_args)                                                 \
-    X(nb_gemv_dense_bf16, gemv_dense, 256, 64 * 1024, 80, nb_gemm_args)                                                \
-    X(nb_gemv_w8_f16, gemv_w8, 256, 64 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w8_bf16, gemv_w8, 256, 64 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w4_f16, gemv_w4, 256, 64 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w4_bf16, gemv_w4, 256, 64 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 64 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 64 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 64 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 64 * 1024, 80, nb_gemm_args)                                                  \
+    NB_GEMM_LINES(X, nb_gemm_dense, gemm_dense)                                                                        \
+    NB_GEMM_LINES(X, nb_gemm_w8, gemm_w8)                                                                              \
+    NB_GEMM_LINES(X, nb_gemm_w4, gemm_w4)                                                                              \
+    NB_GEMM_LINES(X, nb_gemm_w8a8, gemm_w8a8)                                                                          \
+    NB_GEMM_LINES(X, nb_gemm_w4a8, gemm_w4a8)                                                                          \
+    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemm_args)                                                 \
+    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemm_args)                                                \
+    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
+    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
+    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
+    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
+    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
+    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
+    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    /* after a product of cuBLASLt: x is its sums [rows][n] of the one part, int32 (PLAIN8) or fp32 (PLAIN) */         \
+    X(nb_finish_sums_f16, finish_sums, 256, 0, 75, nb_gemm_args)                                                       \
+    X(nb_finish_sums_bf16, finish_sums, 256, 0, 80, nb_gemm_args)                                                      \
     /* attention */                                                                                                    \
     X(nb_rope_append_f16, rope_append, 128, 0, 75, nb_rope_append_args)                                                \
     X(nb_rope_append_bf16, rope_append, 128, 0, 80, nb_rope_append_args)                                               \
-    X(nb_attend_f16, attend, 128, 99 * 1024, 75, nb_attend_args)                                                       \
-    X(nb_attend_bf16, attend, 128, 99 * 1024, 80, nb_attend_args)                                                      \
+    X(nb_attend_split_kv16_d128, attend_kv16, 128, 99 * 1024, 75, nb_attend_args)                                      \
+    X(nb_attend_split_kv16_d256, attend_kv16, 128, 99 * 1024, 75, nb_attend_args)                                      \
+    X(nb_attend_walk_kv16_d128, attend_kv16, 128, 99 * 1024, 75, nb_attend_args)                                       \
+    X(nb_attend_walk_kv16_d256, attend_kv16, 128, 99 * 1024, 75, nb_attend_args)                                       \
+    X(nb_attend_split_kv8_d128, attend_kv8, 128, 99 * 1024, 75, nb_attend_args)                                        \
+    X(nb_attend_split_kv8_d256, attend_kv8, 128, 99 * 1024, 75, nb_attend_args)                                        \
+    X(nb_attend_walk_kv8_d128, attend_kv8, 128, 99 * 1024, 75, nb_attend_args)                                         \
+    X(nb_attend_walk_kv8_d256, attend_kv8, 128, 99 * 1024, 75, nb_attend_args)                                         \
+    X(nb_attend_split_kv4_d128, attend_kv4, 128, 99 * 1024, 75, nb_attend_args)                                        \
+    X(nb_attend_split_kv4_d256, attend_kv4, 128, 99 * 1024, 75, nb_attend_args)                                        \
+    X(nb_attend_walk_kv4_d128, attend_kv4, 128, 99 * 1024, 75, nb_attend_args)                                         \
+    X(nb_attend_walk_kv4_d256, attend_kv4, 128, 99 * 1024, 75, nb_attend_args)                                         \
     X(nb_attend_merge_f16, attend_merge, 128, 0, 75, nb_attend_args)                                                   \
     X(nb_attend_merge_bf16, attend_merge, 128, 0, 80, nb_attend_args)                                                  \
     /* the end of a step */                                                                                            \
     X(nb_sample, sample, 1024, 0, 75, nb_sample_args)                                                                  \
     /* mixture of experts */                                                                                           \
     X(nb_moe_route, moe_route, 256, 0, 75, nb_moe_route_args)                                                          \
+    X(nb_moe_sort, moe_route, 256, 0, 75, nb_moe_route_args)                                                           \
     /* calibration and quantization */                                                                                 \
     X(nb_range, range, 256, 0, 75, nb_range_args)                                                                      \
     X(nb_observer_widen, histogram, 256, 0, 75, nb_histogram_args)                                                     \
@@ -95,6 +118,9 @@ typedef struct nb_act_out {
     float *scale; /* [rows]; NaN for a row that holds a NaN or an infinity */
 } nb_act_out;
 
+/* Shared memory that keeps a row of T while it is quantized; 0: too long. */
+#define NB_ROW_SHARED(k) ((k) <= 24 * 1024 ? 2 * (k) : 0)
+
 typedef struct nb_rmsnorm_args {
     const float *x;      /* [rows][k] */
     const float *weight; /* [k] */
@@ -123,6 +149,8 @@ typedef struct nb_group_sums_args {
     int32_t *sums;   /* [rows][groups] */
     uint32_t rows, k, groups, group_len;
 } nb_group_sums_args;
+/* Lanes of a warp that share a group: a power of two, as many as it has pieces of 16. */
+#define NB_SUM_LANES(len) ((len) <= 16 ? 1u : (len) <= 32 ? 2u : (len) <= 64 ? 4u : (len) <= 128 ? 8u : 32u)
 
 typedef struct nb_gather_rows_args {
     const float *x; /* [..][k] */
@@ -154,7 +182,20 @@ typedef struct nb_gemm_args {
     uint32_t
         first_tile[3]; /* tiles of output columns: part i has tiles first_tile[i] .. first_tile[i+1]-1 of the grid */
     uint32_t n_tiles;
+    uint32_t panels, round; /* decode form: panels of a tile, tasks of a round; gemv_plan.h chooses */
 } nb_gemm_args;
+
+/* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to NB_TILE_GROUPS
+ * groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About 48 KB, so that two blocks
+ * fit a multiprocessor of 99 KB, but three stages at least; sm_75 has two. */
+#define NB_TILE_GROUPS 4
+#define NB_GEMM_STAGE(kind, x_bytes, P, R)                                                                             \
+    (8 * (R)*NB_TILE_K * (x_bytes) +                                                                                   \
+     4 * (P) * (NB_UNITS(kind) * NB_UNIT + ((kind) == NB_W_DENSE ? 0 : NB_TILE_GROUPS * NB_TILE_N * 5)))
+#define NB_GEMM_STAGES(stage) (48 * 1024 / (stage) < 3 ? 3 : 48 * 1024 / (stage) > 8 ? 8 : 48 * 1024 / (stage))
+#define NB_GEMM_OUT(P, R)     (4 * 8 * (R) * (16 * (P) + 4) * 4)
+#define NB_GEMM_SHARED(stage, stages, P, R)                                                                            \
+    ((stage) * (stages) > NB_GEMM_OUT(P, R) ? (stage) * (stages) : NB_GEMM_OUT(P, R))
 
 enum { NB_DST_ACT, NB_DST_RESIDUAL, NB_DST_F32 }; /* T; fp32 y += result; fp32 */
 
@@ -174,52 +215,68 @@ typedef struct nb_rope_append_args {
     uint32_t rows, n_heads;
 } nb_rope_append_args;
 
-/* One piece of attention: query rows row0 .. row0+n_rows-1 of one sequence against the chunk `chunk` of its keys (the rows'
- * positions are step.pos[]; every row has at least one key in the chunk, or is masked as a whole). */
+/* A piece of attention: query rows row0 .. row0+n_rows-1, which are consecutive tokens of one sequence, all heads.
+ *   split  against the keys of one chunk; a partial result for each row that sees a key of it
+ *   walk   against all chunks, merged as they come; no partial results (chunk is not read) */
 typedef struct nb_attend_item {
     uint32_t row0, n_rows, chunk;
-    uint32_t slot; /* where the partial results of (row0, chunk) begin, in rows of partial */
 } nb_attend_item;
 
+#define NB_ATTEND_CHUNK 128         /* NBI_ATTN_CHUNK */
+#define NB_NO_SLOT      0xffffffffu /* of a row without partial results */
+
 typedef struct nb_attend_args {
-    const void *qkv; /* T, after rope_append */
+    const void *qkv; /* T [rows][n_heads + 2 n_kv_heads][head_dim], after rope_append */
     void *y;         /* T [rows][n_heads][head_dim] */
     nb_kv_args kv;
     nb_step_args step;
-    const nb_attend_item *items; /* [*n_items] */
-    const uint32_t *n_items;     /* in device memory: a recorded launch has more blocks than a step has items */
-    const uint32_t *row_slot;    /* [rows + 1] first partial of a row; partials of a row are its chunks in order */
-    float *partial;              /* o [slots][n_heads][head_dim], then m and l [slots][n_heads][2] */
-    uint64_t n_slots;
-    float scale;
+    const nb_attend_item
+        *items;               /* [*n_items], of the kernel's kind; blocks take item * n_kv_heads + kv head in turns */
+    const uint32_t *n_items;  /* in device memory: a recorded launch does not know it */
+    const uint32_t *row_slot; /* [rows] first partial result of a row, one for each chunk of its keys; NB_NO_SLOT */
+    float *part_o;            /* [slots][n_heads][head_dim] */
+    float *part_ml;           /* [slots][n_heads][2] */
+    float scale;              /* of scores, times log2(e): probabilities are powers of two */
     uint32_t rows, n_heads;
+    uint32_t dtype; /* NB_T_* of T */
 } nb_attend_args;
 
 /* ---- sampling ---- */
 
 typedef struct nb_sample_row {
-    float temperature, top_p, min_p; /* temperature 0: greedy */
+    float temperature, top_p, min_p; /* temperature 0: the best token */
     int32_t top_k;                   /* 0: off */
-    uint64_t seed, position;         /* of the random number */
+    uint32_t share;                  /* the random number u in [0, 1), times 2^24 */
+    uint32_t want_sum;               /* 0: `sum` of the result is not computed */
 } nb_sample_row;
+
+/* The log-probability of the token is logit - best - log(sum * 2^-NB_WEIGHT_BITS): left to the host, whose log decides. */
+typedef struct nb_sampled {
+    uint64_t sum;
+    float logit, best; /* of the token, and the largest of the row */
+    int32_t token;     /* -1: the row holds a NaN or +infinity, or nothing finite */
+    uint32_t unused;
+} nb_sampled;
+
+#define NB_WEIGHT_BITS 43 /* a weight e^x, x <= 0, is an integer in units of 2^-43, so that sums have no order */
 
 typedef struct nb_sample_args {
     const float *logits;      /* [n][vocab] */
     const nb_sample_row *row; /* [n] */
-    int32_t *token;           /* [n]; -1: the row holds a NaN */
-    float *logprob;           /* [n] */
-    uint32_t n, vocab;
+    nb_sampled *out;          /* [n] */
+    uint32_t n, vocab;        /* vocab <= 2^20 */
 } nb_sample_args;
 
 /* ---- mixture of experts ---- */
 
+/* nb_moe_route writes expert and weight, nb_moe_sort then offset and sorted. */
 typedef struct nb_moe_route_args {
     const float *router; /* [rows][experts] logits */
     int32_t *expert;     /* [rows][top_k] */
     float *weight;       /* [rows][top_k] softmax over the chosen ones if renormalize, else over all */
     int32_t *offset;     /* [experts + 1] of `sorted` */
     int32_t *sorted;     /* [rows * top_k]: row * top_k + slot, by expert, ascending in each */
-    uint32_t rows, experts, top_k, renormalize;
+    uint32_t rows, experts, top_k, renormalize; /* experts <= 512, top_k <= experts, rows * top_k < 2^31 */
 } nb_moe_route_args;
 
 /* ---- calibration and quantization.  Arrays [rows][k] have the type dtype: NB_T_* ---- */

@@ -32,7 +32,10 @@
 #define NB_TILE_K 64
 #define NB_UNIT   512 /* bytes: 32 lanes of 16 */
 
-enum { NB_W_DENSE, NB_W_W8, NB_W_W4, NB_N_WEIGHT_KINDS };
+/* Two more kinds, only with --gemm cublaslt, lie as that library wants them: row-major, n rows of k.  PLAIN is dense; PLAIN8 has INT8
+ * codes for INT8 activations, rows of k_pad (k rounded up to NB_TILE_K, zeros beyond k) in NB_K_ORDER, and one group: its
+ * scales, zero points (signed), corrections and bias are [n].  Of the kernels only nb_embed and nb_finish_sums know them. */
+enum { NB_W_DENSE, NB_W_W8, NB_W_W4, NB_W_PLAIN, NB_W_PLAIN8, NB_N_WEIGHT_KINDS };
 #define NB_UNITS(kind) ((kind) == NB_W_DENSE ? 4 : (kind) == NB_W_W8 ? 2 : 1) /* of a tile */
 
 /* k of position p (0..15) in a block of 16 activations in INT8, and back. */

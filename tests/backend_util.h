@@ -81,7 +81,7 @@ struct Step {
         : b(backend)
     {
         std::vector<float> zero(head_dim / 2 + 1);
-        nbi_step_limits limits = {rows, seqs, rows, seq_pages, head_dim, inv_freq ? inv_freq : zero.data()};
+        nbi_step_limits limits = {rows, seqs, rows, seq_pages, head_dim, inv_freq ? inv_freq : zero.data(), 0, 0};
         EXPECT_NB_OK(b->step_create(b.be, &s, &limits));
     }
     ~Step() { b->step_free(b.be, s); }

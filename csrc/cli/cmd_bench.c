@@ -58,11 +58,7 @@ static int run(const cli_command *c, int argc, char **argv)
         return cli_usage_error(c, "--recipe goes with --shape; a MODEL has its own scheme");
     nb_model *m = NULL;
     if (shape) {
-        nb_model_options o;
-        nb_model_options_init(&o);
-        o.device = f.device;
-        o.threads = (int32_t)f.threads;
-        o.callbacks = cli_callbacks();
+        nb_model_options o = cli_model_options(&f);
         if (nb_model_random(&m, shape, recipe, &o) != NB_OK)
             cli_failed(c);
     } else

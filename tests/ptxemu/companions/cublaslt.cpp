@@ -366,6 +366,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
         return CUBLAS_STATUS_INVALID_VALUE;
     if (what == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES)
         return set(&p->workspace, value, bytes);
+    if (what >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES && what <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES)
+        return set(&search, value, bytes); /* an alignment: there is one algorithm, and it takes any */
     return what == CUBLASLT_MATMUL_PREF_SEARCH_MODE ? set(&search, value, bytes) : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 

@@ -1,0 +1,433 @@
+/* y[r][n] = sum over k of w[n][k] * x[r][k] (+ bias[n]): linear layers for many rows, on tensor cores.
+ *
+ *   x       T [rows][k], or codes int8 [rows][k_pad] with x_scale [rows] (and x_sums [rows][groups]: weights of 8 bits with zero
+ *           points); 16-byte aligned; k a multiple of 16, the group of 16 too (int8: 32, if there are several)
+ *   w       packed as layout.h says; up to 3 layers that share x
+ *   y       [rows][ldy], 16-byte aligned: T, fp32, or fp32 to which the result is added
+ *   tile    64 P columns x 8 R rows of y a block: 4 warps side by side along n, P panels each, every warp all rows
+ *   launch  grid (ceil(rows / 8R), n_tiles), 128 threads, shared memory NB_GEMM_SHARED(...)
+ *   order   docs/numerics.md: k is cut into segments (weights.cuh); an mma sum from 0 over a segment in ascending k, segments
+ *           joined in order.  Neither the tile nor the rows that travel together change a bit of it
+ *   traffic ceil(rows / 8R) times the weights, ceil(n / 64P) times x, through the second-level cache: row tiles are the fast
+ *           axis of the grid, so blocks that run together share their weights
+ *
+ * Weights are the A operand: a lane's 16-byte unit is what it multiplies, so a lane copies to shared memory what it reads back
+ * itself, and that copy is nothing but a queue that costs no registers.  x is the B operand, shared by the warps: rows of 64 k in
+ * shared memory, chunks of 16 bytes swizzled so that ldmatrix has no bank conflicts (128-byte rows: chunk ^ (row & 7), 64-byte
+ * rows: chunk ^ (row/2 & 3)).  Scales and zero points come with the tile in which their group begins.
+ *
+ * sm_80 and newer: a ring of stages filled by cp.async, one barrier a stage.  sm_75: two stages; the next one waits in registers
+ * while this one is multiplied. */
+#ifndef NB_CUDA_GEMM_CUH
+#define NB_CUDA_GEMM_CUH
+
+#include "weights.cuh"
+
+#define NB_GEMM_WARPS 4
+
+template <int kind_, typename X_, int P_, int R_>
+struct nb_gemm_shape {
+    typedef X_ X;
+    typedef nb_operand<X> operand;
+    typedef nb_weight<kind_, X> weight;
+    static const int kind = kind_, P = P_, R = R_;
+    static const int rows = 8 * R, n = NB_GEMM_WARPS * P * NB_TILE_N;
+    static const int row_bytes = NB_TILE_K * operand::bytes, row_chunks = row_bytes / 16;
+    static const int units = NB_UNITS(kind), steps = operand::steps;
+    static const bool quantized = kind != NB_W_DENSE;
+    /* a stage: x, then units, scales and zero points of each warp's panels */
+    static const int w_at = rows * row_bytes;
+    static const int scales_at = w_at + NB_GEMM_WARPS * P * units * NB_UNIT;
+    static const int zeros_at = scales_at + NB_GEMM_WARPS * P * NB_TILE_GROUPS * NB_TILE_N * 4;
+    static const int stage = NB_GEMM_STAGE(kind, operand::bytes, P, R);
+    static const int stages = NB_HAS_SM80 ? NB_GEMM_STAGES(stage) : 2;
+    /* copies of 16 bytes that a thread makes for a stage */
+    static const int passes = (rows * row_chunks + 127) / 128, pass_rows = 128 / row_chunks;
+    static const int copies = passes + P * units + (quantized ? 2 : 0);
+};
+
+/* 16-byte chunk c of row r, in bytes from the beginning of x in a stage */
+template <typename S>
+NB_DEVICE uint32_t nb_gemm_x_at(uint32_t r, uint32_t c)
+{
+    const uint32_t swizzle = S::row_chunks == 8 ? r & 7 : (r >> 1) & 3;
+    return r * S::row_bytes + ((c ^ swizzle) << 4);
+}
+
+/* ---- from global memory to the stages ---- */
+
+template <typename S>
+struct nb_gemm_source {
+    const uint8_t *x, *w, *scales, *zeros; /* of this thread; tile 0, group 0 */
+    uint64_t x_pass, w_panel;              /* bytes to its next row, to the next panel */
+    uint32_t rows_left, panels_left;       /* beyond its first row and panel; 0: nothing to read there */
+    uint32_t k, group_len;
+    uint32_t group, group_k; /* the next group that begins, and where */
+    uint32_t x_to, w_to, scales_to, zeros_to;
+    bool group_lane; /* copies a piece of the scales */
+
+    __device__ __forceinline__ void init(const nb_gemm_args &a, const nb_place &at, uint32_t row0)
+    {
+        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const uint32_t row = threadIdx.x / S::row_chunks, chunk = threadIdx.x % S::row_chunks;
+        const uint64_t x_row = S::operand::bytes == 1 ? (uint64_t)at.p.k_tiles * NB_TILE_K : (uint64_t)a.k * 2;
+        const uint32_t panels = (at.p.n + NB_TILE_N - 1) / NB_TILE_N, panel = at.n0 / NB_TILE_N + warp * S::P;
+        k = a.k;
+        rows_left = row0 + row < a.rows ? a.rows - row0 - row : 0;
+        x = (const uint8_t *)a.x + (rows_left ? row0 + row : 0) * x_row + chunk * 16;
+        x_pass = S::pass_rows * x_row;
+        x_to = nb_gemm_x_at<S>(row, chunk);
+        panels_left = panel < panels ? panels - panel : 0;
+        w_panel = (uint64_t)at.p.k_tiles * S::units * NB_UNIT;
+        w = (const uint8_t *)at.p.w + (panels_left ? panel : 0) * w_panel + lane * 16;
+        w_to = S::w_at + warp * S::P * S::units * NB_UNIT + lane * 16;
+        if (!S::quantized)
+            return;
+        /* lanes 16p .. 16p+15: up to four groups of 16 scales of panel p, 4 scales each; the first four: their zero points */
+        const uint32_t p = lane / 16, j = lane % 16, slot = (warp * S::P + p) * NB_TILE_GROUPS;
+        const uint64_t first = (uint64_t)(p < panels_left ? panel + p : 0) * at.p.groups * NB_TILE_N;
+        group = group_k = 0;
+        group_len = at.p.group_len;
+        group_lane = p < S::P && p < panels_left;
+        scales = (const uint8_t *)at.p.scales + first * 4 + j * 16;
+        zeros = at.p.zeros ? (const uint8_t *)at.p.zeros + first + j * 16 : 0;
+        scales_to = S::scales_at + slot * NB_TILE_N * 4 + j * 16;
+        zeros_to = S::zeros_at + slot * NB_TILE_N + j * 16;
+    }
+
+    /* op(i, offset in the stage, source, whether there is one; else zeros) for each of this thread's copies. */
+    template <typename Op>
+    __device__ __forceinline__ void each(uint32_t tile, Op op) const
+    {
+        const uint32_t tile_k = tile * NB_TILE_K, chunk = threadIdx.x % S::row_chunks;
+        const bool inside = S::operand::bytes == 1 || tile_k + chunk * 8 < k;
+#pragma unroll
+        for (int i = 0; i < S::passes; i++)
+            if (S::rows * S::row_chunks >= 128 || threadIdx.x < S::rows * S::row_chunks)
+                op(i, x_to + i * S::pass_rows * S::row_bytes, x + i * x_pass + (uint64_t)tile * S::row_bytes,
+                   inside && (uint32_t)(i * S::pass_rows) < rows_left);
+#pragma unroll
+        for (int p = 0; p < S::P; p++)
+#pragma unroll
+            for (int u = 0; u < S::units; u++)
+                op(S::passes + p * S::units + u, w_to + (p * S::units + u) * NB_UNIT,
+                   w + p * w_panel + ((uint64_t)tile * S::units + u) * NB_UNIT, (uint32_t)p < panels_left);
+        if (!S::quantized || !group_lane)
+            return;
+        const uint32_t j = threadIdx.x % 16, end = min(tile_k + NB_TILE_K, k);
+        if (group_k + j / 4 * group_len < end)
+            op(S::copies - 2, scales_to, scales + (uint64_t)group * NB_TILE_N * 4, true);
+        if (j < NB_TILE_GROUPS && zeros && group_k + j * group_len < end)
+            op(S::copies - 1, zeros_to, zeros + (uint64_t)group * NB_TILE_N, true);
+    }
+
+    __device__ __forceinline__ void advance(uint32_t tile)
+    {
+        const uint32_t end = min((tile + 1) * NB_TILE_K, k);
+        if (S::quantized)
+            for (; group_k < end; group_k += group_len)
+                group++;
+    }
+};
+
+/* The stages in motion: begin() makes a tile's stage readable for all warps and returns it; middle() when half of it is
+ * multiplied; end() says that this warp has read it. */
+template <typename S>
+struct nb_gemm_pipe {
+    nb_gemm_source<S> from;
+    unsigned char *ring;
+    uint32_t tiles, filling, reading; /* stages */
+#if NB_HAS_SM80
+    __device__ __forceinline__ void fetch(uint32_t tile)
+    {
+        if (tile < tiles) {
+            unsigned char *stage = ring + filling * S::stage;
+            from.each(tile, [&](int, uint32_t to, const void *source, bool there) {
+                nb_cp_async_16(stage + to, source, there ? 16 : 0);
+            });
+            from.advance(tile);
+        }
+        nb_cp_async_commit(); /* an empty group too, so that wait() may count */
+        filling = filling + 1 == S::stages ? 0 : filling + 1;
+    }
+    __device__ __forceinline__ void start()
+    {
+        filling = reading = 0;
+#pragma unroll
+        for (int i = 0; i < S::stages - 1; i++)
+            fetch(i);
+    }
+    __device__ __forceinline__ const unsigned char *begin(uint32_t tile)
+    {
+        nb_cp_async_wait<S::stages - 2>();
+        __syncthreads(); /* it has landed for all; and all have read the stage that is filled next */
+        fetch(tile + S::stages - 1);
+        return ring + reading * S::stage;
+    }
+    __device__ __forceinline__ void middle(uint32_t) {}
+    __device__ __forceinline__ void end(uint32_t)
+    {
+        reading = reading + 1 == S::stages ? 0 : reading + 1;
+    }
+#else
+    /* Half of the copies wait in registers while half of the tile is multiplied, then the other half. */
+    static const int half = (S::copies + 1) / 2;
+    uint4 next[half];
+    template <int from_copy>
+    __device__ __forceinline__ void load(uint32_t tile)
+    {
+        if (tile < tiles)
+            from.each(tile, [&](int i, uint32_t, const void *source, bool there) {
+                if (i >= from_copy && i < from_copy + half)
+                    next[i - from_copy] = there ? __ldg((const uint4 *)source) : make_uint4(0, 0, 0, 0);
+            });
+    }
+    template <int from_copy>
+    __device__ __forceinline__ void store(uint32_t tile)
+    {
+        unsigned char *stage = ring + (tile & 1) * S::stage;
+        if (tile < tiles)
+            from.each(tile, [&](int i, uint32_t to, const void *, bool) {
+                if (i >= from_copy && i < from_copy + half)
+                    *(uint4 *)(stage + to) = next[i - from_copy];
+            });
+    }
+    __device__ __forceinline__ void start()
+    {
+        load<0>(0);
+        middle(~0u); /* the tile before the first one */
+        end(~0u);
+    }
+    __device__ __forceinline__ const unsigned char *begin(uint32_t tile)
+    {
+        __syncthreads();
+        load<0>(tile + 1);
+        return ring + (tile & 1) * S::stage;
+    }
+    __device__ __forceinline__ void middle(uint32_t tile)
+    {
+        store<0>(tile + 1);
+        load<half>(tile + 1);
+    }
+    __device__ __forceinline__ void end(uint32_t tile)
+    {
+        store<half>(tile + 1);
+        from.advance(tile + 1);
+    }
+#endif
+};
+
+/* ---- sums of a warp: P panels x R blocks of 8 rows ---- */
+
+template <typename S>
+struct nb_gemm_sums {
+    typedef typename S::operand operand;
+    float acc[S::P][S::R][4];
+    typename operand::sum part[S::P][S::R][4];
+    nb_scales scale[S::P];
+    nb_zeros zero[S::P];
+    nb_segment segment;
+    uint32_t cut, x_lane, x_chunk; /* k where the next segment begins; of ldmatrix */
+
+    __device__ __forceinline__ void init(const nb_packed &w)
+    {
+        const uint32_t lane = threadIdx.x % 32,
+                       row = lane / 16 * 8 + lane % 8; /* of the two row blocks of an ldmatrix */
+        x_lane = nb_gemm_x_at<S>(row, lane / 8 % 2);
+        segment = nb_segment_first<typename S::X>(w);
+        cut = 0;
+#pragma unroll
+        for (int i = 0; i < S::P * S::R * 4; i++)
+            (&acc[0][0][0])[i] = 0;
+    }
+
+    /* Scales and zero points of the group that begins in this tile as its i-th. */
+    __device__ __forceinline__ void load_group(const unsigned char *stage, uint32_t i, bool zeros)
+    {
+        const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int p = 0; p < S::P; p++) {
+            const uint32_t at = ((warp * S::P + p) * NB_TILE_GROUPS + i) * NB_TILE_N + g;
+            const float *s = (const float *)(stage + S::scales_at) + at;
+            const uint8_t *z = stage + S::zeros_at + at;
+            scale[p].g = s[0];
+            scale[p].g8 = s[8];
+            zero[p] =
+                S::weight::zeros(zeros ? nb_zero_value<S::kind>(z[0]) : 0, zeros ? nb_zero_value<S::kind>(z[8]) : 0);
+        }
+    }
+
+    /* The terms of an exact sum that mma does not see. */
+    __device__ __forceinline__ void correct(const nb_gemm_args &a, const nb_place &at, uint32_t row0,
+                                            int32_t (*sum)[S::R][4])
+    {
+        const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        const uint32_t panels = (at.p.n + NB_TILE_N - 1) / NB_TILE_N;
+        int32_t corr[S::P][2] = {};
+        if (at.p.corr)
+#pragma unroll
+            for (int p = 0; p < S::P; p++) {
+                const uint32_t panel = min(at.n0 / NB_TILE_N + warp * S::P + p, panels - 1);
+                const int32_t *c = at.p.corr + nb_group_at(at.p, panel, segment.group, g);
+                corr[p][0] = c[0];
+                corr[p][1] = c[8];
+            }
+#pragma unroll
+        for (int r = 0; r < S::R; r++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const uint32_t row = row0 + 8 * r + 2 * t + j;
+                const int32_t x = S::kind == NB_W_W8 && a.x_sums && row < a.rows
+                                      ? a.x_sums[(uint64_t)row * at.p.groups + segment.group]
+                                      : 0;
+#pragma unroll
+                for (int p = 0; p < S::P; p++) {
+                    sum[p][r][j] = nb_exact(sum[p][r][j], zero[p].g, x, corr[p][0]);
+                    sum[p][r][j + 2] = nb_exact(sum[p][r][j + 2], zero[p].g8, x, corr[p][1]);
+                }
+            }
+    }
+
+    __device__ __forceinline__ void join(const nb_gemm_args &a, const nb_place &at, uint32_t row0)
+    {
+        if constexpr (operand::bytes == 1)
+            if (a.x_sums || at.p.corr)
+                correct(a, at, row0, part);
+#pragma unroll
+        for (int p = 0; p < S::P; p++)
+#pragma unroll
+            for (int r = 0; r < S::R; r++)
+                nb_join<S::kind>(acc[p][r], part[p][r], scale[p]);
+    }
+
+    __device__ __forceinline__ void clear()
+    {
+#pragma unroll
+        for (int i = 0; i < S::P * S::R * 4; i++)
+            (&part[0][0][0])[i] = 0;
+    }
+
+    /* One tile of 64 k. */
+    __device__ __forceinline__ void multiply(const nb_gemm_args &a, const nb_place &at, uint32_t row0, uint32_t tile,
+                                             nb_gemm_pipe<S> &pipe)
+    {
+        const unsigned char *stage = pipe.begin(tile);
+        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, x_at = nb_shared_address(stage) + x_lane;
+        const uint4 *w = (const uint4 *)(stage + S::w_at) + warp * S::P * S::units * 32 + lane;
+        const int unit_steps = S::steps / S::units;
+        uint4 unit[S::P][S::units];
+        uint32_t begun = 0; /* groups, in this tile */
+#pragma unroll
+        for (int step = 0; step < S::steps; step++) {
+            const uint32_t k = tile * NB_TILE_K + step * operand::k;
+            if (step == S::steps / 2)
+                pipe.middle(tile);
+            if (step && k >= a.k)
+                continue;
+            if (k == cut) {
+                if (k) {
+                    join(a, at, row0);
+                    segment = nb_segment_next<typename S::X>(segment, at.p.group_len);
+                }
+                if (S::quantized && k + at.p.group_len == segment.group_end)
+                    load_group(stage, begun++, at.p.zeros);
+                clear();
+                cut = segment.end;
+            }
+            uint32_t wf[S::P][4];
+#pragma unroll
+            for (int p = 0; p < S::P; p++) {
+                if (step % unit_steps == 0)
+                    unit[p][step / unit_steps] = w[(p * S::units + step / unit_steps) * 32];
+                S::weight::fragment(wf[p], unit[p], step, zero[p]);
+            }
+#pragma unroll
+            for (int r = 0; r < S::R; r += 2) {
+                uint32_t xf[4];
+                nb_ldmatrix_x4(xf, (x_at ^ (step * 32)) + r * 8 * S::row_bytes);
+#pragma unroll
+                for (int p = 0; p < S::P; p++) {
+                    operand::mma(part[p][r], wf[p], xf);
+                    operand::mma(part[p][r + 1], wf[p], xf + 2);
+                }
+            }
+        }
+        pipe.end(tile);
+    }
+};
+
+/* ---- from sums to y: through shared memory, [rows][16 P + 4] floats a warp, so that lanes write neighbours along n.  The 4 extra
+ * keep the eight rows and four columns of an mma tile in different banks ---- */
+
+template <typename S, typename T>
+NB_DEVICE void nb_gemm_store(const nb_gemm_args &a, const nb_place &at, uint32_t row0, const nb_gemm_sums<S> &sums,
+                             float *out)
+{
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t n0 = at.n0 + warp * S::P * NB_TILE_N; /* of the warp */
+    const int width = S::P * NB_TILE_N + 4;
+    out += warp * S::rows * width;
+    if (n0 >= at.p.n)
+        return;
+#pragma unroll
+    for (int p = 0; p < S::P; p++)
+#pragma unroll
+        for (int r = 0; r < S::R; r++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint32_t row = 8 * r + 2 * t + i % 2, n = p * NB_TILE_N + g + i / 2 * 8;
+                const float sx = S::operand::bytes == 1 && row0 + row < a.rows ? a.x_scale[row0 + row] : 0;
+                out[row * width + n] =
+                    nb_finish<typename S::X>(sums.acc[p][r][i], sx, n0 + n < at.p.n ? at.p.bias : 0, n0 + n);
+            }
+    __syncwarp();
+    /* 4 P lanes a row.  P 1: eight lanes that read together have rows 4 apart, which are 16 banks apart. */
+    const uint32_t row_lane = S::P == 2 ? lane / 8 : lane / 8 + lane / 4 % 2 * 4, n = lane % (4 * S::P) * 4;
+    const uint64_t y_at = (uint64_t)row0 * a.ldy + at.column + n0 + n;
+    const bool aligned = a.ldy % 4 == 0 && at.column % 4 == 0;
+#pragma unroll 2
+    for (uint32_t row = row_lane; row < S::rows && row0 + row < a.rows; row += 8 / S::P) {
+        const float4 v = *(const float4 *)(out + row * width + n);
+        nb_store_up_to_4<T>(a, y_at + (uint64_t)row * a.ldy, v, n0 + n < at.p.n ? at.p.n - n0 - n : 0, aligned);
+    }
+}
+
+template <int kind, typename X, typename T, int P, int R>
+NB_DEVICE void nb_gemm(const nb_gemm_args &a)
+{
+    typedef nb_gemm_shape<kind, X, P, R> S;
+    extern __shared__ __align__(128) unsigned char nb_gemm_shared[];
+    const nb_place at = nb_place_of(a, blockIdx.y, S::n);
+    const uint32_t row0 = blockIdx.x * S::rows;
+    nb_gemm_pipe<S> pipe;
+    nb_gemm_sums<S> sums;
+    pipe.ring = nb_gemm_shared;
+    pipe.tiles = at.p.k_tiles;
+    pipe.from.init(a, at, row0);
+    pipe.start();
+    sums.init(at.p);
+#pragma unroll 1
+    for (uint32_t tile = 0; tile < at.p.k_tiles; tile++)
+        sums.multiply(a, at, row0, tile, pipe);
+    sums.join(a, at, row0);
+    nb_cp_async_wait<0>();
+    __syncthreads();
+    nb_gemm_store<S, T>(a, at, row0, sums, (float *)nb_gemm_shared);
+}
+
+/* The kernels of kernels.h for one kind of weight: every tile, for activations of type T multiplied as X.  bfloat16 asks for
+ * sm_80; on sm_75 the body is left out. */
+#if NB_HAS_SM80 || !defined(__CUDA_ARCH__)
+#define NB_GEMM_IF_bf16(...) __VA_ARGS__
+#else
+#define NB_GEMM_IF_bf16(...)
+#endif
+#define NB_GEMM_IF_f16(...) __VA_ARGS__
+
+#define NB_GEMM_KERNEL(tile, P, R, name, kind, X, T, suffix)                                                           \
+    extern "C" __global__ void __launch_bounds__(128) name##_##tile##_##suffix(const nb_gemm_args a)                   \
+    {                                                                                                                  \
+        NB_GEMM_IF_##suffix((nb_gemm<kind, X, T, P, R>(a));)                                                           \
+    }
+
+#endif
