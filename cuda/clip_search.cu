@@ -24,8 +24,8 @@ static __device__ __forceinline__ void squares(const nb_clip_search_args &a, uin
     float s[AT_ONCE], low[AT_ONCE], high[AT_ONCE];
 #pragma unroll
     for (int c = 0; c < AT_ONCE; c++) {
-        const int32_t zero = __shfl_sync(~0u, mine.zero, first + c);
-        s[c] = __shfl_sync(~0u, mine.scale, first + c);
+        const int32_t zero = __shfl_sync(NB_ALL_LANES, mine.zero, first + c);
+        s[c] = __shfl_sync(NB_ALL_LANES, mine.scale, first + c);
         low[c] = (float)(mine.qmin - zero);
         high[c] = (float)(mine.qmax - zero);
         sum[c] = 0;
@@ -40,8 +40,7 @@ static __device__ __forceinline__ void squares(const nb_clip_search_args &a, uin
     }
 #pragma unroll
     for (int c = 0; c < AT_ONCE; c++)
-        for (int o = 16; o; o /= 2)
-            sum[c] += __shfl_xor_sync(~0u, sum[c], o);
+        sum[c] = nb_warp_sum(sum[c]);
 }
 
 /* Candidates from .. from+31: each lane makes the grid of one. */
@@ -52,14 +51,14 @@ static __device__ __forceinline__ void try_candidates(const nb_clip_search_args 
     const float f = 1.0f - (float)(from + lane) * a.step;
     const nb_grid mine = nb_grid_make(f * s.lo, f * s.hi, a.bits, a.symmetric, a.scale_dtype);
     if (from == 0)
-        s.scale0 = __shfl_sync(~0u, mine.scale, 0);
+        s.scale0 = __shfl_sync(NB_ALL_LANES, mine.scale, 0);
     for (uint32_t first = 0; first < 32 && from + first < a.candidates; first += AT_ONCE) {
         float sum[AT_ONCE];
         squares<dtype>(a, start, mine, first, sum);
 #pragma unroll
         for (int c = 0; c < AT_ONCE; c++) {
             const uint32_t i = from + first + c;
-            const float ratio = __shfl_sync(~0u, mine.scale, first + c) / s.scale0, e = sum[c] * (ratio * ratio);
+            const float ratio = __shfl_sync(NB_ALL_LANES, mine.scale, first + c) / s.scale0, e = sum[c] * (ratio * ratio);
             if (i < a.candidates && (i == 0 || e < s.error)) {
                 s.error = e;
                 s.best = 1.0f - (float)i * a.step;

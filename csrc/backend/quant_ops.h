@@ -3,8 +3,8 @@
  * quant/rtn.h, histograms quant/observer.h, clips quant/clip.h, Gram matrices quant/gram.h.
  *
  * Pointers are device memory of the backend unless they say "host".  Operations are asynchronous where the device is; those
- * with results on the host wait for them.  A scheme without a kernel is NB_EUNSUPPORTED, and the caller computes on the
- * host. */
+ * with results on the host wait for them.  All belong between lock() and unlock().  A scheme without a kernel is
+ * NB_EUNSUPPORTED, and the caller computes on the host. */
 #ifndef NB_BACKEND_QUANT_OPS_H
 #define NB_BACKEND_QUANT_OPS_H
 

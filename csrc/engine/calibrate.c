@@ -116,10 +116,14 @@ done:
 static nb_status read_observers(nbi_calibration *c)
 {
     nb_status st = NB_OK;
+    if (c->be->ops->lock)
+        c->be->ops->lock(c->be);
     for (size_t i = 0; c->on_device && i < (size_t)c->n_layers * N_INPUTS; i++)
         NB_TRY(c->be->quant->observer_read(c->be, c->on_device + i * c->be->quant->observer_bytes(), &c->obs[i]));
-    leave_device(c);
 done:
+    if (c->be->ops->unlock)
+        c->be->ops->unlock(c->be);
+    leave_device(c);
     return st;
 }
 
