@@ -123,6 +123,7 @@ struct nbi_backend {
     char description[96]; /* "cpu (avx512-vnni), 2 threads" */
     uint32_t threads;     /* CPU threads it uses */
     nbi_kv_type default_kv;
+    const struct nbi_quant_ops *quant; /* what it offers for quantization (quant_ops.h), NULL: nothing */
 };
 
 typedef struct nbi_backend_ops {

@@ -79,6 +79,7 @@ nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act)
     c->base.name = "cuda";
     c->base.threads = 1;
     c->base.default_kv = NBI_KV_F16;
+    c->base.quant = &nbi_cuda_quant_ops;
 done:
     return st;
 }
