@@ -127,12 +127,14 @@ typedef struct nb_model nb_model;
 
 typedef struct nb_model_options {
     size_t struct_size;
-    const char *device; /* "auto" (NULL), "cpu" */
+    const char *device; /* "auto" (NULL): "cuda:0" where there is a usable GPU, else "cpu".  "cpu", "cuda:N" */
     int32_t threads;    /* CPU threads; 0: one for each available core */
     nb_callbacks callbacks;
     const char
-        *gemm; /* who multiplies on a GPU: "nibble" (NULL), or "cublaslt", which is loaded at run time and gives up
-                         that the same request gives the same bytes in any batch */
+        *act_dtype; /* activations on a GPU: "f16" (NULL), "bf16"; the CPU computes in fp32 and takes NULL only */
+    const char
+        *gemm; /* who multiplies on a GPU: "nibble" (NULL), or "cublaslt", which is loaded at run time and gives up that
+                         the same request gives the same bytes in any batch */
 } nb_model_options;
 NB_API void nb_model_options_init(nb_model_options *o);
 
@@ -153,7 +155,7 @@ typedef struct nb_model_info {
     uint64_t kv_bytes_per_token;
     char name[64];   /* architecture and size: "llama 6.8M" */
     char scheme[64]; /* "bf16", "W8A8 channel", "W4A16 g128" ... */
-    char device[64]; /* "cpu (avx512-vnni), 2 threads" */
+    char device[64]; /* "cpu (avx512-vnni), 2 threads", "cuda:0 NVIDIA H200 (sm_90), 132 SMs" */
 } nb_model_info;
 /* Set struct_size to sizeof(nb_model_info) before the call. */
 NB_API nb_status nb_model_get_info(const nb_model *m, nb_model_info *info);

@@ -6,7 +6,8 @@
  *                the same rows as INT8 codes (act_bytes() tells how much); opaque to the layers above
  *   logits       fp32 everywhere
  * Operations are asynchronous where the device is; download waits.  A backend is immutable after creation but for its
- * device state; on the CPU several threads may use one, on a GPU one at a time.
+ * device state; several threads may use one.  What must not mix with the work of others (a step) is put between lock() and
+ * unlock() where the backend has them; memory operations may come from any thread at any time.
  *
  * Canonical order (docs/numerics.md): every output element is computed by the same sequence of fp32 operations
  * whatever the number of rows, the threads, or the instruction set.  A float dot product over K accumulates with fused
@@ -111,6 +112,8 @@ struct nbi_backend {
 
 typedef struct nbi_backend_ops {
     void (*destroy)(nbi_backend *b);
+    void (*lock)(nbi_backend *b); /* may be nested; NULL: not needed */
+    void (*unlock)(nbi_backend *b);
 
     /* -- memory: *out is at least 64-byte aligned and zeroed -- */
     nb_status (*alloc)(nbi_backend *b, void **out, size_t bytes, const char *what);
@@ -128,6 +131,8 @@ typedef struct nbi_backend_ops {
     void (*linear_free)(nbi_backend *b, nbi_linear *l);
     size_t (*linear_bytes)(const nbi_linear *l);
     unsigned (*linear_form)(const nbi_linear *l); /* the form of its input that suits it best: one NBI_FORM bit */
+    /* Makes room for all weights that linear_create() will be asked for, as planned; NULL where that gains nothing. */
+    nb_status (*reserve)(nbi_backend *b, size_t bytes);
     /* What linear_create() will take on the device, for the plan before loading. */
     size_t (*linear_plan)(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);
     /* Scratch that linear() needs for up to `rows` rows of up to `k` inputs. */
@@ -174,9 +179,17 @@ typedef struct nbi_backend_ops {
     nb_status (*upload_act)(nbi_backend *b, void *dst, const float *src, size_t n);
 } nbi_backend_ops;
 
-/* `device`: NULL or "auto", "cpu", "cuda" or "cuda:N".  threads 0: one for each core this process may use.
- * NB_CPU_ISA=scalar|avx2|avx512 forces an instruction set (an error where the machine lacks it). */
-nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads);
+typedef struct nbi_backend_options {
+    const char *device; /* NULL or "auto": "cuda:0" where that can be used, else "cpu".  "cuda" is "cuda:0" */
+    int threads;        /* on the CPU; 0: one for each core this process may use */
+    const char
+        *act_dtype; /* activations on a GPU: NULL or "f16", "bf16"; the CPU computes in fp32 and takes NULL only */
+} nbi_backend_options;
+
+/* NB_CPU_ISA=scalar|avx2|avx512 forces an instruction set (an error where the machine lacks it); NB_CUDA_DRIVER names a library
+ * that is used in place of libcuda.so.1. */
+nb_status nbi_backend_open(nbi_backend **out, const nbi_backend_options *o);
+nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads); /* all else by default */
 
 /* Before the first linear_create(): who multiplies matrices.  NULL or "nibble": our kernels.  "cublaslt" (CUDA only): NVIDIA's
  * library for the layers that it takes.  `note` gets a line for the log, or "". */

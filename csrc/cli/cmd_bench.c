@@ -48,7 +48,6 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--repetitions", NULL, CLI_INT, &reps, "N", "after one warm-up (default 5)", 1, 1024},
         {"--json", NULL, CLI_BOOL, &json, NULL, "print JSON with llama-bench's keys", 0, 0},
         CLI_MODEL_FLAGS(f),
-        CLI_GEMM_FLAG(f),
         {0}};
     int rc = cli_parse(c, argc, argv, flags, model, 0, 1);
     if (rc >= 0)
@@ -59,12 +58,7 @@ static int run(const cli_command *c, int argc, char **argv)
         return cli_usage_error(c, "--recipe goes with --shape; a MODEL has its own scheme");
     nb_model *m = NULL;
     if (shape) {
-        nb_model_options o;
-        nb_model_options_init(&o);
-        o.device = f.device;
-        o.threads = (int32_t)f.threads;
-        o.gemm = f.gemm;
-        o.callbacks = cli_callbacks();
+        nb_model_options o = cli_model_options(&f);
         if (nb_model_random(&m, shape, recipe, &o) != NB_OK)
             cli_failed(c);
     } else

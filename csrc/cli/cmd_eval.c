@@ -47,7 +47,6 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--base", NULL, CLI_STRING, &base, "MODEL", "compare with this model: KL divergence, same top token", 0, 0},
         {"--json", NULL, CLI_BOOL, &json, NULL, "print JSON", 0, 0},
         CLI_MODEL_FLAGS(f),
-        CLI_GEMM_FLAG(f),
         {0}};
     int rc = cli_parse(c, argc, argv, flags, model, 1, 1);
     if (rc >= 0)

@@ -144,7 +144,6 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--kv-dtype", NULL, CLI_STRING, &kv, "T", "f32 or f16 (default f32)", 0, 0},
         {"--json", NULL, CLI_BOOL, &json, NULL, "print JSON", 0, 0},
         CLI_MODEL_FLAGS(f),
-        CLI_GEMM_FLAG(f),
         {0}};
     int rc = cli_parse(c, argc, argv, flags, model, 1, 1);
     if (rc >= 0)

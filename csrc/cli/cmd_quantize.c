@@ -55,7 +55,7 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--overwrite", NULL, CLI_BOOL, &force, NULL, "replace the folder if it exists", 0, 0},
         {"--dry-run", NULL, CLI_BOOL, &dry, NULL, "only tell the size", 0, 0},
         {"--json", NULL, CLI_BOOL, &json, NULL, "print the whole report as JSON", 0, 0},
-        CLI_MODEL_FLAGS(m),
+        CLI_DEVICE_FLAGS(m),
         {0}};
     int rc = cli_parse(c, argc, argv, flags, src, 1, 1);
     if (rc >= 0)

@@ -77,7 +77,6 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--fail-on-error", NULL, CLI_BOOL, &fail, NULL, "exit status 1 when a row failed", 0, 0},
         {"--json", NULL, CLI_BOOL, &json, NULL, "print the summary as JSON", 0, 0},
         CLI_MODEL_FLAGS(f),
-        CLI_GEMM_FLAG(f),
         {0}};
     int rc = cli_parse(c, argc, argv, flags, model, 1, 1);
     if (rc >= 0)

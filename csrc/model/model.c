@@ -40,6 +40,15 @@ nb_status nb_model_get_info(const nb_model *m, nb_model_info *info)
     return nbi_give_result(info, &i, sizeof i, "nb_model_info");
 }
 
+nb_status nbi_memory_check(const nb_model *m, uint64_t bytes, const char *what)
+{
+    const uint64_t room = m->be->ops->free_bytes(m->be);
+    if (bytes <= room)
+        return NB_OK;
+    return nbi_fail(NB_ENOMEM, "%s: %.1f MiB are needed for %s, but %s has only %.1f MiB free", m->path,
+                    (double)bytes / 0x1p20, what, m->be->description, (double)room / 0x1p20);
+}
+
 typedef struct copy {
     float *dst;
     size_t vocab;

@@ -25,6 +25,9 @@ struct nb_model {
     uint64_t hash; /* of config.json and the safetensors headers and sizes: identifies the checkpoint */
 };
 
+/* NB_ENOMEM with both numbers if the device has less than `bytes` free: asked before anything of it is taken. */
+nb_status nbi_memory_check(const nb_model *m, uint64_t bytes, const char *what);
+
 /* The KV cache of all layers, shared by the sequences of an engine. */
 typedef struct nbi_kv {
     nbi_backend *be;

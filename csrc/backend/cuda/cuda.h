@@ -15,6 +15,7 @@
 #define NB_BACKEND_CUDA_CUDA_H
 
 #include <cuda.h>
+#include <pthread.h>
 
 #include "backend/backend.h"
 #include "kernels.h"
@@ -92,6 +93,9 @@ typedef struct nbi_cuda {
     CUresult entered; /* of the last nbi_cuda_enter() */
     CUresult lost;    /* a sticky error, and its sentence: what every later call fails with */
     char lost_text[256];
+    pthread_mutex_t
+        lock; /* recursive: threads share a model, but a stream and its staging buffers serve one at a time */
+    bool has_lock;
     bool capturing; /* a graph is being recorded: what would wait, allocate or load is refused */
 } nbi_cuda;
 
@@ -115,9 +119,6 @@ CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r, or why leaving failed */
 /* ---- device.c: opens device `index`; act: NBI_F16 or NBI_BF16 ---- */
 nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act); /* c is zeroed; on failure close it */
 void nbi_cuda_close(nbi_cuda *c);
-
-/* ---- cuda.c ---- */
-nb_status nbi_cuda_create(nbi_backend **out, int index, nbi_dtype act);
 
 /* ---- memory.c ---- */
 nb_status nbi_cuda_memory_create(nbi_cuda *c);
@@ -184,8 +185,9 @@ struct nbi_step {
     bool recorded; /* launches serve later batches of the same bucket, too: grids must not depend on this one */
     struct nbi_cuda_graphs *graphs;
     struct nbi_attend_plan *attend; /* attention.c */
-    struct nbi_step_side *sides;    /* the host's blocks, pinned, used in turns */
-    void *device;                   /* their copy */
+    struct nbi_step_side *sides;    /* the host's two blocks, pinned, used in turns */
+    int turn;
+    void *device; /* their copy */
 };
 nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
 void nbi_cuda_step_free(nbi_backend *b, nbi_step *s);

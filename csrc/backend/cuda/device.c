@@ -50,11 +50,23 @@ done:
     return st;
 }
 
+static nb_status create_lock(nbi_cuda *c)
+{
+    pthread_mutexattr_t recursive;
+    if (pthread_mutexattr_init(&recursive) != 0)
+        return nbi_fail(NB_ENOMEM, "the backend's lock cannot be created");
+    c->has_lock = pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE) == 0 &&
+                  pthread_mutex_init(&c->lock, &recursive) == 0;
+    pthread_mutexattr_destroy(&recursive);
+    return c->has_lock ? NB_OK : nbi_fail(NB_ENOMEM, "the backend's lock cannot be created");
+}
+
 nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act)
 {
     nb_status st;
     c->index = index;
     c->act = act;
+    NB_TRY(create_lock(c));
     NB_TRY(nbi_cuda_driver_load(&c->cu));
     NB_TRY(choose(c));
     NB_TRY(examine(c));
@@ -90,4 +102,7 @@ void nbi_cuda_close(nbi_cuda *c)
     if (c->context)
         c->cu.cuDevicePrimaryCtxRelease_v2(c->device);
     nbi_cuda_driver_unload(&c->cu);
+    if (c->has_lock)
+        pthread_mutex_destroy(&c->lock);
+    c->has_lock = false;
 }
