@@ -8,9 +8,6 @@
 #ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
 #include "backend/cuda/create.h"
 #endif
-#ifdef NIBBLE_HAS_CUDA
-nb_status nbi_cublaslt_use(nbi_backend *b, char note[200]); /* cuda/cublaslt.h */
-#endif
 
 static nb_status open_cpu(nbi_backend **out, const nbi_backend_options *o)
 {
