@@ -127,12 +127,14 @@ typedef struct nb_model nb_model;
 
 typedef struct nb_model_options {
     size_t struct_size;
-    const char *device; /* "auto" (NULL), "cpu" */
+    const char *device; /* "auto" (NULL): "cuda:0" where there is a usable GPU, else "cpu".  "cpu", "cuda:N" */
     int32_t threads;    /* CPU threads; 0: one for each available core */
     nb_callbacks callbacks;
     const char
-        *gemm; /* who multiplies on a GPU: "nibble" (NULL), or "cublaslt", which is loaded at run time and gives up
-                         that the same request gives the same bytes in any batch */
+        *act_dtype; /* activations on a GPU: "f16" (NULL), "bf16"; the CPU computes in fp32 and takes NULL only */
+    const char
+        *gemm; /* who multiplies on a GPU: "nibble" (NULL), or "cublaslt", which is loaded at run time and gives up that
+                         the same request gives the same bytes in any batch */
 } nb_model_options;
 NB_API void nb_model_options_init(nb_model_options *o);
 
@@ -153,7 +155,7 @@ typedef struct nb_model_info {
     uint64_t kv_bytes_per_token;
     char name[64];   /* architecture and size: "llama 6.8M" */
     char scheme[64]; /* "bf16", "W8A8 channel", "W4A16 g128" ... */
-    char device[64]; /* "cpu (avx512-vnni), 2 threads" */
+    char device[64]; /* "cpu (avx512-vnni), 2 threads", "cuda:0 NVIDIA H200 (sm_90), 132 SMs" */
 } nb_model_info;
 /* Set struct_size to sizeof(nb_model_info) before the call. */
 NB_API nb_status nb_model_get_info(const nb_model *m, nb_model_info *info);
@@ -173,7 +175,7 @@ typedef struct nb_engine_options {
     uint32_t prefill_chunk; /* most tokens computed in one step; 0: 256 */
     uint32_t kv_pages;      /* pages in the KV cache; 0: room for max_batch sequences of max_context, within kv_bytes */
     uint64_t kv_bytes;      /* limit on the KV cache; 0: a quarter of the free memory */
-    const char *kv_dtype;   /* "f32" or "f16"; NULL: "f32" on the CPU */
+    const char *kv_dtype;   /* "f32" "f16" "int8" "int4"; NULL: the device's, "f32" on the CPU and "f16" on a GPU */
     uint32_t max_queue;     /* waiting requests before submit answers NB_ELIMIT; 0: 65536 */
     nb_callbacks callbacks;
     uint64_t reserved[4];
@@ -313,6 +315,7 @@ typedef struct nb_eval_options {
     uint32_t max_windows; /* 0: all */
     const char *protocol; /* "hf" (NULL) or "llama.cpp" */
     nb_callbacks callbacks;
+    const char *kv_dtype; /* of the model's KV cache, as in nb_engine_options; a base model keeps its device's */
 } nb_eval_options;
 NB_API void nb_eval_options_init(nb_eval_options *o);
 
@@ -338,6 +341,7 @@ typedef struct nb_bench_options {
     size_t n_batch;
     uint32_t repetitions; /* 0: 5, after one warm-up */
     nb_callbacks callbacks;
+    const char *kv_dtype; /* as in nb_engine_options */
 } nb_bench_options;
 NB_API void nb_bench_options_init(nb_bench_options *o);
 /* *json: a list in llama-bench's keys (test, avg_ts, stddev_ts, samples_ts ...); nb_free() it. */

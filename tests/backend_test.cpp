@@ -647,9 +647,19 @@ TEST(Create, devices_threads_and_isa_are_checked)
 {
     nbi_backend *be = nullptr;
     unsetenv("NB_CPU_ISA");
-    EXPECT_FAILS(NB_ENODEVICE, "\"cuda:0\"", nbi_backend_create(&be, "cuda:0", 0));
+    for (const char *device : {"CPU", "", "cuda:", "cuda:-1", "cuda:1x", "cuda:12345", "cuda0"})
+        EXPECT_FAILS(NB_ENODEVICE, "expected auto, cpu, cuda or cuda:N", nbi_backend_create(&be, device, 0));
     EXPECT_EQ(nullptr, be);
-    EXPECT_FAILS(NB_ENODEVICE, "\"auto\" and \"cpu\"", nbi_backend_create(&be, "CPU", 0));
+    setenv("NB_CUDA_DRIVER", "/no/such/driver.so", 1);
+    for (const char *device : {"cuda", "cuda:0", "cuda:3"})
+        EXPECT_EQ(NB_ENODEVICE, nbi_backend_create(&be, device, 0)) << device;
+#ifdef NIBBLE_HAS_CUDA
+    EXPECT_NE(nullptr, strstr(nb_last_error(), "/no/such/driver.so"));
+#else
+    EXPECT_NE(nullptr, strstr(nb_last_error(), "no CUDA backend"));
+#endif
+    nbi_backend_options bf16 = {"cpu", 0, "bf16"};
+    EXPECT_FAILS(NB_EINVAL, "act_dtype is \"bf16\", but the CPU computes in fp32", nbi_backend_open(&be, &bf16));
     EXPECT_FAILS(NB_EINVAL, "threads is -1", nbi_backend_create(&be, "cpu", -1));
     EXPECT_FAILS(NB_EINVAL, "threads is 5000", nbi_backend_create(&be, "cpu", 5000));
     for (const char *device : {(const char *)nullptr, "auto", "cpu"}) {
@@ -659,6 +669,7 @@ TEST(Create, devices_threads_and_isa_are_checked)
         EXPECT_EQ(NBI_KV_F32, be->default_kv);
         be->ops->destroy(be);
     }
+    unsetenv("NB_CUDA_DRIVER");
     setenv("NB_CPU_ISA", "sse9", 1);
     EXPECT_FAILS(NB_EINVAL, "sse9", nbi_backend_create(&be, "cpu", 1));
     unsetenv("NB_CPU_ISA");

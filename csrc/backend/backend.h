@@ -6,7 +6,8 @@
  *                the same rows as INT8 codes (act_bytes() tells how much); opaque to the layers above
  *   logits       fp32 everywhere
  * Operations are asynchronous where the device is; download waits.  A backend is immutable after creation but for its
- * device state; on the CPU several threads may use one, on a GPU one at a time.
+ * device state; several threads may use one.  What must not mix with the work of others (a step) is put between lock() and
+ * unlock() where the backend has them; memory operations may come from any thread at any time.
  *
  * Canonical order (docs/numerics.md): every output element is computed by the same sequence of fp32 operations
  * whatever the number of rows, the threads, or the instruction set.  A float dot product over K accumulates with fused
@@ -39,7 +40,7 @@ typedef struct nbi_step nbi_step;     /* the device's copy of what a batch is: s
  *   INT8      codes [16][head_dim], then one fp32 scale a token [16]:  x ~ q * s,  s = absmax/127, q = clamp(rne(x/s),
  *             -127, 127); an s that would be zero or subnormal is 1 (its codes are 0)
  *   INT4      codes [16][head_dim/2] (low nibble first), then for each token and each run of 32 elements two fp16 {s, m}:
- *             [16][ceil(head_dim/32)][2]:  x ~ fma(q, s, m),  m = fp16(min), s = fp16((max - m)/15),
+ *             [16][ceil(head_dim/32)][2]:  x ~ fma(q, s, m),  m = fp16(min) (+0 for -0), s = fp16((max - m)/15),
  *             q = clamp(rne((x - m)/s), 0, 15); an s of zero is 1 (its codes are 0)
  * Every operation is one fp32 operation.  Numbers that cannot be stored show: a token (INT8) or run (INT4) that holds a
  * NaN or an infinity, or whose m or s leaves the range of fp16, has codes 0 and NaN for s (and m); attention carries it
@@ -101,16 +102,34 @@ typedef enum nbi_dst {
     NBI_DST_F32       /* y = result, fp32 */
 } nbi_dst;
 
+/* How a token is chosen from a row of logits; engine/sampler.c has the rules. */
+typedef struct nbi_draw {
+    float temperature, top_p, min_p; /* temperature 0: the best token */
+    int32_t top_k;                   /* 0: off */
+    uint32_t share;                  /* the random number u in [0, 1), times 2^24 */
+    uint32_t want_sum;               /* for a log-probability */
+} nbi_draw;
+
+typedef struct nbi_drawn {
+    uint64_t sum; /* of the weights of all tokens at temperature 1, in units of 2^-43 of the best one's; if wanted */
+    float logit, best; /* of the token, and the largest of the row */
+    int32_t token;     /* -1: the row holds a NaN or +infinity, or nothing finite */
+    uint32_t unused;
+} nbi_drawn;
+
 struct nbi_backend {
     const struct nbi_backend_ops *ops;
     const char *name;     /* "cpu", "cuda" */
     char description[96]; /* "cpu (avx512-vnni), 2 threads" */
     uint32_t threads;     /* CPU threads it uses */
     nbi_kv_type default_kv;
+    const struct nbi_quant_ops *quant; /* what it offers for quantization (quant_ops.h), NULL: nothing */
 };
 
 typedef struct nbi_backend_ops {
     void (*destroy)(nbi_backend *b);
+    void (*lock)(nbi_backend *b); /* may be nested; NULL: not needed */
+    void (*unlock)(nbi_backend *b);
 
     /* -- memory: *out is at least 64-byte aligned and zeroed -- */
     nb_status (*alloc)(nbi_backend *b, void **out, size_t bytes, const char *what);
@@ -128,6 +147,8 @@ typedef struct nbi_backend_ops {
     void (*linear_free)(nbi_backend *b, nbi_linear *l);
     size_t (*linear_bytes)(const nbi_linear *l);
     unsigned (*linear_form)(const nbi_linear *l); /* the form of its input that suits it best: one NBI_FORM bit */
+    /* Makes room for all weights that linear_create() will be asked for, as planned; NULL where that gains nothing. */
+    nb_status (*reserve)(nbi_backend *b, size_t bytes);
     /* What linear_create() will take on the device, for the plan before loading. */
     size_t (*linear_plan)(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);
     /* Scratch that linear() needs for up to `rows` rows of up to `k` inputs. */
@@ -168,15 +189,28 @@ typedef struct nbi_backend_ops {
     nb_status (*swiglu)(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
     /* y[i] = x[logit_rows[i]] of the batch: residual rows of k elements */
     nb_status (*gather)(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y);
+    /* Chooses a token for each of n rows of logits; how and out are host memory, scratch has sample_bytes(n).  Waits.  NULL
+     * where logits are in host memory anyway. */
+    nb_status (*sample)(nbi_backend *b, const float *logits, size_t n, size_t vocab, const nbi_draw *how,
+                        nbi_drawn *out, void *scratch);
+    size_t (*sample_bytes)(nbi_backend *b, size_t n);
     /* Activations to fp32 on the host (the form NBI_FORM_FLOAT must be there). */
     nb_status (*download_act)(nbi_backend *b, float *dst, const void *x, size_t n);
     /* fp32 on the host to activations, rounded. */
     nb_status (*upload_act)(nbi_backend *b, void *dst, const float *src, size_t n);
 } nbi_backend_ops;
 
-/* `device`: NULL or "auto", "cpu", "cuda" or "cuda:N".  threads 0: one for each core this process may use.
- * NB_CPU_ISA=scalar|avx2|avx512 forces an instruction set (an error where the machine lacks it). */
-nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads);
+typedef struct nbi_backend_options {
+    const char *device; /* NULL or "auto": "cuda:0" where that can be used, else "cpu".  "cuda" is "cuda:0" */
+    int threads;        /* on the CPU; 0: one for each core this process may use */
+    const char
+        *act_dtype; /* activations on a GPU: NULL or "f16", "bf16"; the CPU computes in fp32 and takes NULL only */
+} nbi_backend_options;
+
+/* NB_CPU_ISA=scalar|avx2|avx512 forces an instruction set (an error where the machine lacks it); NB_CUDA_DRIVER names a library
+ * that is used in place of libcuda.so.1. */
+nb_status nbi_backend_open(nbi_backend **out, const nbi_backend_options *o);
+nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads); /* all else by default */
 
 /* Before the first linear_create(): who multiplies matrices.  NULL or "nibble": our kernels.  "cublaslt" (CUDA only): NVIDIA's
  * library for the layers that it takes.  `note` gets a line for the log, or "". */

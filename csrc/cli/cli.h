@@ -72,19 +72,27 @@ void cli_bytes(char out[24], uint64_t bytes); /* "12.3 MiB" */
 
 /* ---- flags that several commands have ---- */
 typedef struct cli_model_flags {
-    const char *device;
+    const char *device, *act_dtype, *gemm;
     int64_t threads;
-    const char *gemm;
 } cli_model_flags;
-#define CLI_MODEL_FLAGS(m)                                                                                             \
-    {"--device", NULL, CLI_STRING, &(m).device, "D", "auto, cpu (default auto)", 0, 0},                                \
+#define CLI_DEVICE_FLAGS(m)                                                                                            \
+    {"--device", NULL, CLI_STRING, &(m).device, "D", "auto, cpu, cuda:N (default auto: a GPU if there is one)", 0, 0}, \
     {                                                                                                                  \
         "--threads", "-t", CLI_INT, &(m).threads, "N", "CPU threads (default: one for each core)", 1, 1024             \
     }
-#define CLI_GEMM_FLAG(m)                                                                                               \
+#define CLI_KV_FLAG(v)                                                                                                 \
+    {                                                                                                                  \
+        "--kv-dtype", NULL, CLI_STRING, &(v), "T",                                                                     \
+            "KV cache: f32, f16, int8 or int4 (default f32 on the CPU, f16 on a GPU)", 0, 0                            \
+    }
+#define CLI_MODEL_FLAGS(m)                                                                                             \
+    CLI_DEVICE_FLAGS(m),                                                                                               \
+        {"--act-dtype", NULL, CLI_STRING, &(m).act_dtype, "T", "activations on a GPU: f16, bf16 (default f16)", 0, 0}, \
     {                                                                                                                  \
         "--gemm", NULL, CLI_STRING, &(m).gemm, "G", "on a GPU: nibble, or cublaslt (gives up the same bytes)", 0, 0    \
     }
+/* The options that these flags are. */
+nb_model_options cli_model_options(const cli_model_flags *f);
 /* Loads the model, or tells why not and returns NULL. */
 nb_model *cli_load_model(const cli_command *c, const char *path, const cli_model_flags *f);
 

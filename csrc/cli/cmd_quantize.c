@@ -22,6 +22,8 @@ static void print_report(const char *text, const char *out, bool dry)
     cli_bytes(after, (uint64_t)json_integer_value(json_object_get(r, "bytes_after")));
     printf("%s: %s -> %s (%.2fx smaller), recipe %s\n", dry ? "dry run, nothing written" : out, before, after,
            json_number_value(json_object_get(r, "ratio")), json_string_value(json_object_get(r, "recipe")));
+    if (!dry)
+        printf("computed on %s\n", json_string_value(json_object_get(r, "device")));
     json_array_foreach(rows, i, row) if (n < 16384) sorted[n++] = row;
     qsort(sorted, n, sizeof *sorted, by_sqnr);
     if (dry)
@@ -55,7 +57,7 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--overwrite", NULL, CLI_BOOL, &force, NULL, "replace the folder if it exists", 0, 0},
         {"--dry-run", NULL, CLI_BOOL, &dry, NULL, "only tell the size", 0, 0},
         {"--json", NULL, CLI_BOOL, &json, NULL, "print the whole report as JSON", 0, 0},
-        CLI_MODEL_FLAGS(m),
+        CLI_DEVICE_FLAGS(m),
         {0}};
     int rc = cli_parse(c, argc, argv, flags, src, 1, 1);
     if (rc >= 0)

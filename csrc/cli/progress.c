@@ -123,15 +123,22 @@ void cli_bytes(char out[24], uint64_t bytes)
     snprintf(out, 24, u ? "%.2f %s" : "%.0f %s", v, unit[u]);
 }
 
-nb_model *cli_load_model(const cli_command *c, const char *path, const cli_model_flags *f)
+nb_model_options cli_model_options(const cli_model_flags *f)
 {
-    nb_model *m = NULL;
     nb_model_options o;
     nb_model_options_init(&o);
     o.device = f->device;
+    o.act_dtype = f->act_dtype;
     o.threads = (int32_t)f->threads;
     o.gemm = f->gemm;
     o.callbacks = cli_callbacks();
+    return o;
+}
+
+nb_model *cli_load_model(const cli_command *c, const char *path, const cli_model_flags *f)
+{
+    nb_model *m = NULL;
+    nb_model_options o = cli_model_options(f);
     if (nb_model_load(&m, path, &o) != NB_OK)
         cli_failed(c);
     return m;

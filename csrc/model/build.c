@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "base/options.h"
 #include "text/tokenizer.h"
@@ -97,6 +98,58 @@ done:
     return st;
 }
 
+/* ---- the memory plan: what all of it will take on the device, before any of it is read ---- */
+
+#define PLAN_ALIGN 256 /* where a weight may begin */
+
+static nb_status plan_linear(const nb_model *m, const nbi_source *src, const char *module, size_t n, size_t k,
+                             bool bias, size_t *total)
+{
+    nbi_scheme scheme;
+    nbi_dtype dense;
+    size_t bytes;
+    nb_status st = src->scheme(src->self, module, k, &scheme, &dense);
+    if (st != NB_OK)
+        return st;
+    bytes = m->be->ops->linear_plan(m->be, n, k, &scheme, dense, bias);
+    if (!nbi_round_up(bytes, PLAN_ALIGN, &bytes) || !nbi_add(*total, bytes, total))
+        return nbi_fail(NB_ELIMIT, "%s: a weight of %zu x %zu is too large", module, n, k);
+    return NB_OK;
+}
+
+static nb_status plan_linears(const nb_model *m, const nbi_source *src, size_t *total)
+{
+    const nbi_config *c = &m->cfg;
+    nb_status st;
+    *total = 0;
+    NB_TRY(plan_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, total));
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        for (int p = 0; p < NBI_N_PROJ; p++) {
+            char name[96];
+            size_t n, k;
+            nbi_proj_shape(c, (nbi_proj)p, &n, &k);
+            nbi_module_name(name, i, (nbi_proj)p);
+            NB_TRY(plan_linear(m, src, name, n, k, nbi_proj_has_bias(c, (nbi_proj)p), total));
+        }
+    if (!c->tied)
+        NB_TRY(plan_linear(m, src, "lm_head", c->vocab, c->hidden, false, total));
+done:
+    return st;
+}
+
+static nb_status make_room(nb_model *m, const nbi_source *src)
+{
+    const size_t norms = (2 * (size_t)m->cfg.n_layers + 1) * m->cfg.hidden * sizeof(float);
+    size_t linears = 0;
+    nb_status st;
+    NB_TRY(plan_linears(m, src, &linears));
+    NB_TRY(nbi_memory_check(m, linears > SIZE_MAX - norms ? SIZE_MAX : linears + norms, "the weights"));
+    if (m->be->ops->reserve)
+        NB_TRY(m->be->ops->reserve(m->be, linears));
+done:
+    return st;
+}
+
 nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks *cb)
 {
     const nbi_config *c = &m->cfg;
@@ -107,6 +160,7 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
     if (!m->layers || !m->inv_freq)
         return nbi_fail_nomem("the model", c->n_layers * sizeof *m->layers);
     nbi_rope_inv_freq(c, m->inv_freq);
+    NB_TRY(make_room(m, src));
     NB_TRY(load_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, &m->embed, NULL));
     for (uint32_t i = 0; i < c->n_layers; i++) {
         if (nbi_progress(cb, "load", "layers", i, c->n_layers, 0)) {
@@ -145,7 +199,7 @@ nb_status nbi_model_new(nb_model **out, const nb_model_options *o, nb_callbacks 
     nb_model *m = calloc(1, sizeof *m);
     if (!m)
         return nbi_fail_nomem("the model", sizeof *m);
-    st = nbi_backend_create(&m->be, opt.device, opt.threads);
+    st = nbi_backend_open(&m->be, &(nbi_backend_options){opt.device, opt.threads, opt.act_dtype});
     if (st != NB_OK) {
         free(m);
         return st;

@@ -19,9 +19,10 @@ struct nbi_workspace {
     float *last;   /* [max_logits][hidden]  rows of x that become logits */
     float *logits; /* [max_logits][vocab] */
     void *scratch;
+    void *drawing; /* of sample() */
 };
 
-enum { N_PARTS = 9 };
+enum { N_PARTS = 10 };
 typedef struct part {
     void **p;
     size_t bytes; /* SIZE_MAX: too large */
@@ -51,6 +52,7 @@ static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size
         {(void **)&w->last, floats(logits, c->hidden)},
         {(void **)&w->logits, floats(logits, c->vocab)},
         {&w->scratch, m->be->ops->scratch_bytes(m->be, most, widest > q ? widest : q)},
+        {&w->drawing, m->be->ops->sample ? m->be->ops->sample_bytes(m->be, logits) : 0},
     };
     size_t total = 0;
     for (int i = 0; i < N_PARTS; i++) {
@@ -78,7 +80,7 @@ nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi
     w->be = m->be;
     w->max_rows = lim->rows;
     w->max_logits = lim->logits;
-    parts(p, w, m, lim->rows, lim->logits);
+    NB_TRY(nbi_memory_check(m, parts(p, w, m, lim->rows, lim->logits), "the buffers"));
     for (int i = 0; i < N_PARTS; i++)
         NB_TRY(m->be->ops->alloc(m->be, p[i].p, p[i].bytes, "the workspace"));
     NB_TRY(m->be->ops->step_create(m->be, &w->step,
@@ -101,7 +103,7 @@ void nbi_workspace_free(nbi_workspace *w)
 {
     if (!w)
         return;
-    void *all[N_PARTS] = {w->x, w->h, w->qkv, w->att, w->gate_up, w->act, w->last, w->logits, w->scratch};
+    void *all[N_PARTS] = {w->x, w->h, w->qkv, w->att, w->gate_up, w->act, w->last, w->logits, w->scratch, w->drawing};
     w->be->ops->step_free(w->be, w->step);
     for (int i = 0; i < N_PARTS; i++)
         w->be->ops->release(w->be, all[i]);
@@ -122,6 +124,7 @@ nb_status nbi_kv_create(nbi_kv *kv, const nb_model *m, uint32_t n_pages, nbi_kv_
         return nbi_fail(NB_ELIMIT, "a KV cache of %u pages is too large", n_pages);
     if (!(kv->layers = calloc(m->cfg.n_layers, sizeof *kv->layers)))
         return nbi_fail_nomem("the KV cache", m->cfg.n_layers * sizeof *kv->layers);
+    NB_TRY(nbi_memory_check(m, nbi_kv_page_bytes(&m->cfg, type) * n_pages, "the KV cache"));
     for (uint32_t i = 0; i < kv->n_layers; i++) {
         nbi_kv_layer *l = &kv->layers[i];
         *l = (nbi_kv_layer){.type = type, .n_kv_heads = m->cfg.n_kv_heads, .head_dim = m->cfg.head_dim};
@@ -225,28 +228,59 @@ done:
     return st;
 }
 
+static nb_status run_step(run *r, nbi_kv *kv, const nbi_batch *batch, float *logits)
+{
+    const nb_model *m = r->m;
+    const nbi_backend_ops *ops = m->be->ops;
+    nbi_step *step = r->w->step;
+    const bool recordable = ops->step_enter && !r->tap;
+    bool replayed = false;
+    nb_status st;
+    NB_TRY(ops->step_begin(m->be, step, batch));
+    if (recordable)
+        NB_TRY(ops->step_enter(m->be, step, &replayed, &r->rows, &r->n_logits));
+    if (!replayed) {
+        nb_status ran = run_model(r, kv), ended = NB_OK;
+        if (recordable)
+            ended = ops->step_end(m->be, step, ran == NB_OK);
+        NB_TRY(ran != NB_OK ? ran : ended);
+    }
+    if (batch->n_logits && logits)
+        NB_TRY(ops->download(m->be, logits, r->w->logits, batch->n_logits * m->cfg.vocab * sizeof(float)));
+done:
+    return st;
+}
+
 nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi_batch *batch, float *logits,
                       nbi_tap_fn tap, void *tap_user)
 {
     const nbi_backend_ops *ops = m->be->ops;
     run r = {m, w, batch->rows, batch->n_logits, tap, tap_user};
-    const bool recordable = ops->step_enter && !tap;
-    bool replayed = false;
-    nb_status st;
     if (batch->rows > w->max_rows || batch->n_logits > w->max_logits)
         return nbi_fail(NB_EINTERNAL, "a batch of %zu rows and %zu logits in a workspace for %zu and %zu", batch->rows,
                         batch->n_logits, w->max_rows, w->max_logits);
-    NB_TRY(ops->step_begin(m->be, w->step, batch));
-    if (recordable)
-        NB_TRY(ops->step_enter(m->be, w->step, &replayed, &r.rows, &r.n_logits));
-    if (!replayed) {
-        nb_status ran = run_model(&r, kv), ended = NB_OK;
-        if (recordable)
-            ended = ops->step_end(m->be, w->step, ran == NB_OK);
-        NB_TRY(ran != NB_OK ? ran : ended);
-    }
-    if (batch->n_logits)
-        NB_TRY(ops->download(m->be, logits, w->logits, batch->n_logits * m->cfg.vocab * sizeof(float)));
-done:
+    if (ops->lock)
+        ops->lock(m->be);
+    nb_status st = run_step(&r, kv, batch, logits);
+    if (ops->unlock)
+        ops->unlock(m->be);
+    return st;
+}
+
+bool nbi_can_sample(const nb_model *m)
+{
+    return m->be->ops->sample != NULL;
+}
+
+nb_status nbi_forward_sample(nbi_workspace *w, const nbi_draw *how, size_t n, nbi_drawn *out)
+{
+    const nbi_backend_ops *ops = w->be->ops;
+    if (n == 0)
+        return NB_OK;
+    if (ops->lock)
+        ops->lock(w->be);
+    nb_status st = ops->sample(w->be, w->logits, n, w->m->cfg.vocab, how, out, w->drawing);
+    if (ops->unlock)
+        ops->unlock(w->be);
     return st;
 }

@@ -50,13 +50,20 @@ nb_status nbi_check_finite(const nbi_weight *w, const char *name)
                     i % w->k);
 }
 
+static nb_status module_scheme(nbi_scheme *scheme, const nbi_ct_config *ct, const char *module)
+{
+    *scheme = (nbi_scheme){0};
+    if (!ct)
+        return NB_OK;
+    return nbi_ct_scheme(ct, module, strcmp(module, "model.embed_tokens") == 0 ? "Embedding" : "Linear", scheme);
+}
+
 nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_ct_config *ct, const char *module,
                           size_t n, size_t k, bool bias)
 {
-    nbi_scheme scheme = {0};
+    nbi_scheme scheme;
     nb_status st;
-    if (ct)
-        NB_TRY(nbi_ct_scheme(ct, module, strcmp(module, "model.embed_tokens") == 0 ? "Embedding" : "Linear", &scheme));
+    NB_TRY(module_scheme(&scheme, ct, module));
     NB_TRY(nbi_ct_read(w, ckpt, module, n, k, &scheme));
     if (bias != (w->bias != NULL)) {
         st = nbi_fail(NB_EFORMAT, "%s.bias: %s, but the architecture in config.json has %s there", module,
@@ -70,6 +77,17 @@ done:
     if (st != NB_OK)
         nbi_weight_free(w);
     return st;
+}
+
+static nb_status folder_scheme(void *self, const char *module, size_t k, nbi_scheme *scheme, nbi_dtype *dense)
+{
+    const folder *f = self;
+    char name[128];
+    (void)k;
+    snprintf(name, sizeof name, "%s.weight", module);
+    const nbi_tensor *t = nbi_checkpoint_find(f->ckpt, name);
+    *dense = t ? t->dtype : NBI_BF16; /* one that is missing is told of when it is read */
+    return module_scheme(scheme, f->ct, module);
 }
 
 static nb_status folder_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
@@ -204,7 +222,7 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
     m->hash = fingerprint(f.ckpt, config);
     NB_TRY(load_tokenizer(m, path));
-    NB_TRY(nbi_model_build(m, &(nbi_source){folder_linear, folder_vector, &f}, &cb));
+    NB_TRY(nbi_model_build(m, &(nbi_source){folder_scheme, folder_linear, folder_vector, &f}, &cb));
     *out = m;
     m = NULL;
 done:

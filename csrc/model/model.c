@@ -40,6 +40,15 @@ nb_status nb_model_get_info(const nb_model *m, nb_model_info *info)
     return nbi_give_result(info, &i, sizeof i, "nb_model_info");
 }
 
+nb_status nbi_memory_check(const nb_model *m, uint64_t bytes, const char *what)
+{
+    const uint64_t room = m->be->ops->free_bytes(m->be);
+    if (bytes <= room)
+        return NB_OK;
+    return nbi_fail(NB_ENOMEM, "%s: %.1f MiB are needed for %s, but %s has only %.1f MiB free", m->path,
+                    (double)bytes / 0x1p20, what, m->be->description, (double)room / 0x1p20);
+}
+
 typedef struct copy {
     float *dst;
     size_t vocab;
@@ -59,7 +68,7 @@ nb_status nb_model_logits(const nb_model *m, const int32_t *ids, size_t n, float
     if (n == 0 || n > m->cfg.max_context)
         return nbi_fail(NB_EINVAL, "nb_model_logits: %zu tokens, expected 1 to %u", n, m->cfg.max_context);
     nbi_sequence *s = NULL;
-    nb_status st = nbi_sequence_create(&s, m, n, 256);
+    nb_status st = nbi_sequence_create(&s, m, n, 256, m->be->default_kv);
     if (st == NB_OK)
         st = nbi_sequence_run(s, ids, n, copy_logits, &(copy){logits, m->cfg.vocab}, NULL, NULL);
     nbi_sequence_free(s);

@@ -59,15 +59,25 @@ static nb_status random_codes(nbi_weight *w, uint64_t seed)
     return NB_OK;
 }
 
+static nb_status dice_scheme(void *self, const char *module, size_t k, nbi_scheme *scheme, nbi_dtype *dense)
+{
+    const dice *d = self;
+    *scheme = (nbi_scheme){0};
+    *dense = d->dtype;
+    if (!d->recipe || strcmp(module, "model.embed_tokens") == 0)
+        return NB_OK;
+    return nbi_recipe_scheme(d->recipe, module, k, scheme);
+}
+
 static nb_status dice_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
 {
     dice *d = self;
+    nbi_dtype dense;
     nb_status st;
     *out = (nbi_weight){.n = n, .k = k};
-    if (d->recipe && strcmp(module, "model.embed_tokens") != 0)
-        NB_TRY(nbi_recipe_scheme(d->recipe, module, k, &out->scheme));
+    NB_TRY(dice_scheme(self, module, k, &out->scheme, &dense));
     d->seed++;
-    NB_TRY(out->scheme.bits ? random_codes(out, d->seed) : random_dense(out, d->dtype, d->seed));
+    NB_TRY(out->scheme.bits ? random_codes(out, d->seed) : random_dense(out, dense, d->seed));
     if (bias && !(out->bias = calloc(n, sizeof *out->bias)))
         st = nbi_fail_nomem("a bias", n * sizeof *out->bias);
 done:
@@ -102,7 +112,7 @@ nb_status nb_model_random(nb_model **out, const char *shape, const char *recipe,
     if (recipe)
         NB_TRY(nbi_recipe_load(&d.recipe, recipe));
     d.dtype = m->cfg.dtype;
-    NB_TRY(nbi_model_build(m, &(nbi_source){dice_linear, dice_vector, &d}, &cb));
+    NB_TRY(nbi_model_build(m, &(nbi_source){dice_scheme, dice_linear, dice_vector, &d}, &cb));
     *out = m;
     m = NULL;
 done:

@@ -94,25 +94,26 @@ class Model(Handle):
         with nibble.Model("path/to/folder") as m:
             print(m.generate("Once upon a time", max_tokens=40))
 
-    device "auto" or "cpu"; threads 0: one for each available core.  Any number of threads may use one model.
+    device "auto", "cpu" or "cuda:N"; act_dtype "f16" or "bf16", on a GPU; threads 0: one for each available core.  Any number
+    of threads may use one model.
     """
 
-    def __init__(self, path, device="cpu", threads=0, progress=None):
-        self._load(lib().nb_model_load, (c_path(path),), device, threads, progress)
+    def __init__(self, path, device="cpu", threads=0, progress=None, act_dtype=None):
+        self._load(lib().nb_model_load, (c_path(path),), device, threads, progress, act_dtype)
 
     @classmethod
-    def random(cls, shape, recipe=None, device="cpu", threads=0, progress=None):
+    def random(cls, shape, recipe=None, device="cpu", threads=0, progress=None, act_dtype=None):
         """Random weights in the architecture of `shape` (a config.json-like file), for benchmarks; no tokenizer."""
         self = cls.__new__(cls)
         names = c_path(shape), None if recipe is None else c_path(recipe)
-        self._load(lib().nb_model_random, names, device, threads, progress)
+        self._load(lib().nb_model_random, names, device, threads, progress, act_dtype)
         return self
 
-    def _load(self, call, names, device, threads, progress):
+    def _load(self, call, names, device, threads, progress, act_dtype):
         self._engines = weakref.WeakSet()
         self._tokenizer = None
         with Callbacks(progress) as cb:
-            opt = options("model_options", device=device, threads=threads)
+            opt = options("model_options", device=device, threads=threads, act_dtype=act_dtype)
             opt.callbacks = cb.struct
             self._own(lib().nb_model_free, new_handle(call, *names, byref(opt)))
         info = result("model_info")

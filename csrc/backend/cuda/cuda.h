@@ -7,6 +7,7 @@
  *   step.c       a batch on the device; recorded steps (CUDA graphs)
  *   pack.c       canonical weight -> layout.h          linear.c     linear()
  *   rows.c       embed, rmsnorm, swiglu, gather        attention.c  rope_append, attention
+ *   calib.c      quantization and calibration
  *   cuda.c       the table of operations
  *
  * Everything is issued on one stream, in order; download waits for it.  A failed call of the driver is a sentence that names
@@ -15,6 +16,7 @@
 #define NB_BACKEND_CUDA_CUDA_H
 
 #include <cuda.h>
+#include <pthread.h>
 
 #include "backend/backend.h"
 #include "kernels.h"
@@ -92,6 +94,9 @@ typedef struct nbi_cuda {
     CUresult entered; /* of the last nbi_cuda_enter() */
     CUresult lost;    /* a sticky error, and its sentence: what every later call fails with */
     char lost_text[256];
+    pthread_mutex_t
+        lock; /* recursive: threads share a model, but a stream and its staging buffers serve one at a time */
+    bool has_lock;
     bool capturing; /* a graph is being recorded: what would wait, allocate or load is refused */
 } nbi_cuda;
 
@@ -115,9 +120,6 @@ CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r, or why leaving failed */
 /* ---- device.c: opens device `index`; act: NBI_F16 or NBI_BF16 ---- */
 nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act); /* c is zeroed; on failure close it */
 void nbi_cuda_close(nbi_cuda *c);
-
-/* ---- cuda.c ---- */
-nb_status nbi_cuda_create(nbi_backend **out, int index, nbi_dtype act);
 
 /* ---- memory.c ---- */
 nb_status nbi_cuda_memory_create(nbi_cuda *c);
@@ -184,8 +186,9 @@ struct nbi_step {
     bool recorded; /* launches serve later batches of the same bucket, too: grids must not depend on this one */
     struct nbi_cuda_graphs *graphs;
     struct nbi_attend_plan *attend; /* attention.c */
-    struct nbi_step_side *sides;    /* the host's blocks, pinned, used in turns */
-    void *device;                   /* their copy */
+    struct nbi_step_side *sides;    /* the host's two blocks, pinned, used in turns */
+    int turn;
+    void *device; /* their copy */
 };
 nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
 void nbi_cuda_step_free(nbi_backend *b, nbi_step *s);
@@ -221,6 +224,9 @@ nb_status nbi_cuda_gather(nbi_backend *b, const nbi_step *s, const float *x, siz
 /* Codes of x (activations) into out->q and out->scale: dynamic per token where act_scale is 0. */
 nb_status nbi_cuda_quantize_rows(nbi_cuda *c, const void *x, size_t rows, size_t k, float act_scale, int32_t act_zero,
                                  const nb_act_out *out);
+nb_status nbi_cuda_sample(nbi_backend *b, const float *logits, size_t n, size_t vocab, const nbi_draw *how,
+                          nbi_drawn *out, void *scratch);
+size_t nbi_cuda_sample_bytes(nbi_backend *b, size_t n);
 /* sums[row][g] = sum of the codes of group g, of `groups` equal ones. */
 nb_status nbi_cuda_group_sums(nbi_cuda *c, const int8_t *q, size_t rows, size_t k, size_t groups, int32_t *sums);
 nb_status nbi_cuda_download_act(nbi_backend *b, float *dst, const void *x, size_t n);
@@ -236,5 +242,8 @@ nb_status nbi_cuda_attend_plan_set(nbi_cuda *c, struct nbi_attend_plan *p, nbi_s
 nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cuda_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
                              float scale, void *y, unsigned forms);
+
+/* ---- calib.c: quant_ops.h ---- */
+extern const struct nbi_quant_ops nbi_cuda_quant_ops;
 
 #endif

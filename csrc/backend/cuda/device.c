@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/cuda/cublaslt.h"
+
 #define OLDEST_SM   75 /* Turing: the first with integer tensor cores */
 #define OLDEST_BF16 80
 
@@ -50,11 +52,23 @@ done:
     return st;
 }
 
+static nb_status create_lock(nbi_cuda *c)
+{
+    pthread_mutexattr_t recursive;
+    if (pthread_mutexattr_init(&recursive) != 0)
+        return nbi_fail(NB_ENOMEM, "the backend's lock cannot be created");
+    c->has_lock = pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE) == 0 &&
+                  pthread_mutex_init(&c->lock, &recursive) == 0;
+    pthread_mutexattr_destroy(&recursive);
+    return c->has_lock ? NB_OK : nbi_fail(NB_ENOMEM, "the backend's lock cannot be created");
+}
+
 nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act)
 {
     nb_status st;
     c->index = index;
     c->act = act;
+    NB_TRY(create_lock(c));
     NB_TRY(nbi_cuda_driver_load(&c->cu));
     NB_TRY(choose(c));
     NB_TRY(examine(c));
@@ -67,6 +81,7 @@ nb_status nbi_cuda_open(nbi_cuda *c, int index, nbi_dtype act)
     c->base.name = "cuda";
     c->base.threads = 1;
     c->base.default_kv = NBI_KV_F16;
+    c->base.quant = &nbi_cuda_quant_ops;
 done:
     return st;
 }
@@ -78,16 +93,21 @@ void nbi_cuda_close(nbi_cuda *c)
         /* after a lost context these calls fail, and the driver frees all of it with the context */
         if (c->stream)
             c->cu.cuStreamSynchronize(c->stream);
+        nbi_cublaslt_close(c);
         nbi_cuda_modules_free(c);
         nbi_cuda_memory_free(c);
         if (c->stream)
             c->cu.cuStreamDestroy_v2(c->stream);
         c->cu.cuCtxPopCurrent_v2(&old);
     } else {
+        nbi_cublaslt_close(c);
         nbi_cuda_modules_free(c);
         nbi_cuda_memory_free(c);
     }
     if (c->context)
         c->cu.cuDevicePrimaryCtxRelease_v2(c->device);
     nbi_cuda_driver_unload(&c->cu);
+    if (c->has_lock)
+        pthread_mutex_destroy(&c->lock);
+    c->has_lock = false;
 }

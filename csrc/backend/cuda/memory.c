@@ -1,4 +1,4 @@
-/* Device memory, and the way there and back.
+/* Device memory, and the way there and back.  Every function may come from any thread.
  *
  * Copies go through two pinned buffers, used in turns: while one travels the other is filled (upload) or emptied (download).
  * An event behind each copy says when its buffer is free again. */
