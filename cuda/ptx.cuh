@@ -139,6 +139,14 @@ NB_DEVICE uint4 nb_load_stream(const void *global)
     return v;
 }
 
+/* 2^x, relative error at most 2^-22; a result below 2^-126 is 0 */
+NB_DEVICE float nb_ex2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* The same if `wanted`; else nothing, and what is returned must not be used. */
 NB_DEVICE uint4 nb_load_stream_if(const void *global, bool wanted)
 {
