@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "backend/kv.h"
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/options.h"
@@ -26,6 +27,7 @@ void nb_bench_options_init(nb_bench_options *o)
 
 typedef struct bench {
     const nb_model *m;
+    nbi_kv_type type;
     nbi_kv kv;
     nbi_workspace *w;
     int32_t *ids, *pages;
@@ -73,7 +75,7 @@ static nb_status bench_open(bench *b)
         return nbi_fail_nomem("the benchmark", bytes);
     for (size_t i = 0; i < pages; i++)
         b->pages[i] = (int32_t)i;
-    NB_TRY(nbi_kv_create(&b->kv, b->m, (uint32_t)pages, b->m->be->default_kv));
+    NB_TRY(nbi_kv_create(&b->kv, b->m, (uint32_t)pages, b->type));
     NB_TRY(nbi_workspace_create(
         &b->w, b->m, &(nbi_workspace_limits){.rows = rows, .seqs = b->n_seqs, .logits = b->n_seqs, .context = len}));
 done:
@@ -178,7 +180,8 @@ static json_t *row(const bench *b, const double *seconds, size_t n)
                           "test_time", when, "avg_ns", (json_int_t)avg_ns, "stddev_ns", (json_int_t)dev_ns, "avg_ts",
                           avg_ts, "stddev_ts", dev_ts, "samples_ns", samples_ns, "samples_ts", samples_ts);
     json_t *how = json_pack("{s:i, s:i, s:i, s:s, s:s, s:i}", "n_threads", (int)b->m->be->threads, "n_batch",
-                            PREFILL_ROWS, "n_ubatch", PREFILL_ROWS, "type_k", "f32", "type_v", "f32", "n_depth", 0);
+                            PREFILL_ROWS, "n_ubatch", PREFILL_ROWS, "type_k", nbi_kv_type_name(b->type), "type_v",
+                            nbi_kv_type_name(b->type), "n_depth", 0);
     if (j && how)
         json_object_update(j, how);
     json_decref(how);
@@ -186,10 +189,10 @@ static json_t *row(const bench *b, const double *seconds, size_t n)
 }
 
 /* One line of the table. */
-static nb_status measure(const nb_model *m, size_t n_prompt, size_t n_gen, size_t n_seqs, uint32_t reps, json_t *out,
-                         const nb_callbacks *cb)
+static nb_status measure(const nb_model *m, nbi_kv_type kv, size_t n_prompt, size_t n_gen, size_t n_seqs, uint32_t reps,
+                         json_t *out, const nb_callbacks *cb)
 {
-    bench b = {.m = m, .n_prompt = n_prompt, .n_gen = n_gen, .n_seqs = n_seqs};
+    bench b = {.m = m, .type = kv, .n_prompt = n_prompt, .n_gen = n_gen, .n_seqs = n_seqs};
     double seconds[1024];
     nb_status st;
     if (n_prompt > m->cfg.max_context || n_gen > m->cfg.max_context)
@@ -218,11 +221,13 @@ nb_status nb_bench(const nb_model *m, const nb_bench_options *options, char **js
     nb_status st;
     json_t *out = json_array();
     nb_bench_options o;
+    nbi_kv_type kv = NBI_KV_F32;
     if (!m || !json)
         return nbi_fail(NB_EINVAL, "nb_bench: model and json must not be NULL");
     *json = NULL;
     nb_bench_options_init(&o);
     NB_TRY(nbi_take_options(&o, sizeof o, options, "nb_bench_options"));
+    NB_TRY(nbi_kv_option(&kv, m->be, o.kv_dtype));
     if (!o.n_prompt && !o.n_gen) {
         o.prompt = pp;
         o.gen = tg;
@@ -238,12 +243,12 @@ nb_status nb_bench(const nb_model *m, const nb_bench_options *options, char **js
         NB_TRY(nbi_fail(NB_EINVAL, "%u repetitions, expected 1 to 1024", o.repetitions));
     for (size_t i = 0; i < o.n_prompt; i++)
         if (o.prompt[i])
-            NB_TRY(measure(m, o.prompt[i], 0, 1, o.repetitions, out, &o.callbacks));
+            NB_TRY(measure(m, kv, o.prompt[i], 0, 1, o.repetitions, out, &o.callbacks));
     for (size_t i = 0; i < o.n_gen; i++)
         for (size_t b = 0; o.gen[i] && b < o.n_batch; b++) {
             if (o.batch[b] < 1 || o.batch[b] > 65536)
                 NB_TRY(nbi_fail(NB_EINVAL, "a batch of %u, expected 1 to 65536", o.batch[b]));
-            NB_TRY(measure(m, 0, o.gen[i], o.batch[b], o.repetitions, out, &o.callbacks));
+            NB_TRY(measure(m, kv, 0, o.gen[i], o.batch[b], o.repetitions, out, &o.callbacks));
         }
     if (!(*json = json_dumps(out, JSON_INDENT(2))))
         st = nbi_fail_nomem("the benchmark", 0);

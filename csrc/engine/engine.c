@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/kv.h"
 #include "base/options.h"
 #include "base/checked.h"
 #include "base/log.h"
@@ -95,11 +96,7 @@ static nb_status read_options(nb_engine_options *opt, const nb_model *m, const n
     NB_TRY(in_range("kv_pages", &opt->kv_pages, 0, INT32_MAX));
     if (opt->max_queue == 0)
         opt->max_queue = DEFAULT_QUEUE;
-    *kv = m->be->default_kv;
-    if (opt->kv_dtype && (st = nbi_kv_type_parse(kv, opt->kv_dtype)) != NB_OK) {
-        nbi_fail_in(st, "kv_dtype: ");
-        goto done;
-    }
+    NB_TRY(nbi_kv_option(kv, m->be, opt->kv_dtype));
     opt->kv_dtype = NULL; /* the caller's memory */
 done:
     return st;

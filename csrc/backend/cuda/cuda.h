@@ -7,6 +7,7 @@
  *   step.c       a batch on the device; recorded steps (CUDA graphs)
  *   pack.c       canonical weight -> layout.h          linear.c     linear()
  *   rows.c       embed, rmsnorm, swiglu, gather        attention.c  rope_append, attention
+ *   calib.c      quantization and calibration
  *   cuda.c       the table of operations
  *
  * Everything is issued on one stream, in order; download waits for it.  A failed call of the driver is a sentence that names
@@ -241,5 +242,8 @@ nb_status nbi_cuda_attend_plan_set(nbi_cuda *c, struct nbi_attend_plan *p, nbi_s
 nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cuda_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
                              float scale, void *y, unsigned forms);
+
+/* ---- calib.c: quant_ops.h ---- */
+extern const struct nbi_quant_ops nbi_cuda_quant_ops;
 
 #endif
