@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 
+#include "attend.h"
 #include "layout.h"
 
 /* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each: name, P, R.  A
@@ -200,8 +201,6 @@ enum { NB_DST_ACT, NB_DST_RESIDUAL, NB_DST_F32 }; /* T; fp32 y += result; fp32 *
 
 /* ---- attention ---- */
 
-enum { NB_KV_F32, NB_KV_F16, NB_KV_INT8, NB_KV_INT4 }; /* nbi_kv_type; F32 has no kernel */
-
 typedef struct nb_kv_args {
     void *k, *v; /* [pages][n_kv_heads] blocks: backend.h */
     uint32_t type, n_kv_heads, head_dim, block_bytes;
@@ -221,8 +220,7 @@ typedef struct nb_attend_item {
     uint32_t row0, n_rows, chunk;
 } nb_attend_item;
 
-#define NB_ATTEND_CHUNK 128         /* NBI_ATTN_CHUNK */
-#define NB_NO_SLOT      0xffffffffu /* of a row without partial results */
+#define NB_NO_SLOT 0xffffffffu /* of a row without partial results */
 
 typedef struct nb_attend_args {
     const void *qkv; /* T [rows][n_heads + 2 n_kv_heads][head_dim], after rope_append */
@@ -235,6 +233,7 @@ typedef struct nb_attend_args {
     const uint32_t *row_slot; /* [rows] first partial result of a row, one for each chunk of its keys; NB_NO_SLOT */
     float *part_o;            /* [slots][n_heads][head_dim] */
     float *part_ml;           /* [slots][n_heads][2] */
+    nb_attend_shape shape;    /* split, walk */
     float scale;              /* of scores, times log2(e): probabilities are powers of two */
     uint32_t rows, n_heads;
     uint32_t dtype; /* NB_T_* of T */

@@ -139,6 +139,14 @@ NB_DEVICE uint4 nb_load_stream(const void *global)
     return v;
 }
 
+/* 2^x, relative error at most 2^-22; a result below 2^-126 is 0 */
+NB_DEVICE float nb_ex2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* (a & b) | c and (a & b) ^ c in one instruction */
 template <int table>
 NB_DEVICE uint32_t nb_lop3(uint32_t a, uint32_t b, uint32_t c)

@@ -40,7 +40,7 @@ typedef struct nbi_step nbi_step;     /* the device's copy of what a batch is: s
  *   INT8      codes [16][head_dim], then one fp32 scale a token [16]:  x ~ q * s,  s = absmax/127, q = clamp(rne(x/s),
  *             -127, 127); an s that would be zero or subnormal is 1 (its codes are 0)
  *   INT4      codes [16][head_dim/2] (low nibble first), then for each token and each run of 32 elements two fp16 {s, m}:
- *             [16][ceil(head_dim/32)][2]:  x ~ fma(q, s, m),  m = fp16(min), s = fp16((max - m)/15),
+ *             [16][ceil(head_dim/32)][2]:  x ~ fma(q, s, m),  m = fp16(min) (+0 for -0), s = fp16((max - m)/15),
  *             q = clamp(rne((x - m)/s), 0, 15); an s of zero is 1 (its codes are 0)
  * Every operation is one fp32 operation.  Numbers that cannot be stored show: a token (INT8) or run (INT4) that holds a
  * NaN or an infinity, or whose m or s leaves the range of fp16, has codes 0 and NaN for s (and m); attention carries it

@@ -71,7 +71,7 @@ static void encode4(uint8_t *q, uint16_t *s_m, uint32_t n, const float *x)
         lo = x[i] < lo ? x[i] : lo;
         hi = x[i] > hi ? x[i] : hi;
     }
-    m = nbi_f16_to_f32(nbi_f32_to_f16(lo));
+    m = nbi_f16_to_f32(nbi_f32_to_f16(lo + 0.0f)); /* no -0: which zero comes first must not matter */
     s = nbi_f16_to_f32(nbi_f32_to_f16((hi - m) / 15.0f));
     if (!finite || !isfinite(m) || !isfinite(s)) {
         memset(q, 0, n / 2);
