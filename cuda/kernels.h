@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 
+#include "attend.h"
 #include "layout.h"
 
 /* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each: name, P, R.  A
@@ -47,16 +48,16 @@
     NB_GEMM_LINES(X, nb_gemm_w4, gemm_w4)                                                                              \
     NB_GEMM_LINES(X, nb_gemm_w8a8, gemm_w8a8)                                                                          \
     NB_GEMM_LINES(X, nb_gemm_w4a8, gemm_w4a8)                                                                          \
-    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemm_args)                                                 \
-    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemm_args)                                                \
-    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemv_args)                                                 \
+    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemv_args)                                                \
+    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemv_args)                                                       \
+    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemv_args)                                                      \
+    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemv_args)                                                       \
+    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemv_args)                                                      \
+    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemv_args)                                                   \
+    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemv_args)                                                  \
+    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemv_args)                                                   \
+    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemv_args)                                                  \
     /* after a product of cuBLASLt: x is its sums [rows][n] of the one part, int32 (PLAIN8) or fp32 (PLAIN) */         \
     X(nb_finish_sums_f16, finish_sums, 256, 0, 75, nb_gemm_args)                                                       \
     X(nb_finish_sums_bf16, finish_sums, 256, 0, 80, nb_gemm_args)                                                      \
@@ -182,8 +183,16 @@ typedef struct nb_gemm_args {
     uint32_t
         first_tile[3]; /* tiles of output columns: part i has tiles first_tile[i] .. first_tile[i+1]-1 of the grid */
     uint32_t n_tiles;
-    uint32_t panels, round; /* decode form: panels of a tile, tasks of a round; gemv_plan.h chooses */
 } nb_gemm_args;
+
+/* The decode form: how the work is cut and where it lies in shared memory; gemv_plan.h explains and fills it. */
+typedef struct nb_gemv_args {
+    nb_gemm_args g;
+    uint32_t panels, round, rounds;                                  /* of a tile; tasks of a round; rounds */
+    uint32_t group_len, groups, per_group, per_task, segments, tasks; /* of K */
+    uint32_t x_stride, x_bytes, round_segments, round_groups;
+    uint32_t parts, part_bytes, meta, zeros, meta_bytes;
+} nb_gemv_args;
 
 /* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to NB_TILE_GROUPS
  * groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About 48 KB, so that two blocks
@@ -200,8 +209,6 @@ typedef struct nb_gemm_args {
 enum { NB_DST_ACT, NB_DST_RESIDUAL, NB_DST_F32 }; /* T; fp32 y += result; fp32 */
 
 /* ---- attention ---- */
-
-enum { NB_KV_F32, NB_KV_F16, NB_KV_INT8, NB_KV_INT4 }; /* nbi_kv_type; F32 has no kernel */
 
 typedef struct nb_kv_args {
     void *k, *v; /* [pages][n_kv_heads] blocks: backend.h */
@@ -222,8 +229,7 @@ typedef struct nb_attend_item {
     uint32_t row0, n_rows, chunk;
 } nb_attend_item;
 
-#define NB_ATTEND_CHUNK 128         /* NBI_ATTN_CHUNK */
-#define NB_NO_SLOT      0xffffffffu /* of a row without partial results */
+#define NB_NO_SLOT 0xffffffffu /* of a row without partial results */
 
 typedef struct nb_attend_args {
     const void *qkv; /* T [rows][n_heads + 2 n_kv_heads][head_dim], after rope_append */
@@ -236,6 +242,7 @@ typedef struct nb_attend_args {
     const uint32_t *row_slot; /* [rows] first partial result of a row, one for each chunk of its keys; NB_NO_SLOT */
     float *part_o;            /* [slots][n_heads][head_dim] */
     float *part_ml;           /* [slots][n_heads][2] */
+    nb_attend_shape shape;    /* split, walk */
     float scale;              /* of scores, times log2(e): probabilities are powers of two */
     uint32_t rows, n_heads;
     uint32_t dtype; /* NB_T_* of T */

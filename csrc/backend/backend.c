@@ -8,9 +8,6 @@
 #ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
 #include "backend/cuda/create.h"
 #endif
-#ifdef NIBBLE_HAS_CUDA
-nb_status nbi_cublaslt_use(nbi_backend *b, char note[200]); /* cuda/cublaslt.h */
-#endif
 
 static nb_status open_cpu(nbi_backend **out, const nbi_backend_options *o)
 {
@@ -74,7 +71,7 @@ nb_status nbi_backend_set_gemm(nbi_backend *b, const char *gemm, char note[200])
         return NB_OK;
     if (strcmp(gemm, "cublaslt") != 0)
         return nbi_fail(NB_EINVAL, "gemm is \"%s\", expected \"nibble\" or \"cublaslt\"", gemm);
-#ifdef NIBBLE_HAS_CUDA
+#ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
     if (strcmp(b->name, "cuda") == 0)
         return nbi_cublaslt_use(b, note);
 #endif

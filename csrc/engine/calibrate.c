@@ -194,7 +194,7 @@ nb_status nbi_calibrate(nbi_calibration **out, const nb_model *m, const char *pa
     if (ctx > n)
         ctx = n;
     NB_TRY(create(&c, m, ROWS));
-    NB_TRY(nbi_sequence_create(&seq, m, ctx, ROWS));
+    NB_TRY(nbi_sequence_create(&seq, m, ctx, ROWS, m->be->default_kv));
     double start = nbi_now();
     for (size_t at = 0; at < n; at += ctx) {
         size_t len = n - at < ctx ? n - at : ctx;

@@ -12,6 +12,7 @@ void nbi_plan_make(nbi_plan *p, const nbi_config *c, uint64_t weights)
     *p = (nbi_plan){.weights = weights};
     if (nbi_backend_create(&m.be, NULL, 1) != NB_OK)
         return; /* no device: the sizes that depend on it stay 0 */
+    p->kv = m.be->default_kv;
     p->kv_per_token = nbi_kv_page_bytes(c, m.be->default_kv) / NBI_PAGE_TOKENS;
     p->kv_full_context = p->kv_per_token * c->max_context;
     p->workspace = nbi_workspace_bytes(&m, PLAN_ROWS, PLAN_LOGITS);
