@@ -156,10 +156,11 @@ static nb_status launch_gemm(nbi_cuda *c, const nbi_linear *l, nb_gemm_args *a)
 
 static nb_status launch_gemv(nbi_cuda *c, const nbi_linear *l, nb_gemm_args *a)
 {
-    const nb_gemv_launch g = nb_gemv_plan(a, l->integer ? 1 : 2, (uint32_t)c->n_sm, (uint32_t)c->max_shared);
+    nb_gemv_args v = {.g = *a};
+    const nb_gemv_launch g = nb_gemv_plan(&v, l->integer ? 1 : 2, (uint32_t)c->n_sm, (uint32_t)c->max_shared);
     if (!g.grid) /* a group so long that its pieces do not fit */
         return launch_gemm(c, l, a);
-    return NBI_LAUNCH(c, gemv_kernel(c, l), g.grid, 1, 1, g.shared, *a);
+    return NBI_LAUNCH(c, gemv_kernel(c, l), g.grid, 1, 1, g.shared, v);
 }
 
 /* ---- layers ---- */
