@@ -1,6 +1,8 @@
 /* Linear layers by cuBLASLt: the library is found or named in a sentence, its products are right in every form that linear()
  * asks for, and INT8 ends with the bits of the formula in docs/numerics.md.  On the stand-in driver the library is a stand-in
  * too; on a GPU it is the real one, and the cases are left out where it is not installed. */
+#include <sys/wait.h>
+
 #include <memory>
 
 #include "cuda_util.h"
@@ -293,6 +295,43 @@ TEST(Cublaslt, a_library_that_is_missing_or_another_one_is_a_sentence)
         setenv("NB_CUBLASLT", keep.c_str(), 1);
     else
         unsetenv("NB_CUBLASLT");
+}
+
+/* ---- the command ---- */
+
+/* What `nibble generate` prints on both streams, and its exit status. */
+std::string generate(const std::string &flags, int *status)
+{
+    const std::string command = NIBBLE_BUILD_DIR "/nibble generate '" + repo_file("configs/demo/model") +
+                                "' -p 'Return the number of' -n 6 --device cuda:0 " + flags + " 2>&1";
+    std::string text;
+    char part[512];
+    FILE *f = popen(command.c_str(), "r");
+    while (f && fgets(part, sizeof part, f))
+        text += part;
+    *status = f ? WEXITSTATUS(pclose(f)) : -1;
+    return text;
+}
+
+TEST(Cublaslt, generate_says_what_it_gives_up)
+{
+    { /* sets NB_CUBLASLT */
+        NEEDS_LIBRARY(c, NBI_F16);
+    }
+    int status;
+    const std::string ours = generate("", &status), theirs = generate("--gemm cublaslt", &status);
+    EXPECT_EQ(0, status) << theirs;
+    EXPECT_NE(std::string::npos, theirs.find("cuBLASLt")) << theirs;
+    EXPECT_NE(std::string::npos, theirs.find("may give other bytes")) << theirs;
+    EXPECT_EQ(std::string::npos, ours.find("cuBLASLt")) << ours;
+    if (emulated() && ours.size() > 8) { /* the text comes last; near ties aside it is the same */
+        EXPECT_NE(std::string::npos, theirs.find(ours.substr(ours.size() - 8))) << ours << theirs;
+    }
+    setenv("NB_CUBLASLT", "/nowhere/libcublasLt.so.13", 1);
+    const std::string missing = generate("--gemm cublaslt", &status);
+    EXPECT_EQ(1, status);
+    EXPECT_NE(std::string::npos, missing.find("/nowhere/libcublasLt.so.13")) << missing;
+    unsetenv("NB_CUBLASLT");
 }
 
 } // namespace
