@@ -12,6 +12,7 @@
 #include <vector>
 
 extern "C" {
+#include "backend/cuda/create.h"
 #include "backend/cuda/cuda.h"
 }
 
