@@ -1,5 +1,6 @@
 /* Routing to experts against a host loop. */
 #include "cuda_util.h"
+#include "cpu_kernels.h"
 
 #include <numeric>
 
@@ -75,6 +76,39 @@ TEST_P(CudaMoe, agrees_with_a_host_loop)
                 ASSERT_EQ(at, got.sorted[(size_t)before++]) << "expert " << e;
         }
         EXPECT_EQ((int32_t)(c.rows * c.top_k), got.offset[c.experts]);
+    }
+}
+
+/* The order of sums as moe_route.cu states it, with the CPU's exp: equal bits show that exp.cuh is that exp. */
+TEST(CudaMoeCheck, weights_have_the_bits_of_the_cpus_exp)
+{
+    const Case c = {64, 200, 200};
+    std::vector<float> x((size_t)c.rows * c.experts), e(c.experts);
+    for (size_t i = 0; i < x.size(); i++) /* differences from 0 to beyond -104, where it ends */
+        x[i] = nbi_rng_uniform(24, i) * (i / c.experts % 4 == 0 ? 120.0f : 12.0f) - 6;
+    for (bool renormalize : {false, true}) {
+        const Routed got = route(x, c, renormalize);
+        for (size_t r = 0; r < c.rows; r++) {
+            const float *row = &x[r * c.experts], largest = *std::max_element(row, row + c.experts);
+            for (size_t i = 0; i < c.experts; i++)
+                e[i] = row[i] - largest;
+            nbi_cpu_scalar.exp(e.data(), c.experts, e.data());
+            std::vector<float> lane(32, 0), next(32);
+            for (size_t i = 0; i < c.experts; i++)
+                lane[i % 32] += e[i];
+            for (size_t step = 16; step; step /= 2, lane = next)
+                for (size_t i = 0; i < 32; i++)
+                    next[i] = lane[i] + lane[i ^ step];
+            float total = lane[0], want[200];
+            if (renormalize) {
+                total = 0;
+                for (size_t k = 0; k < c.top_k; k++)
+                    total += e[(size_t)got.expert[r * c.top_k + k]];
+            }
+            for (size_t k = 0; k < c.top_k; k++)
+                want[k] = e[(size_t)got.expert[r * c.top_k + k]] / total;
+            ASSERT_TRUE(same_bits(want, &got.weight[r * c.top_k], c.top_k)) << "row " << r;
+        }
     }
 }
 
