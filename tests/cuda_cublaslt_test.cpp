@@ -249,6 +249,50 @@ TEST(Cublaslt, int8_products_have_the_bits_of_the_formula)
     }
 }
 
+/* ---- a table of embeddings that lies row-major ---- */
+
+TEST(Cublaslt, nb_embed_reads_its_layout)
+{
+    NEEDS_LIBRARY(c, NBI_F16);
+    const size_t n = 40, k = 80;
+    std::vector<uint16_t> dense = to_t(numbers(n * k, 12), NBI_F16);
+    std::vector<int8_t> q(n * k), z(n);
+    std::vector<float> scale = numbers(n, 13, 0.01f);
+    for (size_t i = 0; i < q.size(); i++)
+        q[i] = (int8_t)(nbi_rng(14, i) % 256);
+    for (size_t i = 0; i < n; i++)
+        z[i] = (int8_t)(nbi_rng(15, i) % 256);
+    for (uint8_t bits : {0, 8}) {
+        nbi_weight w = {};
+        w.n = n;
+        w.k = k;
+        w.dense_dtype = NBI_F16;
+        w.dense = bits ? nullptr : dense.data();
+        w.scheme.bits = bits;
+        w.scheme.strategy = NBI_PER_CHANNEL;
+        w.scheme.act = NBI_ACT_TOKEN;
+        w.scheme.act_symmetric = true;
+        w.codes = bits ? q.data() : nullptr;
+        w.scales = bits ? scale.data() : nullptr;
+        w.zeros = bits ? z.data() : nullptr;
+        Layer table(c, w);
+        Buffer<int32_t> ids(std::vector<int32_t>{39, 0, 7, 7}), pos(std::vector<int32_t>{0, 3, -1, 5});
+        Buffer<float> x(std::vector<float>(4 * k, -1.0f));
+        nb_embed_args a = {};
+        a.table = table.l.p;
+        a.step.ids = ids.ptr();
+        a.step.pos = pos.ptr();
+        a.x = x.ptr();
+        a.rows = 4;
+        a.k = (uint32_t)k;
+        ASSERT_TRUE(launch(NB_K_nb_embed, {4, 1, 1}, 0, a));
+        std::vector<float> want(4 * k, -1.0f), got = x.get();
+        for (size_t r : {0, 1, 3})
+            nbi_weight_row(&w, r == 0 ? 39 : r == 1 ? 0 : 7, &want[r * k]);
+        EXPECT_TRUE(same_bits(want.data(), got.data(), want.size())) << (int)bits << " bits";
+    }
+}
+
 /* ---- what it keeps, and what it refuses ---- */
 
 TEST(Cublaslt, more_shapes_than_it_keeps)
