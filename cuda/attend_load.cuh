@@ -10,7 +10,7 @@
 /* What stays the same while a block works on one piece. */
 struct nb_attend_source {
     const char *k, *v;      /* of the kv head: page p's block lies at p * page_bytes */
-    size_t page_bytes;      /* from page to page: all kv heads */
+    uint32_t page_bytes;    /* from page to page: all kv heads */
     const int32_t *pages;   /* of the sequence */
     int32_t last;           /* the last position that is read; what lies behind it may be anything, and reads as zero */
     uint32_t key, piece;    /* where this thread's copies begin in a tile, and how they go on: 128 threads further */
@@ -20,6 +20,22 @@ struct nb_attend_source {
 NB_DEVICE uint32_t nb_piece_at(const nb_rows16 &rows, uint32_t row, uint32_t piece)
 {
     return (row * rows.stride + (piece ^ ((row >> rows.shift) & rows.mask))) * 16;
+}
+
+/* A lane's row for ldmatrix: piece c of it lies at `at + ((c ^ swap) * 16)`, and that of the row 8 n further at 8 n * stride * 16 more,
+ * since the exchange repeats every eight rows. */
+struct nb_lane_row {
+    uint32_t at, swap;
+};
+
+NB_DEVICE nb_lane_row nb_lane_row_of(const nb_rows16 &rows, uint32_t shared, uint32_t row)
+{
+    return {shared + row * rows.stride * 16, (row >> rows.shift) & rows.mask};
+}
+
+NB_DEVICE uint32_t nb_piece_at(const nb_lane_row &row, uint32_t piece)
+{
+    return row.at + (piece ^ row.swap) * 16;
 }
 
 /* 16 bytes of a cache whose rows are not made of whole pieces: `bytes` of them, by words or by single bytes; the rest is 0. */
@@ -50,7 +66,7 @@ NB_DEVICE void nb_load_codes(const nb_attend_shape &s, const nb_attend_source &s
         const bool there = (int32_t)pos <= src.last && at < s.row_bytes;
         const char *from = which ? src.v : src.k;
         if (there)
-            from += (size_t)p * src.page_bytes + pos % NB_PAGE * s.row_bytes + at;
+            from += (uint64_t)(uint32_t)p * src.page_bytes + (pos % NB_PAGE * s.row_bytes + at);
         char *to = stage + nb_piece_at(s.k, key, piece);
         if (whole)
             nb_cp_async_16(to, from, there ? 16 : 0);
@@ -81,7 +97,7 @@ NB_DEVICE void nb_load_scales(const nb_attend_shape &s, const nb_attend_source &
         const uint32_t j = i % of_page, first = pos + 4 * j / words, last = pos + (4 * j + 3) / words;
         const char *from = which ? src.v : src.k;
         if ((int32_t)first <= src.last)
-            from += (size_t)p * src.page_bytes + NB_PAGE * s.row_bytes + j * 16;
+            from += (uint64_t)(uint32_t)p * src.page_bytes + (NB_PAGE * s.row_bytes + j * 16);
         if ((int32_t)last <= src.last || (int32_t)first > src.last) {
             nb_cp_async_16(to + i * 16, from, (int32_t)last <= src.last ? 16 : 0);
             continue;

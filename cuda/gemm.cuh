@@ -3,7 +3,8 @@
  *   x       T [rows][k], or codes int8 [rows][k_pad] with x_scale [rows] (and x_sums [rows][groups]: weights of 8 bits with zero
  *           points); 16-byte aligned; k a multiple of 16, the group of 16 too (int8: 32, if there are several)
  *   w       packed as layout.h says; up to 3 layers that share x
- *   y       [rows][ldy], 16-byte aligned: T, fp32, or fp32 to which the result is added
+ *   y       [rows][ldy]: T, fp32, or fp32 to which the result is added; any alignment (four columns are stored at once where y is
+ *           16-byte aligned and ldy and the layers' columns are multiples of 4)
  *   tile    64 P columns x 8 R rows of y a block: 4 warps side by side along n, P panels each, every warp all rows
  *   launch  grid (ceil(rows / 8R), n_tiles), 128 threads, shared memory NB_GEMM_SHARED(...)
  *   order   docs/numerics.md: k is cut into segments (weights.cuh); an mma sum from 0 over a segment in ascending k, segments
@@ -64,7 +65,7 @@ struct nb_gemm_source {
     uint32_t k, group_len;
     uint32_t group, group_k; /* the next group that begins, and where */
     uint32_t x_to, w_to, scales_to, zeros_to;
-    bool group_lane; /* copies a piece of the scales */
+    bool group_lane, group_there; /* copies a piece of the scales; of a panel that exists */
 
     __device__ __forceinline__ void init(const nb_gemm_args &a, const nb_place &at, uint32_t row0)
     {
@@ -88,7 +89,8 @@ struct nb_gemm_source {
         const uint64_t first = (uint64_t)(p < panels_left ? panel + p : 0) * at.p.groups * NB_TILE_N;
         group = group_k = 0;
         group_len = at.p.group_len;
-        group_lane = p < S::P && p < panels_left;
+        group_lane = p < S::P;
+        group_there = p < panels_left;
         scales = (const uint8_t *)at.p.scales + first * 4 + j * 16;
         zeros = at.p.zeros ? (const uint8_t *)at.p.zeros + first + j * 16 : 0;
         scales_to = S::scales_at + slot * NB_TILE_N * 4 + j * 16;
@@ -116,9 +118,9 @@ struct nb_gemm_source {
             return;
         const uint32_t j = threadIdx.x % 16, end = min(tile_k + NB_TILE_K, k);
         if (group_k + j / 4 * group_len < end)
-            op(S::copies - 2, scales_to, scales + (uint64_t)group * NB_TILE_N * 4, true);
+            op(S::copies - 2, scales_to, scales + (uint64_t)group * NB_TILE_N * 4, group_there);
         if (j < NB_TILE_GROUPS && zeros && group_k + j * group_len < end)
-            op(S::copies - 1, zeros_to, zeros + (uint64_t)group * NB_TILE_N, true);
+            op(S::copies - 1, zeros_to, zeros + (uint64_t)group * NB_TILE_N, group_there);
     }
 
     __device__ __forceinline__ void advance(uint32_t tile)
@@ -384,7 +386,7 @@ NB_DEVICE void nb_gemm_store(const nb_gemm_args &a, const nb_place &at, uint32_t
     /* 4 P lanes a row.  P 1: eight lanes that read together have rows 4 apart, which are 16 banks apart. */
     const uint32_t row_lane = S::P == 2 ? lane / 8 : lane / 8 + lane / 4 % 2 * 4, n = lane % (4 * S::P) * 4;
     const uint64_t y_at = (uint64_t)row0 * a.ldy + at.column + n0 + n;
-    const bool aligned = a.ldy % 4 == 0 && at.column % 4 == 0;
+    const bool aligned = nb_store_aligned(a, at.column);
 #pragma unroll 2
     for (uint32_t row = row_lane; row < S::rows && row0 + row < a.rows; row += 8 / S::P) {
         const float4 v = *(const float4 *)(out + row * width + n);

@@ -48,16 +48,16 @@
     NB_GEMM_LINES(X, nb_gemm_w4, gemm_w4)                                                                              \
     NB_GEMM_LINES(X, nb_gemm_w8a8, gemm_w8a8)                                                                          \
     NB_GEMM_LINES(X, nb_gemm_w4a8, gemm_w4a8)                                                                          \
-    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemm_args)                                                 \
-    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemm_args)                                                \
-    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemv_args)                                                 \
+    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemv_args)                                                \
+    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemv_args)                                                       \
+    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemv_args)                                                      \
+    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemv_args)                                                       \
+    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemv_args)                                                      \
+    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemv_args)                                                   \
+    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemv_args)                                                  \
+    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemv_args)                                                   \
+    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemv_args)                                                  \
     /* after a product of cuBLASLt: x is its sums [rows][n] of the one part, int32 (PLAIN8) or fp32 (PLAIN) */         \
     X(nb_finish_sums_f16, finish_sums, 256, 0, 75, nb_gemm_args)                                                       \
     X(nb_finish_sums_bf16, finish_sums, 256, 0, 80, nb_gemm_args)                                                      \
@@ -85,6 +85,7 @@
     X(nb_moe_sort, moe_route, 256, 0, 75, nb_moe_route_args)                                                           \
     /* calibration and quantization */                                                                                 \
     X(nb_range, range, 256, 0, 75, nb_range_args)                                                                      \
+    X(nb_observer_widen, histogram, 256, 0, 75, nb_histogram_args)                                                     \
     X(nb_histogram, histogram, 256, 0, 75, nb_histogram_args)                                                          \
     X(nb_clip_search, clip_search, 256, 0, 75, nb_clip_search_args)                                                    \
     X(nb_gram, gram, 256, 0, 75, nb_gram_args)                                                                         \
@@ -182,8 +183,16 @@ typedef struct nb_gemm_args {
     uint32_t
         first_tile[3]; /* tiles of output columns: part i has tiles first_tile[i] .. first_tile[i+1]-1 of the grid */
     uint32_t n_tiles;
-    uint32_t panels, round; /* decode form: panels of a tile, tasks of a round; gemv_plan.h chooses */
 } nb_gemm_args;
+
+/* The decode form: how the work is cut and where it lies in shared memory; gemv_plan.h explains and fills it. */
+typedef struct nb_gemv_args {
+    nb_gemm_args g;
+    uint32_t panels, round, rounds;                                  /* of a tile; tasks of a round; rounds */
+    uint32_t group_len, groups, per_group, per_task, segments, tasks; /* of K */
+    uint32_t x_stride, x_bytes, round_segments, round_groups;
+    uint32_t parts, part_bytes, meta, zeros, meta_bytes;
+} nb_gemv_args;
 
 /* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to NB_TILE_GROUPS
  * groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About 48 KB, so that two blocks
@@ -277,43 +286,67 @@ typedef struct nb_moe_route_args {
     uint32_t rows, experts, top_k, renormalize; /* experts <= 512, top_k <= experts, rows * top_k < 2^31 */
 } nb_moe_route_args;
 
-/* ---- calibration and quantization ---- */
+/* ---- calibration and quantization.  Arrays [rows][k] have the type dtype: NB_T_* ---- */
+
+/* A float as an unsigned integer in the same order (quant/range.h, with the sign bit turned).  Extremes travel as such
+ * numbers: hi is the largest key, lo the complement of the smallest, so that both grow by maximum from zeroed memory.  NaNs lie
+ * beyond the infinities. */
+#define NB_KEY_OF_BITS(u) ((u)&0x80000000u ? ~(u) : (u) | 0x80000000u)
+#define NB_BITS_OF_KEY(k) ((k)&0x80000000u ? (k)&0x7fffffffu : ~(k))
+#define NB_KEY_FINITE(k)  ((k) <= 0xff7fffffu && (k) >= 0x00800000u) /* keys of -FLT_MAX .. FLT_MAX */
+
+enum { NB_RANGE_GROUP, NB_RANGE_COLUMN, NB_RANGE_TENSOR };
 
 typedef struct nb_range_args {
-    const void *x;  /* [rows][k] of dtype */
-    float *lo, *hi; /* per row (axis 0), column (1) or tensor (2); of a group in a row: [rows][k/group] */
-    uint32_t *bad;  /* smallest row + 1 that holds a NaN or infinity, atomically; 0: none */
+    const void *x;
+    uint32_t *lo, *hi; /* ~key and key of the extremes; GROUP: [rows][k/group], written; else [k] or [1], raised */
+    uint32_t *bad;     /* raised to ~row for a row that holds a NaN or an infinity; or NULL */
     uint32_t dtype, rows, k, group, axis;
+    uint32_t team; /* GROUP: threads that share a group: 1, 2, 4 .. 32 or 256 */
 } nb_range_args;
+
+/* An observer in device memory; all zeros is one that has seen nothing.  quant/observer.h says what the fields mean. */
+#define NB_OBSERVER_BINS 4096
+typedef struct nb_observer_state {
+    float lo, hi, half_range;
+    uint32_t bad;
+    uint64_t count;
+    uint32_t key_lo, key_hi; /* of the batch under way: nb_range fills them, nb_observer_widen takes them */
+    uint64_t bins[NB_OBSERVER_BINS];
+} nb_observer_state;
 
 typedef struct nb_histogram_args {
     const void *x;
-    uint64_t *bins; /* added to */
+    nb_observer_state *o;
     uint64_t n;
-    float width; /* of a bin */
-    uint32_t dtype, n_bins;
+    uint32_t dtype;
 } nb_histogram_args;
 
 typedef struct nb_clip_search_args {
     const void *x;
-    const float *lo, *hi;
-    float *best_lo, *best_hi;
-    uint32_t dtype, rows, k, group, bits, symmetric, steps;
+    float *lo, *hi; /* [rows][k/group] */
+    float *error;   /* likewise */
+    uint32_t dtype, rows, k, group, bits, symmetric, scale_dtype, candidates;
+    float step;
 } nb_clip_search_args;
 
+#define NB_GRAM_ROWS 128 /* rows summed before a partial sum is added */
 typedef struct nb_gram_args {
-    const void *x; /* [rows][k] of dtype */
-    float *h;      /* [k][k], added to */
+    const void *x;
+    float *h; /* [k][k], added to */
     uint32_t dtype, rows, k;
 } nb_gram_args;
 
 typedef struct nb_rtn_args {
-    const void *x; /* [rows][k] of dtype */
-    const float *lo, *hi;
-    int8_t *codes;
-    float *scales;
-    int8_t *zeros;
-    uint32_t dtype, rows, k, group, bits, symmetric, scale_dtype, per_tensor;
+    const void *x;
+    int8_t *codes;    /* [rows][k], or NULL */
+    uint32_t *packed; /* [rows][k/8], or NULL; group a multiple of 8 */
+    float *scales;    /* [rows][k/group]; NULL: every group has the grid scale, zero */
+    int8_t *zeros;    /* [rows][k/group]; NULL when symmetric */
+    float scale;
+    int32_t zero;
+    uint32_t dtype, rows, k, group, bits, symmetric, scale_dtype;
+    uint32_t team; /* threads that share a group: 1, 2, 4 .. 32 or 256 */
 } nb_rtn_args;
 
 enum nb_kernel {

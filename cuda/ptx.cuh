@@ -147,6 +147,36 @@ NB_DEVICE float nb_ex2(float x)
     return y;
 }
 
+/* The same if `wanted`; else nothing, and what is returned must not be used. */
+NB_DEVICE uint4 nb_load_stream_if(const void *global, bool wanted)
+{
+    uint4 v;
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];}"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(global), "r"((int)wanted));
+    return v;
+}
+
+NB_DEVICE void nb_store_shared_2(uint32_t shared, uint32_t a, uint32_t b)
+{
+    asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(shared), "r"(a), "r"(b) : "memory");
+}
+
+NB_DEVICE uint8_t nb_load_shared_u8(uint32_t shared)
+{
+    uint32_t v;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
+    return (uint8_t)v;
+}
+
+/* v, of which the compiler knows nothing: what is made of it in a loop is not computed before the loop, and kept in
+ * registers that the loop needs. */
+NB_DEVICE uint32_t nb_opaque(uint32_t v)
+{
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 /* (a & b) | c and (a & b) ^ c in one instruction */
 template <int table>
 NB_DEVICE uint32_t nb_lop3(uint32_t a, uint32_t b, uint32_t c)

@@ -57,14 +57,13 @@ NB_DEVICE void rmsnorm(const nb_rmsnorm_args &a)
 
     if (held) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            keep[i][0] = keep[i][1] = keep[i][2] = keep[i][3] = 0;
+        for (int i = 0; i < HELD; i++)
             if (t + 256 * i < quads)
                 load_quad(x, t + 256 * i, keep[i]);
-        }
 #pragma unroll
-        for (int i = 0; i < HELD; i++) /* what lies beyond adds zeros: the same bits */
-            add_squares(keep[i], sum);
+        for (int i = 0; i < HELD; i++)
+            if (t + 256 * i < quads)
+                add_squares(keep[i], sum);
     } else {
         for (uint32_t q = t; q < quads; q += 256) {
             load_quad(x, q, keep[0]);

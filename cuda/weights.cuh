@@ -327,7 +327,13 @@ NB_DEVICE void nb_store_1(const nb_gemm_args &a, size_t at, float v)
         ((float *)a.y)[at] = v;
 }
 
-/* Up to four neighbours; aligned: `at` is a multiple of 4 (y is 16-byte aligned). */
+/* Whether every fourth column of every row, counted from `column`, may be written with its three neighbours at once. */
+NB_DEVICE bool nb_store_aligned(const nb_gemm_args &a, uint32_t column)
+{
+    return a.ldy % 4 == 0 && column % 4 == 0 && (uintptr_t)a.y % 16 == 0;
+}
+
+/* Up to four neighbours, the first of them at such a column if `aligned`. */
 template <typename T>
 NB_DEVICE void nb_store_up_to_4(const nb_gemm_args &a, size_t at, float4 v, uint32_t count, bool aligned)
 {

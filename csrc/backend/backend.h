@@ -102,12 +102,28 @@ typedef enum nbi_dst {
     NBI_DST_F32       /* y = result, fp32 */
 } nbi_dst;
 
+/* How a token is chosen from a row of logits; engine/sampler.c has the rules. */
+typedef struct nbi_draw {
+    float temperature, top_p, min_p; /* temperature 0: the best token */
+    int32_t top_k;                   /* 0: off */
+    uint32_t share;                  /* the random number u in [0, 1), times 2^24 */
+    uint32_t want_sum;               /* for a log-probability */
+} nbi_draw;
+
+typedef struct nbi_drawn {
+    uint64_t sum; /* of the weights of all tokens at temperature 1, in units of 2^-43 of the best one's; if wanted */
+    float logit, best; /* of the token, and the largest of the row */
+    int32_t token;     /* -1: the row holds a NaN or +infinity, or nothing finite */
+    uint32_t unused;
+} nbi_drawn;
+
 struct nbi_backend {
     const struct nbi_backend_ops *ops;
     const char *name;     /* "cpu", "cuda" */
     char description[96]; /* "cpu (avx512-vnni), 2 threads" */
     uint32_t threads;     /* CPU threads it uses */
     nbi_kv_type default_kv;
+    const struct nbi_quant_ops *quant; /* what it offers for quantization (quant_ops.h), NULL: nothing */
 };
 
 typedef struct nbi_backend_ops {
@@ -173,6 +189,11 @@ typedef struct nbi_backend_ops {
     nb_status (*swiglu)(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
     /* y[i] = x[logit_rows[i]] of the batch: residual rows of k elements */
     nb_status (*gather)(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y);
+    /* Chooses a token for each of n rows of logits; how and out are host memory, scratch has sample_bytes(n).  Waits.  NULL
+     * where logits are in host memory anyway. */
+    nb_status (*sample)(nbi_backend *b, const float *logits, size_t n, size_t vocab, const nbi_draw *how,
+                        nbi_drawn *out, void *scratch);
+    size_t (*sample_bytes)(nbi_backend *b, size_t n);
     /* Activations to fp32 on the host (the form NBI_FORM_FLOAT must be there). */
     nb_status (*download_act)(nbi_backend *b, float *dst, const void *x, size_t n);
     /* fp32 on the host to activations, rounded. */

@@ -22,6 +22,8 @@ static void print_report(const char *text, const char *out, bool dry)
     cli_bytes(after, (uint64_t)json_integer_value(json_object_get(r, "bytes_after")));
     printf("%s: %s -> %s (%.2fx smaller), recipe %s\n", dry ? "dry run, nothing written" : out, before, after,
            json_number_value(json_object_get(r, "ratio")), json_string_value(json_object_get(r, "recipe")));
+    if (!dry)
+        printf("computed on %s\n", json_string_value(json_object_get(r, "device")));
     json_array_foreach(rows, i, row) if (n < 16384) sorted[n++] = row;
     qsort(sorted, n, sizeof *sorted, by_sqnr);
     if (dry)

@@ -3,7 +3,8 @@
  *   ppN    N tokens of prompt through the model at once (chunks of 512), logits of the last one
  *   tgN    N single tokens one after the other from an empty context; with B sequences: B tokens a step, all counted
  *
- * Tokens are random, sampling and tokenisation are not timed.  One warm-up, then the repetitions. */
+ * Tokens are random, sampling and tokenisation are not timed; but where a device can sample, logits stay there and the best
+ * token is chosen, as the engine does it.  One warm-up, then the repetitions. */
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
@@ -32,7 +33,9 @@ typedef struct bench {
     int32_t *ids, *pages;
     uint32_t *logit_rows;
     nbi_seq *seqs;
-    float *logits;
+    float *logits;   /* [n_seqs][vocab] */
+    nbi_draw *draws; /* [n_seqs] greedy; or NULL: the device cannot sample */
+    nbi_drawn *drawn;
     size_t n_prompt, n_gen, n_seqs, pages_a_seq;
 } bench;
 
@@ -45,6 +48,8 @@ static void bench_close(bench *b)
     free(b->logit_rows);
     free(b->seqs);
     free(b->logits);
+    free(b->draws);
+    free(b->drawn);
 }
 
 static nb_status bench_open(bench *b)
@@ -61,8 +66,12 @@ static nb_status bench_open(bench *b)
     b->pages = malloc(pages * sizeof *b->pages);
     b->logit_rows = malloc(b->n_seqs * sizeof *b->logit_rows);
     b->seqs = malloc(b->n_seqs * sizeof *b->seqs);
-    b->logits = malloc(bytes);
-    if (!b->ids || !b->pages || !b->logit_rows || !b->seqs || !b->logits)
+    if (nbi_can_sample(b->m)) {
+        b->draws = calloc(b->n_seqs, sizeof *b->draws);
+        b->drawn = malloc(b->n_seqs * sizeof *b->drawn);
+    } else
+        b->logits = malloc(bytes);
+    if (!b->ids || !b->pages || !b->logit_rows || !b->seqs || !(b->logits || (b->draws && b->drawn)))
         return nbi_fail_nomem("the benchmark", bytes);
     for (size_t i = 0; i < pages; i++)
         b->pages[i] = (int32_t)i;
@@ -76,6 +85,12 @@ done:
 static int32_t token(const bench *b, size_t i)
 {
     return (int32_t)(nbi_rng(42, i) % b->m->cfg.vocab);
+}
+
+static nb_status forward(bench *b, const nbi_batch *batch)
+{
+    nb_status st = nbi_forward(b->m, &b->kv, b->w, batch, b->logits, NULL, NULL);
+    return st == NB_OK && b->draws ? nbi_forward_sample(b->w, b->draws, batch->n_logits, b->drawn) : st;
 }
 
 static nb_status prefill(bench *b)
@@ -93,7 +108,7 @@ static nb_status prefill(bench *b)
                            .ids = b->ids,
                            .seqs = &s,
                            .logit_rows = &last};
-        NB_TRY(nbi_forward(b->m, &b->kv, b->w, &batch, b->logits, NULL, NULL));
+        NB_TRY(forward(b, &batch));
     }
 done:
     return st;
@@ -115,7 +130,7 @@ static nb_status decode(bench *b)
                            .ids = b->ids,
                            .seqs = b->seqs,
                            .logit_rows = b->logit_rows};
-        NB_TRY(nbi_forward(b->m, &b->kv, b->w, &batch, b->logits, NULL, NULL));
+        NB_TRY(forward(b, &batch));
     }
 done:
     return st;

@@ -13,6 +13,7 @@ nb_status nbi_calibrate(nbi_calibration **out, const nb_model *m, const char *te
                         const nb_callbacks *cb);
 const nbi_observer *nbi_calibration_of(const nbi_calibration *c, uint32_t layer, nbi_proj p);
 size_t nbi_calibration_tokens(const nbi_calibration *c);
+const char *nbi_calibration_device(const nbi_calibration *c); /* what computed the activations */
 void nbi_calibration_free(nbi_calibration *c);
 
 /* The text of a calibration or evaluation file, malloc'ed. */

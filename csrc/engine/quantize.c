@@ -1,4 +1,5 @@
-/* nb_quantize: a dense Hugging Face folder in, a compressed-tensors folder out, one tensor in memory at a time. */
+/* nb_quantize: a dense Hugging Face folder in, a compressed-tensors folder out, one tensor in memory at a time.  A device computes
+ * ranges, scales and codes where it can; reading, the errors of the report and writing stay on the host. */
 #include <math.h>
 #include <omp.h>
 #include <stdio.h>
@@ -45,6 +46,7 @@ typedef struct job {
     nbi_st_writer *writer;
     json_t *rows; /* of the report */
     uint64_t bytes_in, bytes_out;
+    nbi_backend *be; /* what computes codes and scales */
     int threads;
 } job;
 
@@ -131,6 +133,7 @@ static nb_status open_source(job *j, const char *dst)
     if (nbi_recipe_needs_calibration(j->recipe) && !j->o.calib)
         NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has static activations: give it a text with --calib FILE",
                         nbi_recipe_name(j->recipe)));
+    NB_TRY(nbi_backend_create(&j->be, j->o.device, j->threads));
     if (!j->o.dry_run)
         NB_TRY(nbi_outdir_open(&j->out, dst, j->o.overwrite != 0));
 done:
@@ -226,9 +229,12 @@ static nb_status set_activation_grid(const job *j, const module *m, nbi_weight *
 static nb_status quantize_one(job *j, const module *m)
 {
     nbi_weight src = {0}, q = {0};
+    bool on_device;
     nb_status st;
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
-    NB_TRY(nbi_rtn(&q, &src, &m->scheme, j->scale_dtype, j->threads));
+    NB_TRY(nbi_rtn_on(j->be, &q, &src, &m->scheme, j->scale_dtype, j->threads, &on_device));
+    if (j->be->quant && !on_device)
+        nbi_log(&j->o.callbacks, NB_LOG_INFO, "%s: %s; computed on the CPU", m->name, nb_last_error());
     NB_TRY(set_activation_grid(j, m, &q));
     NB_TRY(nbi_ct_write(j->writer, m->name, &q, j->scale_dtype));
     NB_TRY(report_row(j, m, &q, &src));
@@ -335,10 +341,29 @@ static nb_status copy_companions(job *j)
 
 static json_t *make_report(const job *j)
 {
-    return json_pack("{s:s, s:s, s:I, s:I, s:f, s:I, s:O}", "recipe", nbi_recipe_name(j->recipe), "nibble",
-                     nb_version(), "bytes_before", (json_int_t)j->bytes_in, "bytes_after", (json_int_t)j->bytes_out,
-                     "ratio", j->bytes_out ? (double)j->bytes_in / (double)j->bytes_out : 0.0, "calibration_tokens",
-                     (json_int_t)(j->calib ? nbi_calibration_tokens(j->calib) : 0), "modules", j->rows);
+    json_t *r =
+        json_pack("{s:s, s:s, s:I, s:I, s:f, s:I, s:O}", "recipe", nbi_recipe_name(j->recipe), "nibble", nb_version(),
+                  "bytes_before", (json_int_t)j->bytes_in, "bytes_after", (json_int_t)j->bytes_out, "ratio",
+                  j->bytes_out ? (double)j->bytes_in / (double)j->bytes_out : 0.0, "calibration_tokens",
+                  (json_int_t)(j->calib ? nbi_calibration_tokens(j->calib) : 0), "modules", j->rows);
+    if (r && j->calib &&
+        json_object_set_new(r, "calibration_device", json_string(nbi_calibration_device(j->calib))) != 0) {
+        json_decref(r);
+        return NULL;
+    }
+    return r;
+}
+
+/* The caller's report says what computed the codes.  The file in the folder does not: they are the same from any device, and so
+ * is the folder (but for calibrated activations, whose device is in both). */
+static nb_status give_report(const job *j, json_t *r, char **report)
+{
+    if (!report)
+        return NB_OK;
+    if (json_object_set_new(r, "device", json_string(j->be->description)) != 0 ||
+        !(*report = json_dumps(r, JSON_INDENT(2))))
+        return nbi_fail_nomem("the report", 0);
+    return NB_OK;
 }
 
 static nb_status quantize(job *j, const char *dst, char **report)
@@ -365,8 +390,7 @@ static nb_status quantize(job *j, const char *dst, char **report)
         NB_TRY(write_json(j->out.tmp, "quant_report.json", r));
         NB_TRY(nbi_outdir_commit(&j->out));
     }
-    if (report && !(*report = json_dumps(r, JSON_INDENT(2))))
-        st = nbi_fail_nomem("the report", 0);
+    NB_TRY(give_report(j, r, report));
 done:
     json_decref(r);
     return st;
@@ -388,6 +412,8 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nbi_st_writer_free(j.writer);
     nbi_outdir_abort(&j.out);
     nbi_calibration_free(j.calib);
+    if (j.be)
+        j.be->ops->destroy(j.be);
     nbi_recipe_free(j.recipe);
     nbi_checkpoint_close(j.ckpt);
     json_decref(j.config);

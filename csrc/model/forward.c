@@ -19,9 +19,10 @@ struct nbi_workspace {
     float *last;   /* [max_logits][hidden]  rows of x that become logits */
     float *logits; /* [max_logits][vocab] */
     void *scratch;
+    void *drawing; /* of sample() */
 };
 
-enum { N_PARTS = 9 };
+enum { N_PARTS = 10 };
 typedef struct part {
     void **p;
     size_t bytes; /* SIZE_MAX: too large */
@@ -51,6 +52,7 @@ static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size
         {(void **)&w->last, floats(logits, c->hidden)},
         {(void **)&w->logits, floats(logits, c->vocab)},
         {&w->scratch, m->be->ops->scratch_bytes(m->be, most, widest > q ? widest : q)},
+        {&w->drawing, m->be->ops->sample ? m->be->ops->sample_bytes(m->be, logits) : 0},
     };
     size_t total = 0;
     for (int i = 0; i < N_PARTS; i++) {
@@ -101,7 +103,7 @@ void nbi_workspace_free(nbi_workspace *w)
 {
     if (!w)
         return;
-    void *all[N_PARTS] = {w->x, w->h, w->qkv, w->att, w->gate_up, w->act, w->last, w->logits, w->scratch};
+    void *all[N_PARTS] = {w->x, w->h, w->qkv, w->att, w->gate_up, w->act, w->last, w->logits, w->scratch, w->drawing};
     w->be->ops->step_free(w->be, w->step);
     for (int i = 0; i < N_PARTS; i++)
         w->be->ops->release(w->be, all[i]);
@@ -243,7 +245,7 @@ static nb_status run_step(run *r, nbi_kv *kv, const nbi_batch *batch, float *log
             ended = ops->step_end(m->be, step, ran == NB_OK);
         NB_TRY(ran != NB_OK ? ran : ended);
     }
-    if (batch->n_logits)
+    if (batch->n_logits && logits)
         NB_TRY(ops->download(m->be, logits, r->w->logits, batch->n_logits * m->cfg.vocab * sizeof(float)));
 done:
     return st;
@@ -262,5 +264,23 @@ nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi
     nb_status st = run_step(&r, kv, batch, logits);
     if (ops->unlock)
         ops->unlock(m->be);
+    return st;
+}
+
+bool nbi_can_sample(const nb_model *m)
+{
+    return m->be->ops->sample != NULL;
+}
+
+nb_status nbi_forward_sample(nbi_workspace *w, const nbi_draw *how, size_t n, nbi_drawn *out)
+{
+    const nbi_backend_ops *ops = w->be->ops;
+    if (n == 0)
+        return NB_OK;
+    if (ops->lock)
+        ops->lock(w->be);
+    nb_status st = ops->sample(w->be, w->logits, n, w->m->cfg.vocab, how, out, w->drawing);
+    if (ops->unlock)
+        ops->unlock(w->be);
     return st;
 }

@@ -5,22 +5,12 @@
 #ifndef NB_QUANT_OBSERVER_H
 #define NB_QUANT_OBSERVER_H
 
+#include "base/histogram.h"
 #include "base/weight.h"
 #include "quant/grid.h"
 
-#define NBI_OBSERVER_BINS 4096
-
 typedef enum nbi_observer_method { NBI_OBS_MINMAX, NBI_OBS_PERCENTILE, NBI_OBS_MSE, NBI_OBS_KL } nbi_observer_method;
 bool nbi_observer_method_from_name(const char *s, nbi_observer_method *out); /* "minmax", "percentile", "mse", "kl" */
-
-typedef struct nbi_observer {
-    float lo, hi;     /* exact extremes seen */
-    float half_range; /* bins cover [-half_range, half_range): the least power of two above all
-                                           |x|, at least 2^-100; 0 while nothing but zeros was seen */
-    uint64_t count;
-    uint64_t bins[NBI_OBSERVER_BINS];
-    bool bad; /* saw NaN or Inf; nothing is added from then on */
-} nbi_observer;
 
 void nbi_observer_init(nbi_observer *o);
 void nbi_observer_add(nbi_observer *o, const float *x, size_t n);

@@ -2,17 +2,20 @@
  *
  * A row is converted to fp32, then each of its groups (the whole row per channel) is read twice: once for its range,
  * once for its codes.  Per tensor the range of all rows comes first.  Rows are independent and extremes do not depend
- * on the order in which they are found, so neither does the result depend on the threads. */
+ * on the order in which they are found, so neither does the result depend on the threads.  A device computes the same
+ * codes and scales; what cannot be quantized is always explained here. */
 #include "quant/rtn.h"
 
 #include <float.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "quant/grid.h"
 #include "quant/range.h"
+#include "quant/rtn_device.h"
 
 typedef struct rtn_job {
     nbi_weight *out;
@@ -105,6 +108,15 @@ static nb_status quantize_rows(const rtn_job *j)
     return bad == SIZE_MAX ? NB_OK : explain_row(j, bad);
 }
 
+static nb_status tensor_grid_of(const rtn_job *j, float lo, float hi, nbi_grid *g)
+{
+    *g = nbi_grid_make(lo, hi, j->out->scheme.bits, j->out->scheme.symmetric, j->scale_dtype);
+    if (scale_was_cut(g->scale, j->scale_dtype))
+        return nbi_fail(NB_EFORMAT, "weights between %g and %g need a scale beyond what %s holds", (double)lo,
+                        (double)hi, nbi_dtype_name(j->scale_dtype));
+    return NB_OK;
+}
+
 static nb_status tensor_grid(const rtn_job *j, nbi_grid *g)
 {
     size_t n = j->src->n, bad = SIZE_MAX;
@@ -119,13 +131,68 @@ static nb_status tensor_grid(const rtn_job *j, nbi_grid *g)
             hi = b > hi ? b : hi;
         }
     }
-    if (bad != SIZE_MAX)
-        return explain_row(j, bad);
-    *g = nbi_grid_make(lo, hi, j->out->scheme.bits, j->out->scheme.symmetric, j->scale_dtype);
-    if (scale_was_cut(g->scale, j->scale_dtype))
-        return nbi_fail(NB_EFORMAT, "weights between %g and %g need a scale beyond what %s holds", (double)lo,
-                        (double)hi, nbi_dtype_name(j->scale_dtype));
+    return bad == SIZE_MAX ? tensor_grid_of(j, lo, hi, g) : explain_row(j, bad);
+}
+
+static nb_status on_host(rtn_job *j)
+{
+    nbi_grid g;
+    if (j->out->scheme.strategy == NBI_PER_TENSOR) {
+        nb_status st = tensor_grid(j, &g);
+        if (st != NB_OK)
+            return st;
+        j->fixed = &g;
+    }
+    return quantize_rows(j);
+}
+
+/* ---- on a device ------------------------------------------------------------------------------------------------ */
+
+#define SLAB_BYTES ((size_t)32 << 20)
+
+/* Every row has the grid of the tensor. */
+static void fill_grids(const rtn_job *j, const nbi_grid *g)
+{
+    for (size_t row = 0; row < j->out->n; row++) {
+        j->out->scales[row] = g->scale;
+        if (j->out->zeros)
+            j->out->zeros[row] = (int8_t)g->zero;
+    }
+}
+
+static nb_status check_scales(const rtn_job *j)
+{
+    const size_t groups = nbi_scheme_groups(&j->out->scheme, j->out->k);
+    for (size_t i = 0; i < j->out->n * groups; i++)
+        if (isnan(j->out->scales[i]) || scale_was_cut(j->out->scales[i], j->scale_dtype))
+            return explain_row(j, i / groups);
     return NB_OK;
+}
+
+static nb_status on_device(rtn_job *j, nbi_backend *be)
+{
+    nb_status st;
+    nbi_grid g = {0};
+    nbi_rtn_stream s = {.be = be, .src = j->src, .out = j->out, .threads = j->threads};
+    if (be->ops->lock)
+        be->ops->lock(be);
+    NB_TRY(nbi_rtn_stream_open(&s, SLAB_BYTES));
+    if (j->out->scheme.strategy == NBI_PER_TENSOR) {
+        float lo, hi;
+        size_t bad;
+        NB_TRY(nbi_rtn_stream_range(&s, &lo, &hi, &bad));
+        NB_TRY(bad == SIZE_MAX ? tensor_grid_of(j, lo, hi, &g) : explain_row(j, bad));
+        NB_TRY(nbi_rtn_stream_codes(&s, j->scale_dtype, &(nbi_fixed_grid){g.scale, g.zero}));
+        fill_grids(j, &g);
+    } else {
+        NB_TRY(nbi_rtn_stream_codes(&s, j->scale_dtype, NULL));
+        NB_TRY(check_scales(j));
+    }
+done:
+    nbi_rtn_stream_close(&s);
+    if (be->ops->unlock)
+        be->ops->unlock(be);
+    return st;
 }
 
 static nb_status check_request(const nbi_weight *src, const nbi_scheme *s, nbi_dtype scale_dtype)
@@ -146,13 +213,14 @@ static nb_status check_request(const nbi_weight *src, const nbi_scheme *s, nbi_d
     return NB_OK;
 }
 
-nb_status nbi_rtn(nbi_weight *out, const nbi_weight *src, const nbi_scheme *scheme, nbi_dtype scale_dtype, int threads)
+nb_status nbi_rtn_on(nbi_backend *be, nbi_weight *out, const nbi_weight *src, const nbi_scheme *scheme,
+                     nbi_dtype scale_dtype, int threads, bool *device_did)
 {
     nb_status st = NB_OK;
     nbi_weight w = {.n = src->n, .k = src->k, .scheme = *scheme};
     rtn_job j = {&w, src, scale_dtype, threads > 0 ? threads : 1, NULL, NULL};
     size_t row_bytes, bytes = 0;
-    nbi_grid g;
+    bool done_there = false;
     NB_TRY(check_request(src, scheme, scale_dtype));
     NB_TRY(nbi_weight_alloc(&w));
     if (!nbi_mul(src->k, sizeof(float), &row_bytes) || !nbi_mul(row_bytes, (size_t)j.threads, &bytes) ||
@@ -163,17 +231,24 @@ nb_status nbi_rtn(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sche
             NB_TRY(nbi_fail_nomem("a bias", src->n * sizeof(float)));
         memcpy(w.bias, src->bias, src->n * sizeof(float));
     }
-    if (scheme->strategy == NBI_PER_TENSOR) {
-        NB_TRY(tensor_grid(&j, &g));
-        j.fixed = &g;
+    if (be && be->quant && src->n && src->k) {
+        st = on_device(&j, be);
+        done_there = st != NB_EUNSUPPORTED;
     }
-    NB_TRY(quantize_rows(&j));
+    NB_TRY(done_there ? st : on_host(&j));
+    if (device_did)
+        *device_did = done_there;
     *out = w;
     w = (nbi_weight){0};
 done:
     free(j.rows);
     nbi_weight_free(&w);
     return st;
+}
+
+nb_status nbi_rtn(nbi_weight *out, const nbi_weight *src, const nbi_scheme *scheme, nbi_dtype scale_dtype, int threads)
+{
+    return nbi_rtn_on(NULL, out, src, scheme, scale_dtype, threads, NULL);
 }
 
 /* ---- error report ---------------------------------------------------------------------------------------------- */

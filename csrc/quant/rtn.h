@@ -2,11 +2,16 @@
 #ifndef NB_QUANT_RTN_H
 #define NB_QUANT_RTN_H
 
-#include "base/weight.h"
+#include "backend/backend.h"
 
 /* Quantizes a dense weight by `scheme` (weights part).  NaN or Inf in `src` is NB_EFORMAT naming row and column; K not
  * divisible by the group is NB_EINVAL.  `threads` OpenMP threads; the result does not depend on them. */
 nb_status nbi_rtn(nbi_weight *out, const nbi_weight *src, const nbi_scheme *scheme, nbi_dtype scale_dtype, int threads);
+
+/* The same on a device, with the same bits: be NULL, without quant_ops or without a kernel for the scheme computes on the host.
+ * *on_device (may be NULL) says which it was. */
+nb_status nbi_rtn_on(nbi_backend *be, nbi_weight *out, const nbi_weight *src, const nbi_scheme *scheme,
+                     nbi_dtype scale_dtype, int threads, bool *on_device);
 
 /* Error of a quantized weight against its dense source, for the report. */
 typedef struct nbi_quant_error {

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/cuda/create.h"
 #include "base/checked.h"
 
 /* ---- the part of the library's interface that we use, with the values of its documentation (12 and 13 agree) ---- */

@@ -110,6 +110,8 @@ static const nbi_backend_ops cuda_ops = {
     .attention = nbi_cuda_attention,
     .swiglu = nbi_cuda_swiglu,
     .gather = nbi_cuda_gather,
+    .sample = nbi_cuda_sample,
+    .sample_bytes = nbi_cuda_sample_bytes,
     .download_act = download_act,
     .upload_act = upload_act,
 };

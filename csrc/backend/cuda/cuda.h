@@ -7,6 +7,7 @@
  *   step.c       a batch on the device; recorded steps (CUDA graphs)
  *   pack.c       canonical weight -> layout.h          linear.c     linear()
  *   rows.c       embed, rmsnorm, swiglu, gather        attention.c  rope_append, attention
+ *   calib.c      quantization and calibration
  *   cuda.c       the table of operations
  *
  * Everything is issued on one stream, in order; download waits for it.  A failed call of the driver is a sentence that names
@@ -223,6 +224,9 @@ nb_status nbi_cuda_gather(nbi_backend *b, const nbi_step *s, const float *x, siz
 /* Codes of x (activations) into out->q and out->scale: dynamic per token where act_scale is 0. */
 nb_status nbi_cuda_quantize_rows(nbi_cuda *c, const void *x, size_t rows, size_t k, float act_scale, int32_t act_zero,
                                  const nb_act_out *out);
+nb_status nbi_cuda_sample(nbi_backend *b, const float *logits, size_t n, size_t vocab, const nbi_draw *how,
+                          nbi_drawn *out, void *scratch);
+size_t nbi_cuda_sample_bytes(nbi_backend *b, size_t n);
 /* sums[row][g] = sum of the codes of group g, of `groups` equal ones. */
 nb_status nbi_cuda_group_sums(nbi_cuda *c, const int8_t *q, size_t rows, size_t k, size_t groups, int32_t *sums);
 nb_status nbi_cuda_download_act(nbi_backend *b, float *dst, const void *x, size_t n);
@@ -238,5 +242,8 @@ nb_status nbi_cuda_attend_plan_set(nbi_cuda *c, struct nbi_attend_plan *p, nbi_s
 nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cuda_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
                              float scale, void *y, unsigned forms);
+
+/* ---- calib.c: quant_ops.h ---- */
+extern const struct nbi_quant_ops nbi_cuda_quant_ops;
 
 #endif
