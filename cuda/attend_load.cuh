@@ -38,26 +38,40 @@ NB_DEVICE uint32_t nb_piece_at(const nb_lane_row &row, uint32_t piece)
     return row.at + (piece ^ row.swap) * 16;
 }
 
-/* Where piece `piece` of position pos lies, on page p; pos is one that is there. */
+/* Where piece `piece` of position pos lies, on page p. */
 NB_DEVICE const char *nb_piece_of(const nb_attend_shape &s, const nb_attend_source &src, int which, int32_t p,
                                   uint32_t pos, uint32_t piece)
 {
     return (which ? src.v : src.k) + (uint64_t)(uint32_t)p * src.page_bytes + (pos % NB_PAGE * s.row_bytes + piece * 16);
 }
 
-/* The codes of keys k0 .. k0 + keys - 1 into a stage, whole pieces.  page: lane i holds page i of the chunk (i < 8). */
+/* The codes of keys k0 .. k0 + keys - 1 into a stage, whole pieces.  page: lane i holds page i of the chunk (i < 8), 0 for those
+ * behind the end: an address is made for them, too, of which nothing is read. */
 template <int keys>
 NB_DEVICE void nb_load_codes(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t k0, int32_t page,
                              char *stage)
 {
     uint32_t key = src.key, piece = src.piece;
-#pragma unroll 2
+    if (src.d_piece == 0 && src.d_key <= NB_PAGE) { /* a thread has one piece of each d_key-th key: the usual sizes */
+        const bool inside = piece * 16 < s.row_bytes;
+#pragma unroll
+        for (uint32_t j = 0; j < keys / NB_PAGE; j++) {
+            const int32_t p = __shfl_sync(NB_ALL_LANES, page, k0 % NB_ATTEND_CHUNK / NB_PAGE + j);
+            const char *from = nb_piece_of(s, src, which, p, key, piece);
+            for (uint32_t of_page = key; of_page < NB_PAGE; of_page += src.d_key) {
+                const uint32_t row = j * NB_PAGE + of_page;
+                nb_cp_async_16(stage + nb_piece_at(s.k, row, piece), from,
+                               inside && (int32_t)(k0 + row) <= src.last ? 16 : 0);
+                from += src.d_key * s.row_bytes;
+            }
+        }
+        return;
+    }
     for (uint32_t i = threadIdx.x; i < keys * s.k.pieces; i += 128) { /* whole warps: a multiple of 32 */
         const uint32_t pos = k0 + key;
         const int32_t p = __shfl_sync(NB_ALL_LANES, page, pos % NB_ATTEND_CHUNK / NB_PAGE);
-        const bool there = (int32_t)pos <= src.last && piece * 16 < s.row_bytes;
-        nb_cp_async_16(stage + nb_piece_at(s.k, key, piece), there ? nb_piece_of(s, src, which, p, pos, piece) : src.k,
-                       there ? 16 : 0);
+        nb_cp_async_16(stage + nb_piece_at(s.k, key, piece), nb_piece_of(s, src, which, p, pos, piece),
+                       (int32_t)pos <= src.last && piece * 16 < s.row_bytes ? 16 : 0);
         key += src.d_key;
         piece += src.d_piece;
         if (piece >= s.k.pieces) {

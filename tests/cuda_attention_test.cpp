@@ -151,11 +151,11 @@ class Layer
     std::vector<int32_t> pages_;
 };
 
-/* A step object; heads 0: it has no room for partial results, so everything walks. */
+/* A step object; for 0 heads it has no room for partial results, so everything walks; for many it has little. */
 struct Step {
     nbi_cuda *c;
     nbi_step *s = nullptr;
-    Step(const Layer &l, size_t rows, bool partials = true) : c(device(l.s.t))
+    Step(const Layer &l, size_t rows, int heads = -1) : c(device(l.s.t))
     {
         auto f = frequencies(l.s.D);
         nbi_step_limits limits = {};
@@ -165,7 +165,7 @@ struct Step {
         limits.seq_pages = l.seq_pages;
         limits.head_dim = l.s.D;
         limits.inv_freq = f.data();
-        limits.n_heads = partials ? l.s.heads : 0;
+        limits.n_heads = heads < 0 ? l.s.heads : (uint32_t)heads;
         limits.n_kv_heads = l.s.kv;
         EXPECT_EQ(NB_OK, nbi_cuda_step_create(&c->base, &s, &limits)) << trouble();
     }
@@ -396,7 +396,7 @@ TEST_P(CudaAttention, feeding_does_not_change_a_bit)
             alone.feed(step, {{1, 1}});
     }
     {
-        Step step(walked, 264, false);
+        Step step(walked, 264, 0);
         walked.feed(step, {{1, 255}});
         for (int i = 0; i < 6; i++)
             walked.feed(step, {{0, 1}, {1, 1}});
@@ -425,10 +425,10 @@ TEST(CudaAttentionLong, contexts_of_five_chunks_are_right)
 /* A recorded step is launched for a fixed number of rows, and replayed for other lengths. */
 TEST(CudaAttentionSteps, recordings_give_the_same_bits)
 {
-    for (bool partials : {true, false}) {
+    for (int heads : {4, 0}) {
         const Shape s = {NBI_KV_INT8, NBI_F16, 64, 4, 2};
         Layer plain(s, 3, 150), recorded(s, 3, 150);
-        Step a(plain, 150, partials), b(recorded, 150, partials);
+        Step a(plain, 150, heads), b(recorded, 150, heads);
         for (Layer *l : {&plain, &recorded})
             l->feed(l == &plain ? a : b, {{0, 124}, {1, 4}, {2, 6}});
         for (int i = 0; i < 6; i++) {
@@ -443,23 +443,23 @@ TEST(CudaAttentionSteps, recordings_give_the_same_bits)
     }
 }
 
-/* More rows of long contexts than there is room for partial results: the rest walks. */
-TEST(CudaAttentionSteps, without_room_for_partial_results_the_bits_are_the_same)
+/* More rows of long contexts than there is room for partial results (here for four chunks): the rest walks. */
+TEST(CudaAttentionSteps, without_room_for_all_partial_results_the_bits_are_the_same)
 {
-    const Shape s = {NBI_KV_F16, NBI_F16, 256, 64, 64}; /* 65 KiB a slot: 1016 of them */
-    Layer few(s, 2, 140);
-    {
-        Step step(few, 140);
-        few.feed(step, {{0, 130}});
-        for (int i = 0; i < 2; i++)
-            few.feed(step, {{0, 1}});
+    for (bool recorded : {false, true}) {
+        const Shape s = {NBI_KV_F16, NBI_F16, 64, 4, 2};
+        Layer roomy(s, 3, 140), tight(s, 3, 140);
+        Step a(roomy, 140), b(tight, 140, 60000);
+        for (Layer *l : {&roomy, &tight})
+            for (uint32_t q = 0; q < 3; q++)
+                l->feed(l == &roomy ? a : b, {{q, 130 + q}});
+        for (int i = 0; i < 4; i++) {
+            roomy.feed(a, {{0, 1}, {1, 1}, {2, 1}});
+            tight.feed(b, {{0, 1}, {1, 1}, {2, 1}}, 1, recorded);
+        }
+        for (size_t q = 0; q < 3; q++)
+            expect_same(roomy, tight, q);
     }
-    Layer walked(s, 2, 140);
-    Step step(walked, 140, false);
-    walked.feed(step, {{0, 130}});
-    for (int i = 0; i < 2; i++)
-        walked.feed(step, {{0, 1}});
-    expect_same(few, walked, 0);
 }
 
 /* What is not finite shows, in the rows that see it and in no others. */
