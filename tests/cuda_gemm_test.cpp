@@ -1,5 +1,5 @@
-/* The large form of linear layers (cuda/gemm.cuh): every kind, type, destination and tile against double precision, integers
- * against docs/numerics.md bit for bit. */
+/* The large form of linear layers (cuda/gemm.cuh): every kind, type, destination and tile against double precision,
+ * integers against docs/numerics.md bit for bit. */
 #include "cuda_linear_util.h"
 
 namespace
