@@ -45,6 +45,8 @@ static inline void nb_gemv_cut_k(nb_gemv_args *a)
     a->groups = p->kind == NB_W_DENSE ? 1 : p->groups;
     a->per_group = nb_gemv_ceil(a->group_len, NB_GEMV_TASK);
     a->per_task = a->group_len < NB_GEMV_TASK ? NB_GEMV_TASK / a->group_len : 1;
+    if (a->per_task > a->groups)
+        a->per_task = a->groups;
     a->segments = a->groups * a->per_group;
     a->tasks = nb_gemv_ceil(a->segments, a->per_task);
 }

@@ -286,4 +286,129 @@ inline double t_rounding(double v, nbi_dtype t)
     return std::fabs(v) * (t == NBI_F16 ? 0x1p-11 : 0x1p-8) + (t == NBI_F16 ? 0x1p-25 : 0);
 }
 
+/* ---- launches of the large form ---- */
+
+struct Tile {
+    const char *name;
+    int index;
+    uint32_t columns, rows;
+};
+const Tile gemm_tiles[] = {{"r16", 0, 64, 16}, {"r32", 1, 64, 32}, {"r64", 2, 128, 64}, {"r128", 3, 64, 128}};
+
+inline nb_kernel gemm_kernel(const Kind &kind, nbi_dtype t, const Tile &tile)
+{
+    nb_kernel first = kind.integer ? (kind.bits == 8 ? NB_K_nb_gemm_w8a8_r16_f16 : NB_K_nb_gemm_w4a8_r16_f16)
+                                   : (kind.bits == 0   ? NB_K_nb_gemm_dense_r16_f16
+                                      : kind.bits == 8 ? NB_K_nb_gemm_w8_r16_f16
+                                                       : NB_K_nb_gemm_w4_r16_f16);
+    return of_type((nb_kernel)(first + 2 * tile.index), t);
+}
+
+inline uint32_t gemm_shared(const Kind &kind, const Tile &tile)
+{
+    const uint32_t x = kind.integer ? 1 : 2, P = tile.columns / 64, R = tile.rows / 8;
+    const uint32_t stage = NB_GEMM_STAGE(kind.packed, x, P, R), stages = sm() >= 80 ? NB_GEMM_STAGES(stage) : 2;
+    return NB_GEMM_SHARED(stage, stages, P, R);
+}
+
+/* y [rows][ldy] on the device, of the destination's type, as floats. */
+struct Output {
+    uint32_t dst;
+    nbi_dtype t;
+    Buffer<uint8_t> y;
+    Output(uint32_t dst_, nbi_dtype t_, const std::vector<float> &before)
+        : dst(dst_), t(t_), y(before.size() * (dst_ == NB_DST_ACT ? 2 : 4))
+    {
+        std::vector<uint8_t> v(y.size());
+        nbi_from_f32(v.data(), dst == NB_DST_ACT ? t : NBI_F32, before.data(), before.size());
+        y.set(v);
+    }
+    std::vector<float> get() const
+    {
+        std::vector<uint8_t> v = y.get();
+        std::vector<float> f(v.size() / (dst == NB_DST_ACT ? 2 : 4));
+        nbi_to_f32(f.data(), v.data(), dst == NB_DST_ACT ? t : NBI_F32, f.size());
+        return f;
+    }
+};
+
+/* x on the device, in the form that the kind wants. */
+struct Input {
+    Kind kind;
+    size_t rows, k;
+    Buffer<uint16_t> x;
+    Buffer<int8_t> q;
+    Buffer<float> scale;
+    Buffer<int32_t> sums;
+    Input(const Kind &kind_, const Acts &a, size_t group)
+        : kind(kind_), rows(a.rows), k(a.k), x(a.bits()), q(a.codes()), scale(a.scale), sums(a.sums(group))
+    {
+    }
+    /* All but how the kernel's tiles lie. */
+    nb_gemm_args args(const std::vector<const OnDevice *> &layers, const Output &y, size_t ldy) const
+    {
+        nb_gemm_args args = {};
+        args.n_parts = (uint32_t)layers.size();
+        args.x = kind.integer ? (const void *)q.ptr() : x.ptr();
+        args.x_scale = kind.integer ? scale.ptr() : nullptr;
+        args.x_sums = kind.integer && kind.bits == 8 && kind.asymmetric ? sums.ptr() : nullptr;
+        args.y = y.y.ptr();
+        args.rows = (uint32_t)rows;
+        args.k = (uint32_t)k;
+        args.ldy = (uint32_t)ldy;
+        args.dst = y.dst;
+        for (size_t i = 0; i < layers.size(); i++)
+            args.part[i] = layers[i]->p;
+        return args;
+    }
+};
+
+/* What the kernel of a tile makes of `before`. */
+inline std::vector<float> run_gemm(const std::vector<const OnDevice *> &layers, const Kind &kind, const Acts &a,
+                                   const Tile &tile, uint32_t dst, const std::vector<float> &before)
+{
+    const Input in(kind, a, layers[0]->p.group_len);
+    const Output y(dst, a.t, before);
+    nb_gemm_args args = in.args(layers, y, before.size() / a.rows);
+    for (size_t i = 0; i < layers.size(); i++) {
+        args.first_tile[i] = args.n_tiles;
+        args.n_tiles += (layers[i]->p.n + tile.columns - 1) / tile.columns;
+    }
+    for (size_t i = layers.size(); i < 3; i++)
+        args.first_tile[i] = args.n_tiles;
+    EXPECT_TRUE(launch(gemm_kernel(kind, a.t, tile), {(args.rows + tile.rows - 1) / tile.rows, args.n_tiles, 1},
+                       gemm_shared(kind, tile), args))
+        << kind.name << " " << tile.name;
+    return y.get();
+}
+
+/* ---- comparisons ---- */
+
+/* Row r, columns from `column`, of y against what the layer computes. */
+inline ::testing::AssertionResult row_is_right(const Layer &l, const Acts &a, size_t r, size_t column, uint32_t dst,
+                                               const std::vector<float> &before, const std::vector<float> &got)
+{
+    const size_t ldy = before.size() / a.rows;
+    for (size_t n = 0; n < l.n; n++) {
+        const float is = got[r * ldy + column + n], was = before[r * ldy + column + n];
+        double want, bound = 0;
+        if (l.kind.integer) {
+            float v = exact_result(l, a, r, n);
+            want = dst == NB_DST_ACT ? rounded({v}, l.t)[0] : dst == NB_DST_RESIDUAL ? was + v : v;
+        } else {
+            const Near v = near_result(l, a, r, n);
+            want = dst == NB_DST_RESIDUAL ? was + v.value : v.value;
+            bound = v.bound;
+            if (dst == NB_DST_ACT)
+                bound += t_rounding(std::fabs(want) + bound, l.t);
+            if (dst == NB_DST_RESIDUAL)
+                bound += U * (std::fabs(want) + bound);
+        }
+        if (!(std::fabs(is - want) <= bound))
+            return ::testing::AssertionFailure() << l.kind.name << ": row " << r << ", column " << n << " of " << l.n
+                                                 << ": " << is << ", expected " << want << " +- " << bound;
+    }
+    return ::testing::AssertionSuccess();
+}
+
 } // namespace
