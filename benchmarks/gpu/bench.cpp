@@ -29,7 +29,10 @@ std::string json(const char *key, const std::string &text)
 std::string json(const char *key, double number)
 {
     char s[64];
-    snprintf(s, sizeof s, "\"%s\": %.6g", key, number);
+    if (std::isfinite(number))
+        snprintf(s, sizeof s, "\"%s\": %.6g", key, number);
+    else
+        snprintf(s, sizeof s, "\"%s\": null", key); /* JSON has no infinity */
     return s;
 }
 
