@@ -23,7 +23,13 @@ void must(nb_status st, const char *what)
 
 std::string json(const char *key, const std::string &text)
 {
-    return std::string("\"") + key + "\": \"" + text + "\"";
+    std::string s = std::string("\"") + key + "\": \"";
+    for (char ch : text) {
+        if (ch == '"' || ch == '\\')
+            s += '\\';
+        s += (unsigned char)ch < 32 ? ' ' : ch;
+    }
+    return s + "\"";
 }
 
 std::string json(const char *key, double number)
