@@ -26,9 +26,10 @@
 
 #define NB_GEMM_WARPS 4
 
-template <int kind_, typename X_, int P_, int R_>
+template <int kind_, typename X_, int P_, int R_, typename Rows_>
 struct nb_gemm_shape {
     typedef X_ X;
+    typedef Rows_ Rows;
     typedef nb_operand<X> operand;
     typedef nb_weight<kind_, X> weight;
     static const int kind = kind_, P = P_, R = R_;
@@ -59,15 +60,16 @@ NB_DEVICE uint32_t nb_gemm_x_at(uint32_t r, uint32_t c)
 
 template <typename S>
 struct nb_gemm_source {
-    const uint8_t *x, *w, *scales, *zeros; /* of this thread; tile 0, group 0 */
-    uint64_t x_pass, w_panel;              /* bytes to its next row, to the next panel */
-    uint32_t rows_left, panels_left;       /* beyond its first row and panel; 0: nothing to read there */
+    const uint8_t *x, *w, *scales, *zeros;                  /* of this thread; tile 0, group 0 */
+    const uint8_t *mapped[S::Rows::mapped ? S::passes : 1]; /* x of each of its rows, where they are anywhere */
+    uint64_t x_pass, w_panel;                               /* bytes to its next row, to the next panel */
+    uint32_t rows_left, panels_left; /* beyond its first row and panel; 0: nothing to read there */
     uint32_t k, group_len;
     uint32_t group, group_k; /* the next group that begins, and where */
     uint32_t x_to, w_to, scales_to, zeros_to;
     bool group_lane, group_there; /* copies a piece of the scales; of a panel that exists */
 
-    __device__ __forceinline__ void init(const nb_gemm_args &a, const nb_place &at, uint32_t row0)
+    __device__ __forceinline__ void init(const nb_gemm_args &a, const nb_place &at, uint32_t row0, typename S::Rows map)
     {
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         const uint32_t row = threadIdx.x / S::row_chunks, chunk = threadIdx.x % S::row_chunks;
@@ -77,6 +79,12 @@ struct nb_gemm_source {
         rows_left = row0 + row < a.rows ? a.rows - row0 - row : 0;
         x = (const uint8_t *)a.x + (rows_left ? row0 + row : 0) * x_row + chunk * 16;
         x_pass = S::pass_rows * x_row;
+        if (S::Rows::mapped)
+#pragma unroll
+            for (int i = 0; i < S::passes; i++)
+                mapped[i] =
+                    (const uint8_t *)a.x + chunk * 16 +
+                    ((uint32_t)(i * S::pass_rows) < rows_left ? map.x(row0 + row + i * S::pass_rows) : 0) * x_row;
         x_to = nb_gemm_x_at<S>(row, chunk);
         panels_left = panel < panels ? panels - panel : 0;
         w_panel = (uint64_t)at.p.k_tiles * S::units * NB_UNIT;
@@ -106,7 +114,8 @@ struct nb_gemm_source {
 #pragma unroll
         for (int i = 0; i < S::passes; i++)
             if (S::rows * S::row_chunks >= 128 || threadIdx.x < S::rows * S::row_chunks)
-                op(i, x_to + i * S::pass_rows * S::row_bytes, x + i * x_pass + (uint64_t)tile * S::row_bytes,
+                op(i, x_to + i * S::pass_rows * S::row_bytes,
+                   (S::Rows::mapped ? mapped[i] : x + i * x_pass) + (uint64_t)tile * S::row_bytes,
                    inside && (uint32_t)(i * S::pass_rows) < rows_left);
 #pragma unroll
         for (int p = 0; p < S::P; p++)
@@ -230,6 +239,7 @@ struct nb_gemm_sums {
     nb_zeros zero[S::P];
     nb_segment segment;
     uint32_t cut, x_lane, x_chunk; /* k where the next segment begins; of ldmatrix */
+    typename S::Rows rows;
 
     __device__ __forceinline__ void init(const nb_packed &w)
     {
@@ -280,7 +290,7 @@ struct nb_gemm_sums {
             for (int j = 0; j < 2; j++) {
                 const uint32_t row = row0 + 8 * r + 2 * t + j;
                 const int32_t x = S::kind == NB_W_W8 && a.x_sums && row < a.rows
-                                      ? a.x_sums[(uint64_t)row * at.p.groups + segment.group]
+                                      ? a.x_sums[(uint64_t)rows.x(row) * at.p.groups + segment.group]
                                       : 0;
 #pragma unroll
                 for (int p = 0; p < S::P; p++) {
@@ -378,14 +388,14 @@ NB_DEVICE void nb_gemm_store(const nb_gemm_args &a, const nb_place &at, uint32_t
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const uint32_t row = 8 * r + 2 * t + i % 2, n = p * NB_TILE_N + g + i / 2 * 8;
-                const float sx = S::operand::bytes == 1 && row0 + row < a.rows ? a.x_scale[row0 + row] : 0;
+                const float sx = S::operand::bytes == 1 && row0 + row < a.rows ? a.x_scale[sums.rows.x(row0 + row)] : 0;
                 out[row * width + n] =
                     nb_finish<typename S::X>(sums.acc[p][r][i], sx, n0 + n < at.p.n ? at.p.bias : 0, n0 + n);
             }
     __syncwarp();
     /* 4 P lanes a row.  P 1: eight lanes that read together have rows 4 apart, which are 16 banks apart. */
     const uint32_t row_lane = S::P == 2 ? lane / 8 : lane / 8 + lane / 4 % 2 * 4, n = lane % (4 * S::P) * 4;
-    const uint64_t y_at = (uint64_t)row0 * a.ldy + at.column + n0 + n;
+    const uint64_t y_at = (uint64_t)sums.rows.y(row0) * a.ldy + at.column + n0 + n; /* rows of y are neighbours */
     const bool aligned = nb_store_aligned(a, at.column);
 #pragma unroll 2
     for (uint32_t row = row_lane; row < S::rows && row0 + row < a.rows; row += 8 / S::P) {
@@ -394,19 +404,20 @@ NB_DEVICE void nb_gemm_store(const nb_gemm_args &a, const nb_place &at, uint32_t
     }
 }
 
-template <int kind, typename X, typename T, int P, int R>
-NB_DEVICE void nb_gemm(const nb_gemm_args &a)
+/* Tile tile_n of columns, rows row0 and on. */
+template <int kind, typename X, typename T, int P, int R, typename Rows>
+NB_DEVICE void nb_gemm(const nb_gemm_args &a, uint32_t tile_n, uint32_t row0, Rows rows)
 {
-    typedef nb_gemm_shape<kind, X, P, R> S;
+    typedef nb_gemm_shape<kind, X, P, R, Rows> S;
     extern __shared__ __align__(128) unsigned char nb_gemm_shared[];
-    const nb_place at = nb_place_of(a, blockIdx.y, S::n);
-    const uint32_t row0 = blockIdx.x * S::rows;
+    const nb_place at = nb_place_of(a, tile_n, S::n);
     nb_gemm_pipe<S> pipe;
     nb_gemm_sums<S> sums;
     pipe.ring = nb_gemm_shared;
     pipe.tiles = at.p.k_tiles;
-    pipe.from.init(a, at, row0);
+    pipe.from.init(a, at, row0, rows);
     pipe.start();
+    sums.rows = rows;
     sums.init(at.p);
 #pragma unroll 1
     for (uint32_t tile = 0; tile < at.p.k_tiles; tile++)
@@ -417,19 +428,11 @@ NB_DEVICE void nb_gemm(const nb_gemm_args &a)
     nb_gemm_store<S, T>(a, at, row0, sums, (float *)nb_gemm_shared);
 }
 
-/* The kernels of kernels.h for one kind of weight: every tile, for activations of type T multiplied as X.  bfloat16 asks for
- * sm_80; on sm_75 the body is left out. */
-#if NB_HAS_SM80 || !defined(__CUDA_ARCH__)
-#define NB_GEMM_IF_bf16(...) __VA_ARGS__
-#else
-#define NB_GEMM_IF_bf16(...)
-#endif
-#define NB_GEMM_IF_f16(...) __VA_ARGS__
-
+/* The kernels of kernels.h for one kind of weight: every tile, for activations of type T multiplied as X. */
 #define NB_GEMM_KERNEL(tile, P, R, name, kind, X, T, suffix)                                                           \
     extern "C" __global__ void __launch_bounds__(128) name##_##tile##_##suffix(const nb_gemm_args a)                   \
     {                                                                                                                  \
-        NB_GEMM_IF_##suffix((nb_gemm<kind, X, T, P, R>(a));)                                                           \
+        NB_IF_##suffix((nb_gemm<kind, X, T, P, R>(a, blockIdx.y, blockIdx.x * 8 * R, nb_all_rows()));)                 \
     }
 
 #endif
