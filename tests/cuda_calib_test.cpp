@@ -14,6 +14,7 @@ extern "C" {
 #include "quant/observer.h"
 #include "quant/range.h"
 #include "quant/rtn.h"
+#include "quant/rtn_device.h"
 }
 
 namespace
@@ -540,25 +541,137 @@ TEST(CudaGram, has_the_bits_of_the_host_and_is_near_the_truth)
     }
 }
 
-/* ---- memory ---- */
+/* ---- failures ---- */
 
-TEST(CudaCalib, an_allocation_that_fails_is_a_sentence)
+namespace
 {
-    const Array a(4, 64, noise(256, 1), NBI_F32);
-    const nbi_scheme s = scheme_of(4, true, NBI_PER_GROUP, 32);
-    nbi_backend *b = backend();
-    const nbi_backend_ops *before = b->ops;
-    nbi_backend_ops failing = *before;
-    failing.alloc = [](nbi_backend *, void **out, size_t bytes, const char *what) {
-        *out = nullptr;
-        return nbi_fail(NB_ENOMEM, "no %zu bytes for %s", bytes, what);
-    };
-    Quantized q;
+
+/* While it lives, the n-th call of a function of the driver fails, as it does without memory. */
+template <auto member>
+struct Failing;
+template <typename... A, CUresult (*nbi_cuda_driver::*member)(A...)>
+struct Failing<member> {
+    inline static int left;
+    inline static CUresult (*real)(A...);
+    static CUresult call(A... a) { return --left == 0 ? CUDA_ERROR_OUT_OF_MEMORY : real(a...); }
+    explicit Failing(int n)
+    {
+        left = n;
+        real = device()->cu.*member;
+        device()->cu.*member = call;
+    }
+    ~Failing() { device()->cu.*member = real; }
+    Failing(const Failing &) = delete;
+};
+
+std::string leaks()
+{
+    auto f = (const char *(*)())emulator("ptxemu_leaks");
+    return f ? f() : "";
+}
+
+/* Each call of the function fails once: that is an error with a sentence, and nothing is left behind.  Then it works. */
+template <auto member, typename Operation>
+void fail_each(const char *name, Operation operation)
+{
+    ASSERT_EQ(NB_OK, operation()) << trouble(); /* modules are loaded */
+    const std::string before = leaks();
+    for (int n = 1; n < 50; n++) {
+        nb_status st;
+        {
+            Failing<member> failing(n);
+            st = operation();
+            if (failing.left > 0) { /* it was not called that often */
+                EXPECT_EQ(NB_OK, st) << name << " " << n << ": " << trouble();
+                EXPECT_EQ(before, leaks()) << name;
+                return;
+            }
+        }
+        EXPECT_NE(NB_OK, st) << name << " " << n;
+        EXPECT_STRNE("", nb_last_error()) << name << " " << n;
+        EXPECT_EQ(before, leaks()) << name << " " << n;
+    }
+    FAIL() << name << " is called without end";
+}
+
+template <typename Operation>
+void fail_everything(Operation operation)
+{
+    fail_each<&nbi_cuda_driver::cuMemAlloc_v2>("cuMemAlloc", operation);
+    fail_each<&nbi_cuda_driver::cuMemsetD8Async>("cuMemsetD8Async", operation);
+    fail_each<&nbi_cuda_driver::cuMemcpyHtoDAsync_v2>("cuMemcpyHtoDAsync", operation);
+    fail_each<&nbi_cuda_driver::cuMemcpyDtoHAsync_v2>("cuMemcpyDtoHAsync", operation);
+    fail_each<&nbi_cuda_driver::cuEventRecord>("cuEventRecord", operation);
+    fail_each<&nbi_cuda_driver::cuEventSynchronize>("cuEventSynchronize", operation);
+    fail_each<&nbi_cuda_driver::cuLaunchKernel>("cuLaunchKernel", operation);
+}
+
+} // namespace
+
+TEST(CudaCalib, every_call_of_the_driver_may_fail)
+{
+    const Array a(6, 64, noise(384, 1), NBI_F32);
     const nbi_weight w = a.weight();
-    b->ops = &failing;
-    EXPECT_FAILS(NB_ENOMEM, "for weights to quantize", nbi_rtn_on(b, &q.w, &w, &s, NBI_F32, 1, nullptr));
-    b->ops = before;
-    EXPECT_EQ(nullptr, q.w.codes);
+    const nbi_matrix m = a.matrix();
+    for (nbi_strategy strategy : {NBI_PER_GROUP, NBI_PER_TENSOR})
+        fail_everything([&] {
+            Quantized q;
+            const nbi_scheme s = scheme_of(4, false, strategy, 32);
+            const nb_status st = nbi_rtn_on(backend(), &q.w, &w, &s, NBI_F32, 1, nullptr);
+            EXPECT_EQ(st == NB_OK, q.w.codes != nullptr);
+            return st;
+        });
+    fail_everything([&] {
+        std::vector<float> lo(12), hi(12);
+        return ops().range(backend(), &m, NBI_RANGE_GROUP, 32, lo.data(), hi.data(), nullptr);
+    });
+    fail_everything([&] {
+        std::vector<float> lo(12), hi(12), error(12);
+        const nbi_clip_spec spec = nbi_clip_spec_of(4, true, NBI_F32, 3, 0.5f);
+        return ops().clip_search(backend(), &m, 32, &spec, lo.data(), hi.data(), error.data());
+    });
+    Observer o;
+    auto got = std::make_unique<nbi_observer>();
+    fail_everything([&] {
+        const nb_status st = ops().observe(backend(), o.p, &m);
+        return st == NB_OK ? ops().observer_read(backend(), o.p, got.get()) : st;
+    });
+}
+
+TEST(CudaCalib, a_weight_streams_through_little_memory)
+{
+    const Array a(67, 48, noise(67 * 48, 1), NBI_BF16);
+    const nbi_weight w = a.weight();
+    for (nbi_strategy strategy : {NBI_PER_GROUP, NBI_PER_CHANNEL})
+        for (unsigned bits : {4u, 8u})
+            for (size_t slab : {(size_t)1, (size_t)1000, (size_t)1 << 20}) {
+                Quantized want, got;
+                const nbi_scheme s = scheme_of(bits, false, strategy, 16);
+                ASSERT_NB_OK(nbi_rtn(&want.w, &w, &s, NBI_BF16, 1));
+                got.w = {};
+                got.w.n = w.n;
+                got.w.k = w.k;
+                got.w.scheme = s;
+                ASSERT_NB_OK(nbi_weight_alloc(&got.w));
+                nbi_rtn_stream stream = {};
+                stream.be = backend();
+                stream.src = &w;
+                stream.out = &got.w;
+                stream.threads = 2;
+                ASSERT_NB_OK(nbi_rtn_stream_open(&stream, slab)) << trouble();
+                EXPECT_NB_OK(nbi_rtn_stream_codes(&stream, NBI_BF16, nullptr)) << trouble();
+                float lo, hi, first = 0, last = 0;
+                size_t bad;
+                EXPECT_NB_OK(nbi_rtn_stream_range(&stream, &lo, &hi, &bad)) << trouble();
+                nbi_rtn_stream_close(&stream);
+                for (float v : a.x) {
+                    first = std::fmin(first, v);
+                    last = std::fmax(last, v);
+                }
+                EXPECT_EQ(first, lo);
+                EXPECT_EQ(last, hi);
+                EXPECT_TRUE(same_weight(want.w, got.w)) << slab;
+            }
 }
 
 TEST(CudaCalib, what_the_device_declines_is_computed_on_the_host)

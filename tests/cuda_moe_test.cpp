@@ -1,5 +1,6 @@
 /* Routing to experts against a host loop. */
 #include "cuda_util.h"
+#include "cpu_kernels.h"
 
 #include <numeric>
 
@@ -56,9 +57,9 @@ TEST_P(CudaMoe, agrees_with_a_host_loop)
             double sum = 0;
             for (uint32_t e = 0; e < (renormalize ? c.top_k : c.experts); e++)
                 sum += std::exp((double)row[order[e]] - max);
-            /* The difference is rounded to half an ulp of at most 64 (noise is below 50 here), which moves an exponential by
-             * 2^-19 at the most; it has 2 ulp of its own.  A sum of n has up to ceil(n/32) + 5 additions (top_k in a chain), then the
-             * division. */
+            /* The difference is rounded to half an ulp of at most 64 (noise is below 50 here), which moves an
+             * exponential by 2^-19 at the most; it has 2 ulp of its own.  A sum of n has up to ceil(n/32) + 5 additions
+             * (top_k in a chain), then the division. */
             const double each = 0x1p-19 + 4 * U, adds = renormalize ? c.top_k : c.experts / 32 + 6;
             for (uint32_t k = 0; k < c.top_k; k++) {
                 const size_t at = (size_t)r * c.top_k + k;
@@ -75,6 +76,39 @@ TEST_P(CudaMoe, agrees_with_a_host_loop)
                 ASSERT_EQ(at, got.sorted[(size_t)before++]) << "expert " << e;
         }
         EXPECT_EQ((int32_t)(c.rows * c.top_k), got.offset[c.experts]);
+    }
+}
+
+/* The order of sums as moe_route.cu states it, with the CPU's exp: equal bits show that exp.cuh is that exp. */
+TEST(CudaMoeCheck, weights_have_the_bits_of_the_cpus_exp)
+{
+    const Case c = {64, 200, 200};
+    std::vector<float> x((size_t)c.rows * c.experts), e(c.experts);
+    for (size_t i = 0; i < x.size(); i++) /* differences from 0 to beyond -104, where it ends */
+        x[i] = nbi_rng_uniform(24, i) * (i / c.experts % 4 == 0 ? 120.0f : 12.0f) - 6;
+    for (bool renormalize : {false, true}) {
+        const Routed got = route(x, c, renormalize);
+        for (size_t r = 0; r < c.rows; r++) {
+            const float *row = &x[r * c.experts], largest = *std::max_element(row, row + c.experts);
+            for (size_t i = 0; i < c.experts; i++)
+                e[i] = row[i] - largest;
+            nbi_cpu_scalar.exp(e.data(), c.experts, e.data());
+            std::vector<float> lane(32, 0), next(32);
+            for (size_t i = 0; i < c.experts; i++)
+                lane[i % 32] += e[i];
+            for (size_t step = 16; step; step /= 2, lane = next)
+                for (size_t i = 0; i < 32; i++)
+                    next[i] = lane[i] + lane[i ^ step];
+            float total = lane[0], want[200];
+            if (renormalize) {
+                total = 0;
+                for (size_t k = 0; k < c.top_k; k++)
+                    total += e[(size_t)got.expert[r * c.top_k + k]];
+            }
+            for (size_t k = 0; k < c.top_k; k++)
+                want[k] = e[(size_t)got.expert[r * c.top_k + k]] / total;
+            ASSERT_TRUE(same_bits(want, &got.weight[r * c.top_k], c.top_k)) << "row " << r;
+        }
     }
 }
 

@@ -330,7 +330,7 @@ TEST(DeviceLinear, embedding_rows_mean_what_the_weight_means)
             Packed p(*d, w.w);
             Memory x(*d, rows * k * 4);
             int32_t page = 0;
-            Step step(*d, rows, 1, 1, {1.0f});
+            DeviceStep step(*d, rows, 1, 1, {1.0f});
             step.begin({{0, (uint32_t)rows, 0, &page}}, ids);
             ASSERT_NB_OK((*d)->embed(d->be, step.get(), p.l, x.f32()));
             std::vector<float> got = x.take<float>(rows * k), row(k);

@@ -1,6 +1,6 @@
 /* What the tests that run on every device share.
  *
- * NB_TEST_DEVICE names a device ("cuda:0"); without it the tests run on the CPU, with each instruction set.  ctest runs each
+ * NB_TEST_DEVICE names a device ("cuda:0"); without it the tests run on the CPU, with each instruction set.  ctest runs
  * device_*_test as it is and once for every emulated GPU (CMakeLists.txt).  A test asks a Device how it rounds, and derives
  * its bounds from that. */
 #pragma once
@@ -24,7 +24,7 @@ struct Device {
     {
         if (isa)
             setenv("NB_CPU_ISA", isa, 1);
-        EXPECT_NB_OK(nbi_backend_create(&be, device.c_str(), 2));
+        EXPECT_NB_OK(nbi_backend_create(&be, device.c_str(), 1));
         unsetenv("NB_CPU_ISA");
         if (!be)
             return;
@@ -163,17 +163,20 @@ class Acts : public Memory
 };
 
 /* A step object and the batch that it is set to. */
-class Step
+class DeviceStep
 {
   public:
-    Step(const Device &d, size_t rows, size_t seqs, size_t seq_pages, const std::vector<float> &inv_freq) : d_(d)
+    DeviceStep(const Device &d, size_t rows, size_t seqs, size_t seq_pages, const std::vector<float> &inv_freq,
+               uint32_t n_heads = 1, uint32_t n_kv_heads = 1)
+        : d_(d)
     {
-        const nbi_step_limits limits = {rows, seqs, rows, seq_pages, (uint32_t)inv_freq.size() * 2, inv_freq.data()};
+        const nbi_step_limits limits = {
+            rows, seqs, rows, seq_pages, (uint32_t)inv_freq.size() * 2, inv_freq.data(), n_heads, n_kv_heads};
         EXPECT_NB_OK(d->step_create(d.be, &s_, &limits));
     }
-    ~Step() { d_->step_free(d_.be, s_); }
-    Step(const Step &) = delete;
-    Step &operator=(const Step &) = delete;
+    ~DeviceStep() { d_->step_free(d_.be, s_); }
+    DeviceStep(const DeviceStep &) = delete;
+    DeviceStep &operator=(const DeviceStep &) = delete;
     const nbi_step *get() const { return s_; }
     /* seqs cover the rows; what the batch points at stays here. */
     void begin(std::vector<nbi_seq> seqs, std::vector<int32_t> ids = {}, std::vector<uint32_t> logit_rows = {})

@@ -109,7 +109,7 @@ def describe(run):
         facts.append(f"copy on the device {number(header['copy_gbs'])} GB/s of {number(header['dram_gbs'])} by the data sheet's clock")
         facts.append(f"peak {number(header['peak_f16_tops'])} TFLOPS fp16, {number(header['peak_int8_tops'])} TOPS INT8")
     for c in run.get("conditions", []):
-        facts.append("driver, clocks (SM, SM at most, memory), power limit, temperature: " + c["nvidia_smi"])
+        facts.append(f"{c['when']}: driver, clocks (SM, SM at most, memory), power and its limit, temperature {c['nvidia_smi']}")
     out += ["; ".join(facts) + ".", ""]
     return out
 

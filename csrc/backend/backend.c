@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
-#ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
+#ifdef NIBBLE_HAS_CUDA
 #include "backend/cuda/create.h"
 #endif
 
@@ -16,7 +16,7 @@ static nb_status open_cpu(nbi_backend **out, const nbi_backend_options *o)
     return nbi_cpu_create(out, o->threads);
 }
 
-#ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
+#ifdef NIBBLE_HAS_CUDA
 static nb_status open_cuda(nbi_backend **out, const nbi_backend_options *o, int index)
 {
     const char *t = o->act_dtype ? o->act_dtype : "f16";
@@ -71,7 +71,7 @@ nb_status nbi_backend_set_gemm(nbi_backend *b, const char *gemm, char note[200])
         return NB_OK;
     if (strcmp(gemm, "cublaslt") != 0)
         return nbi_fail(NB_EINVAL, "gemm is \"%s\", expected \"nibble\" or \"cublaslt\"", gemm);
-#ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
+#ifdef NIBBLE_HAS_CUDA
     if (strcmp(b->name, "cuda") == 0)
         return nbi_cublaslt_use(b, note);
 #endif

@@ -112,9 +112,10 @@ nb_status nbi_cuda_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *ta
 {
     nbi_cuda *c = nbi_cuda_of(b);
     const nb_embed_args args = {.table = table->p, .step = s->args, .x = x, .rows = (uint32_t)s->rows, .k = table->p.k};
-    if (s->rows == 0)
-        return NB_OK;
-    return NBI_LAUNCH(c, NB_K_nb_embed, s->rows, 1, 1, 0, args);
+    nb_status st = check_rows("embed", s->rows, table->p.k);
+    if (st != NB_OK || s->rows == 0)
+        return st;
+    return NBI_LAUNCH(c, NB_K_nb_embed, s->rows, pieces_of(c, s->rows, table->p.k, 8), 1, 0, args);
 }
 
 /* ---- the end of a step ---- */
