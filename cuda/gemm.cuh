@@ -69,7 +69,7 @@ struct nb_gemm_source {
     uint64_t w_panel;                                 /* bytes to the next panel */
     uint32_t x_pass;                                  /* bytes to this thread's next row of x */
     uint32_t rows_left, panels_left;                  /* beyond its first row and panel; 0: nothing to read there */
-    uint64_t mapped[S::Rows::mapped ? S::passes : 1]; /* where its rows begin, when they are anywhere */
+    uint32_t mapped[S::Rows::mapped ? S::passes : 1]; /* where its rows begin, in 16 bytes, if they are anywhere */
     uint32_t x_to, w_to, scales_to, zeros_to;
     uint32_t k, at, group_len, next_group; /* at, next_group: where the next tile and group begin */
     bool scale_lane, zero_lane;            /* copies a piece of the scales, of the zero points */
@@ -93,7 +93,7 @@ struct nb_gemm_source {
 #pragma unroll
             for (int i = 0; i < S::passes; i++)
                 mapped[i] = (uint32_t)(i * S::pass_rows) < rows_left
-                                ? (uint64_t)map.x(row0 + row + i * S::pass_rows) * x_row
+                                ? (uint32_t)((uint64_t)map.x(row0 + row + i * S::pass_rows) * x_row / 16)
                                 : 0;
         }
         x_to = nb_gemm_x_at<S>(row, chunk);
@@ -136,7 +136,8 @@ struct nb_gemm_source {
 #pragma unroll
         for (int i = 0; i < S::passes; i++)
             if (S::rows * S::row_chunks >= 128 || threadIdx.x < S::rows * S::row_chunks)
-                op(i, x_to + i * S::pass_rows * S::row_bytes, x + (S::Rows::mapped ? mapped[i] : (uint64_t)x_pass * i),
+                op(i, x_to + i * S::pass_rows * S::row_bytes,
+                   x + (S::Rows::mapped ? (uint64_t)mapped[i] * 16 : (uint64_t)x_pass * i),
                    (uint32_t)(i * S::pass_rows) < rows);
 #pragma unroll
         for (int p = 0; p < S::P; p++)

@@ -15,7 +15,7 @@ NB_DEVICE void nb_moe_gemm(const nb_moe_gemm_args &m)
 }
 
 #define NB_MOE_GEMM(name, kind, X, T, suffix)                                                                          \
-    extern "C" __global__ void __launch_bounds__(128) name##_##suffix(const __grid_constant__ nb_moe_gemm_args m)      \
+    extern "C" __global__ void __launch_bounds__(128, 5) name##_##suffix(const __grid_constant__ nb_moe_gemm_args m)   \
     {                                                                                                                  \
         NB_IF_##suffix((nb_moe_gemm<kind, X, T>(m));)                                                                  \
     }
