@@ -49,6 +49,7 @@ struct nb_attend_piece {
     char *memory;
     uint32_t row0, head0;     /* of A row 0: the query row, and the first head of the group */
     uint32_t group, m0, m_end; /* heads of a kv head; this tile's first row among (query row, head) pairs, and the last + 1 */
+    int32_t first_pos;         /* position of A row 0; src.last is that of the last row */
     uint32_t first, last;     /* chunks */
     uint32_t last_parts;      /* tiles of K in the last one */
     uint32_t next, total;     /* tiles: the next one to load, all */
@@ -121,17 +122,18 @@ NB_DEVICE void score_tile(const nb_attend_piece<Kind> &w, const char *stage, flo
                           float v_scale[Kind::n_tiles][2])
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t rows = nb_shared_address(stage), q = nb_shared_address(w.memory + w.s.q_at);
+    const nb_lane_row k = nb_key_row<Kind::type>(w.s, nb_shared_address(stage));
+    const nb_lane_row q = nb_lane_row_of(w.s.q, nb_shared_address(w.memory + w.s.q_at), lane % 16);
     const uint32_t *scales = (const uint32_t *)(stage + Kind::keys * w.s.k.stride * 16);
 #pragma unroll 2
     for (uint32_t block = 0; block < w.s.blocks; block++) {
         uint32_t b[Kind::n_tiles][2][2], qa[4];
-        nb_key_fragments<Kind::type, Kind::n_tiles>(w.s, rows, scales, block, b);
+        nb_key_fragments<Kind::type, Kind::n_tiles>(w.s, k, scales, block, b);
 #pragma unroll
         for (int step = 0; step < 2; step++)
 #pragma unroll
             for (int m = 0; m < Kind::m_tiles; m++) {
-                nb_ldmatrix_x4(qa, q + nb_piece_at(w.s.q, 16 * m + lane % 16, 4 * block + 2 * step + lane / 16));
+                nb_ldmatrix_x4(qa, nb_piece_at(q, 4 * block + 2 * step + lane / 16) + m * 256 * w.s.q.stride);
 #pragma unroll
                 for (int i = 0; i < Kind::n_tiles; i++)
                     nb_mma_f16(x[i][m], qa, b[i][step]);
@@ -154,6 +156,13 @@ NB_DEVICE void score_tile(const nb_attend_piece<Kind> &w, const char *stage, flo
             for (int e = 0; e < 4; e++)
                 x[i][m][e] *= c[e % 2];
     }
+}
+
+/* Whether every row sees key `key` of the chunk; rows that are none do not count. */
+template <typename Kind>
+NB_DEVICE bool all_see(const nb_attend_piece<Kind> &w, uint32_t chunk, uint32_t key)
+{
+    return w.first_pos >= (int32_t)(chunk * NB_ATTEND_CHUNK + key);
 }
 
 /* -infinity for keys beyond the row's position. */
@@ -252,7 +261,9 @@ NB_DEVICE void value_tile(const nb_attend_piece<Kind> &w, const char *stage, uin
 {
     const nb_rows16 p_rows = {16, 16, 0, 7};
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t rows = nb_shared_address(stage), p = nb_shared_address(w.memory + w.s.p_at);
+    const nb_lane_row v_row =
+        nb_lane_row_of(w.s.k, nb_shared_address(stage), Kind::type == NB_KV_F16 ? lane % 16 : lane);
+    const nb_lane_row p = nb_lane_row_of(p_rows, nb_shared_address(w.memory + w.s.p_at), lane % 16);
     const uint32_t *scales = (const uint32_t *)(stage + Kind::keys * w.s.k.stride * 16);
 #pragma unroll
     for (int key = 0; key < Kind::keys; key += 32) {
@@ -262,14 +273,14 @@ NB_DEVICE void value_tile(const nb_attend_piece<Kind> &w, const char *stage, uin
         for (int step = 0; step < 2; step++)
 #pragma unroll
             for (int m = 0; m < Kind::m_tiles; m++)
-                nb_ldmatrix_x4(pa[step][m], p + nb_piece_at(p_rows, 16 * m + lane % 16, piece + 2 * step));
+                nb_ldmatrix_x4(pa[step][m], nb_piece_at(p, piece + 2 * step) + m * 256 * p_rows.stride);
 #pragma unroll
         for (int u = 0; u < Kind::units; u++) {
             const uint32_t unit = warp + NB_ATTEND_WARPS * u;
             if (unit * NB_UNIT_DIMS(Kind::type) >= w.a.kv.head_dim)
                 break;
             nb_value_words<Kind::type> v;
-            nb_load_values<Kind::type>(w.s, rows, scales, key, unit, v);
+            nb_load_values<Kind::type>(w.s, v_row, scales, key, unit, v);
 #define STEP(step, tile)                                                                                               \
     if constexpr (tile < Kind::unit_tiles) {                                                                           \
         nb_value_fragment<Kind::type, step, tile>(v, b);                                                               \
@@ -288,7 +299,7 @@ NB_DEVICE void value_tile(const nb_attend_piece<Kind> &w, const char *stage, uin
     }
 }
 
-/* Calls put(of, d, v, n) for the n neighbouring dimensions d .. d+n-1 that this lane has of each of its rows r, where of = row(r). */
+/* Calls put(of, d, v) for each four neighbouring dimensions d .. d+3 that this lane has of a row r, where of = row(r). */
 template <typename Kind, typename Row, typename Put>
 NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m_tiles][4], Row row, Put put)
 {
@@ -301,9 +312,13 @@ NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m
 #pragma unroll
             for (int u = 0; u < Kind::units; u++) {
                 const uint32_t d = (warp + NB_ATTEND_WARPS * u) * NB_UNIT_DIMS(Kind::type);
-                if constexpr (Kind::type == NB_KV_F16) {
-                    put(of, d + lane % 4 * 2, &o[u][0][m][2 * h], 2);
-                    put(of, d + 8 + lane % 4 * 2, &o[u][1][m][2 * h], 2);
+                if constexpr (Kind::type == NB_KV_F16) { /* lanes t and t^1 trade pairs, so that each has four in a row */
+                    const float *mine = &o[u][0][m][2 * h], *other = &o[u][1][m][2 * h];
+                    const bool odd = lane % 2;
+                    const float x = __shfl_xor_sync(NB_ALL_LANES, odd ? mine[0] : other[0], 1);
+                    const float y = __shfl_xor_sync(NB_ALL_LANES, odd ? mine[1] : other[1], 1);
+                    const float v[4] = {odd ? x : mine[0], odd ? y : mine[1], odd ? other[0] : x, odd ? other[1] : y};
+                    put(of, d + (odd ? 8 : 0) + lane % 4 / 2 * 4, v);
                 } else {
                     float v[2 * Kind::unit_tiles];
 #pragma unroll
@@ -311,22 +326,22 @@ NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m
                         v[i] = o[u][i % Kind::unit_tiles][m][2 * h + i / Kind::unit_tiles];
 #pragma unroll
                     for (int i = 0; i < 2 * Kind::unit_tiles; i += 4)
-                        put(of, d + lane % 4 * 2 * Kind::unit_tiles + i, v + i, 4);
+                        put(of, d + lane % 4 * 2 * Kind::unit_tiles + i, v + i);
                 }
             }
         }
 }
 
-/* n = 2 or 4 neighbours of a row of `width` even elements as fp32. */
-NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float *v, int n)
+/* Four neighbours of a row of `width` (an even number) elements as fp32. */
+NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float v[4])
 {
-    if (n == 4 && width % 4 == 0) {
+    if (width % 4 == 0) {
         if (d < width)
             *(float4 *)(to + d) = make_float4(v[0], v[1], v[2], v[3]);
         return;
     }
 #pragma unroll
-    for (int i = 0; i < n; i += 2)
+    for (int i = 0; i < 4; i += 2)
         if (d + i < width)
             *(float2 *)(to + d + i) = make_float2(v[i], v[i + 1]);
 }
@@ -337,15 +352,15 @@ NB_DEVICE uint32_t round_pair(float lo, float hi, uint32_t dtype)
     return dtype == NB_T_F16 ? nb_pack2<__half>(lo, hi) : nb_pack2<__nv_bfloat16>(lo, hi);
 }
 
-NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float *v, int n, uint32_t dtype)
+NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float v[4], uint32_t dtype)
 {
-    if (n == 4 && width % 4 == 0) {
+    if (width % 4 == 0) {
         if (d < width)
             *(uint2 *)(to + d) = make_uint2(round_pair(v[0], v[1], dtype), round_pair(v[2], v[3], dtype));
         return;
     }
 #pragma unroll
-    for (int i = 0; i < n; i += 2)
+    for (int i = 0; i < 4; i += 2)
         if (d + i < width)
             *(uint32_t *)(to + d + i) = round_pair(v[i], v[i + 1], dtype);
 }
@@ -379,10 +394,11 @@ NB_DEVICE void add_sum(const nb_attend_piece<Kind> &w, uint32_t chunk, nb_attend
         nb_attend_add(row.sum, chunk_sum(w, threadIdx.x), row.ab, chunk == w.first);
 }
 
-template <typename Kind>
-NB_DEVICE void merge(const nb_attend_piece<Kind> &w, bool first,
-                     const float o[Kind::units][Kind::unit_tiles][Kind::m_tiles][4],
-                     float O[Kind::units][Kind::unit_tiles][Kind::m_tiles][4])
+/* O takes in the chunk's o.  some: rows whose b is -1 are left as they are. */
+template <typename Kind, bool some>
+NB_DEVICE void merge_values(const nb_attend_piece<Kind> &w,
+                            const float o[Kind::units][Kind::unit_tiles][Kind::m_tiles][4],
+                            float O[Kind::units][Kind::unit_tiles][Kind::m_tiles][4])
 {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
@@ -398,9 +414,22 @@ NB_DEVICE void merge(const nb_attend_piece<Kind> &w, bool first,
                     for (int e = 2 * h; e < 2 * h + 2; e++) {
                         float &sum = O[u][tile][m][e];
                         const float joined = nb_attend_merged(sum, o[u][tile][m][e], ab);
-                        sum = first ? o[u][tile][m][e] : ab.y == -1 ? sum : joined;
+                        sum = some && ab.y == -1 ? sum : joined;
                     }
         }
+}
+
+template <typename Kind>
+NB_DEVICE void merge(const nb_attend_piece<Kind> &w, uint32_t chunk,
+                     const float o[Kind::units][Kind::unit_tiles][Kind::m_tiles][4],
+                     float O[Kind::units][Kind::unit_tiles][Kind::m_tiles][4])
+{
+    if (chunk == w.first)
+        memcpy(O, o, sizeof(float) * Kind::units * Kind::unit_tiles * Kind::m_tiles * 4);
+    else if (all_see(w, chunk, 0))
+        merge_values<Kind, false>(w, o, O);
+    else
+        merge_values<Kind, true>(w, o, O);
 }
 
 /* One chunk: its scores, probabilities and values o; tile counts on. */
@@ -417,7 +446,8 @@ NB_DEVICE void attend_chunk(nb_attend_piece<Kind> &w, uint32_t chunk, uint32_t &
         for (int part = 0; part < Kind::parts; part++)
             if (part < parts)
                 score_tile(w, next_tile(w, tile++), x + part * Kind::n_tiles, v_scale + part * Kind::n_tiles);
-        mask(w, chunk, x);
+        if (!all_see(w, chunk, NB_ATTEND_CHUNK - 1))
+            mask(w, chunk, x);
         share_maxima(w, x);
         __syncthreads();
         share_probabilities(w, x, v_scale);
@@ -456,12 +486,9 @@ NB_DEVICE void write_rows(const nb_attend_piece<Kind> &w, const nb_attend_row &r
             const size_t head = (size_t)(w.row0 + m / w.group) * w.a.n_heads + w.head0 + m % w.group;
             return Row{(uint16_t *)w.a.y + head * D, by[r], m < w.m_end ? D : 0};
         },
-        [&](const Row &of, uint32_t d, const float *v, int n) {
-            float y[4];
-#pragma unroll
-            for (int i = 0; i < n; i++)
-                y[i] = v[i] * of.by;
-            put_t(of.y, d, of.width, y, n, w.a.dtype);
+        [&](const Row &of, uint32_t d, const float v[4]) {
+            const float y[4] = {v[0] * of.by, v[1] * of.by, v[2] * of.by, v[3] * of.by};
+            put_t(of.y, d, of.width, y, w.a.dtype);
         });
 }
 
@@ -486,7 +513,7 @@ NB_DEVICE void write_partials(const nb_attend_piece<Kind> &w, const nb_attend_ro
             const bool sees = pos[r] >= (int32_t)(w.first * NB_ATTEND_CHUNK);
             return Row{w.a.part_o + (sees ? head_of(r) * D : 0), sees ? D : 0};
         },
-        [&](const Row &of, uint32_t d, const float *v, int n) { put_floats(of.o, d, of.width, v, n); });
+        [&](const Row &of, uint32_t d, const float v[4]) { put_floats(of.o, d, of.width, v); });
     if (threadIdx.x < Kind::rows && row.sees)
         *(float2 *)(w.a.part_ml + head_of(threadIdx.x) * 2) = make_float2(row.sum.M, row.sum.L);
 }
@@ -511,7 +538,7 @@ NB_DEVICE void attend_rows(nb_attend_piece<Kind> &w)
 #pragma unroll 1
         for (uint32_t chunk = w.first; chunk <= w.last; chunk++) {
             attend_chunk(w, chunk, tile, row, o);
-            merge(w, chunk == w.first, o, O);
+            merge(w, chunk, o, O);
         }
         write_rows(w, row, O);
     } else {
@@ -534,7 +561,7 @@ NB_DEVICE void attend_item(const nb_attend_args &a, const nb_attend_item &item, 
     w.group = group;
     w.m_end = item.n_rows * group;
     w.scale = a.scale;
-    w.src.page_bytes = (size_t)a.kv.n_kv_heads * a.kv.block_bytes;
+    w.src.page_bytes = a.kv.n_kv_heads * a.kv.block_bytes;
     w.src.k = (const char *)a.kv.k + (size_t)kv_head * a.kv.block_bytes;
     w.src.v = (const char *)a.kv.v + (size_t)kv_head * a.kv.block_bytes;
     w.src.pages = a.step.pages + a.step.row_pages[item.row0];
@@ -545,6 +572,7 @@ NB_DEVICE void attend_item(const nb_attend_args &a, const nb_attend_item &item, 
     const int32_t pos0 = a.step.pos[item.row0];
 #pragma unroll 1
     for (w.m0 = 0; w.m0 < w.m_end; w.m0 += Kind::rows) {
+        w.first_pos = pos0 + (int32_t)(w.m0 / group);
         w.src.last = pos0 + (int32_t)((min(w.m0 + Kind::rows, w.m_end) - 1) / group);
         w.first = Kind::walk ? 0 : item.chunk;
         w.last = Kind::walk ? (uint32_t)w.src.last / NB_ATTEND_CHUNK : item.chunk;

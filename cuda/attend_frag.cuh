@@ -42,22 +42,30 @@ NB_DEVICE uint32_t nb_halves4(uint32_t word)
     return nb_half2_sub(nb_lop3<NB_AND_OR>(i < 2 ? word : word >> 8, 0x000f000fu, 0x64006400u), 0x64006400u);
 }
 
-/* b[tile][step]: the 32 dimensions of block `block` of this warp's keys in the stage: tiles of 8 keys number warp, warp + 4.  `rows` is
- * the shared address of the stage, scales its scales. */
+/* The key whose pieces this lane names to ldmatrix, of this warp's keys in a stage: tiles of 8 keys number warp and warp + 4. */
+template <int type>
+NB_DEVICE nb_lane_row nb_key_row(const nb_attend_shape &s, uint32_t stage)
+{
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t second = type == NB_KV_F16 ? 0 : type == NB_KV_INT8 ? lane / 16 : lane / 8 % 2;
+    return nb_lane_row_of(s.k, stage, 8 * warp + lane % 8 + 32 * second);
+}
+
+/* b[tile][step]: the 32 dimensions of block `block` of the warp's keys. */
 template <int type, int tiles>
-NB_DEVICE void nb_key_fragments(const nb_attend_shape &s, uint32_t rows, const uint32_t *scales, uint32_t block,
+NB_DEVICE void nb_key_fragments(const nb_attend_shape &s, const nb_lane_row &row, const uint32_t *scales, uint32_t block,
                                 uint32_t b[tiles][2][2])
 {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = 8 * warp + lane % 8;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t r[4];
     if constexpr (type == NB_KV_F16) {
 #pragma unroll
         for (int i = 0; i < tiles; i++) {
-            nb_ldmatrix_x4(r, rows + nb_piece_at(s.k, row + 32 * i, 4 * block + lane / 8));
+            nb_ldmatrix_x4(r, nb_piece_at(row, 4 * block + lane / 8) + 32 * i * s.k.stride * 16);
             b[i][0][0] = r[0], b[i][0][1] = r[1], b[i][1][0] = r[2], b[i][1][1] = r[3];
         }
     } else if constexpr (type == NB_KV_INT8) {
-        nb_ldmatrix_x4(r, rows + nb_piece_at(s.k, row + lane / 16 * 32, 2 * block + lane / 8 % 2));
+        nb_ldmatrix_x4(r, nb_piece_at(row, 2 * block + lane / 8 % 2));
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint32_t turned = r[i] ^ 0x80808080u;
@@ -65,7 +73,7 @@ NB_DEVICE void nb_key_fragments(const nb_attend_shape &s, uint32_t rows, const u
             b[i / 2][i % 2][1] = nb_halves8<0x4342>(turned);
         }
     } else {
-        nb_ldmatrix_x2(r, rows + nb_piece_at(s.k, row + lane / 8 % 2 * 32, block));
+        nb_ldmatrix_x2(r, nb_piece_at(row, block));
 #pragma unroll
         for (int i = 0; i < tiles; i++) {
             const uint32_t w = scales[(8 * warp + 32 * i + lane / 4) * s.words + block];
@@ -89,17 +97,18 @@ struct nb_value_words {
     uint32_t scale[type == NB_KV_INT4 ? 4 : 1], least[type == NB_KV_INT4 ? 4 : 1];
 };
 
+/* row: that of key lane % 16 (F16) or lane of the stage. */
 template <int type>
-NB_DEVICE void nb_load_values(const nb_attend_shape &s, uint32_t rows, const uint32_t *scales, uint32_t key, uint32_t unit,
-                              nb_value_words<type> &v)
+NB_DEVICE void nb_load_values(const nb_attend_shape &s, const nb_lane_row &row, const uint32_t *scales, uint32_t key,
+                              uint32_t unit, nb_value_words<type> &v)
 {
-    const uint32_t lane = threadIdx.x % 32, t = lane % 4;
+    const uint32_t lane = threadIdx.x % 32, t = lane % 4, step = s.k.stride * 16;
     if constexpr (type == NB_KV_F16) {
-        nb_ldmatrix_x4_trans(v.r, rows + nb_piece_at(s.k, key + lane % 16, 2 * unit + lane / 16));
-        nb_ldmatrix_x4_trans(v.r + 4, rows + nb_piece_at(s.k, key + 16 + lane % 16, 2 * unit + lane / 16));
+        nb_ldmatrix_x4_trans(v.r, nb_piece_at(row, 2 * unit + lane / 16) + key * step);
+        nb_ldmatrix_x4_trans(v.r + 4, nb_piece_at(row, 2 * unit + lane / 16) + (key + 16) * step);
         return;
     }
-    nb_ldmatrix_x4_trans(v.r, rows + nb_piece_at(s.k, key + lane, unit));
+    nb_ldmatrix_x4_trans(v.r, nb_piece_at(row, unit) + key * step);
     if (type == NB_KV_INT4)
 #pragma unroll
         for (int i = 0; i < 4; i++) {

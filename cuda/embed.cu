@@ -1,7 +1,7 @@
 /* x[r] = row ids[r] of a packed table, fp32: (q - z) * scale with one rounding, or the dense value; rows at position -1 (padding
  * of a recorded step) are left as they are.
  *
- *   table   any kind; a dense one in half or bfloat16, by its dtype; k a multiple of 16
+ *   table   any kind, also a row-major one; a dense one in half or bfloat16, by its dtype; k a multiple of 16
  *   x       [rows][k], 16-byte aligned
  *   launch  grid (rows, pieces): any number of pieces shares a row; block 128
  *   traffic of a row: 4k bytes written, twice its bytes read (the 16-byte pieces of two rows are interleaved)
@@ -34,12 +34,35 @@ NB_DEVICE float nb_embed_code(uint32_t w, uint32_t kind, uint32_t high, int i, i
     return (float)(q - zero);
 }
 
+/* A row-major table (--gemm cublaslt): a thread takes two neighbours. */
+NB_DEVICE void nb_embed_plain(const nb_embed_args &a, uint32_t r, uint32_t id)
+{
+    const nb_packed &p = a.table;
+    const int8_t *q = (const int8_t *)p.w + (size_t)id * p.k_tiles * NB_TILE_K;
+    for (uint32_t k = (blockIdx.y * 128 + threadIdx.x) * 2; k < p.k; k += gridDim.y * 256) {
+        float2 v;
+        if (p.kind == NB_W_PLAIN)
+            v = nb_embed_dense(((const uint32_t *)p.w)[((size_t)id * p.k + k) / 2], p.dtype);
+        else {
+            const int zero = p.zeros ? ((const int8_t *)p.zeros)[id] : 0;
+            const int8_t *block = q + k / 16 * 16;
+            v.x = (float)(block[NB_K_POSITION(k % 16)] - zero) * p.scales[id];
+            v.y = (float)(block[NB_K_POSITION(k % 16 + 1)] - zero) * p.scales[id];
+        }
+        *(float2 *)(a.x + (size_t)r * p.k + k) = v;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(128) nb_embed(const nb_embed_args a)
 {
     const nb_packed &p = a.table;
     const uint32_t r = blockIdx.x, id = (uint32_t)a.step.ids[r], high = id >> 3 & 1;
     if (a.step.pos[r] < 0)
         return;
+    if (p.kind >= NB_W_PLAIN) {
+        nb_embed_plain(a, r, id);
+        return;
+    }
     const size_t panel = id / NB_TILE_N;
     const uint4 *w = (const uint4 *)p.w + panel * p.k_tiles * NB_UNITS(p.kind) * 32;
     for (uint32_t i = blockIdx.y * 128 + threadIdx.x; i < p.k_tiles * 4; i += gridDim.y * 128) {

@@ -35,7 +35,8 @@ static __device__ __forceinline__ void of_groups(const nb_range_args &a)
 
 /* Extends by elements i .. i+V-1 and tells the rows of those that are not finite. */
 template <int V>
-static __device__ __forceinline__ void extend_checked(const nb_range_args &a, nb_extremes &e, const float v[V], uint64_t i)
+static __device__ __forceinline__ void extend_checked(const nb_range_args &a, nb_extremes &e, const float v[V],
+                                                      uint64_t i)
 {
     nb_extremes these = {0, 0};
     nb_extend<V>(these, v);
@@ -77,7 +78,8 @@ static __shared__ uint32_t column_lo[8][8 * PITCH], column_hi[8][8 * PITCH];
 template <int dtype, int V>
 static __device__ __forceinline__ void of_columns(const nb_range_args &a)
 {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.x * 32 * V, column = first + lane * V;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.x * 32 * V,
+                   column = first + lane * V;
     nb_extremes e[V];
 #pragma unroll
     for (int j = 0; j < V; j++)

@@ -63,12 +63,15 @@ NB_DEVICE void rotate(T *x, uint32_t D, const float c[2][2], const float s[2][2]
         }
         store_two(x, at, half, aligned, y0);
         store_two(x + half, at, half, aligned, y1);
-#pragma unroll
-        for (uint32_t e = 0; e < 2; e++)
-            if (copy && at + e < half) {
-                copy[at + e] = y0[e];
-                copy[half + at + e] = y1[e];
-            }
+        if (copy && aligned) {
+            *(float2 *)(copy + at) = make_float2(y0[0], y0[1]);
+            *(float2 *)(copy + half + at) = make_float2(y1[0], y1[1]);
+        } else if (copy)
+            for (uint32_t e = 0; e < 2; e++)
+                if (at + e < half) {
+                    copy[at + e] = y0[e];
+                    copy[half + at + e] = y1[e];
+                }
     }
 }
 
@@ -149,10 +152,11 @@ NB_DEVICE void rope_append(const nb_rope_append_args &a)
     float c[2][2], s[2][2];
 #pragma unroll
     for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (uint32_t e = 0; e < 2; e++) {
-            const uint32_t pair = place(i) + e;
-            sincosf((float)pos * (pair < D / 2 ? a.step.inv_freq[pair] : 0.0f), &s[i][e], &c[i][e]);
+        if (place(i) < D / 2) {
+            const float *f = a.step.inv_freq + place(i);
+            const float2 two = D % 4 == 0 ? *(const float2 *)f : make_float2(f[0], place(i) + 1 < D / 2 ? f[1] : 0);
+            sincosf((float)pos * two.x, &s[i][0], &c[i][0]);
+            sincosf((float)pos * two.y, &s[i][1], &c[i][1]);
         }
     for (uint32_t h = blockIdx.y * 4 + warp; h < width; h += gridDim.y * 4) {
         T *x = (T *)a.qkv + ((size_t)row * width + h) * D;

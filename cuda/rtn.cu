@@ -35,7 +35,8 @@ static __device__ __forceinline__ void put_codes(const nb_rtn_args &a, const nb_
 
 /* The grid of the team's group, which every thread of it gets; v: the thread's first elements are left there. */
 template <int dtype, int V>
-static __device__ __forceinline__ nb_grid find_grid(const nb_rtn_args &a, uint64_t group, uint32_t lane, bool there, float v[V])
+static __device__ __forceinline__ nb_grid find_grid(const nb_rtn_args &a, uint64_t group, uint32_t lane, bool there,
+                                                    float v[V])
 {
     nb_extremes e = {0, 0};
     if (there) {

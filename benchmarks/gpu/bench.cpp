@@ -243,11 +243,13 @@ int main(int argc, char **argv)
         Bench b(o, be);
         b.measure_limits();
         if (b.wants("linear"))
-            bench_linear(b);
+            bench_linear(b, false);
         if (b.wants("attention"))
             bench_attention(b);
         if (b.wants("rows"))
             bench_rows(b);
+        if (b.wants("linear") && !quick)
+            bench_linear(b, true);
         if (b.out_of_time())
             b.note("the time was up: what is missing was not measured");
     }

@@ -12,6 +12,7 @@
 #include <vector>
 
 extern "C" {
+#include "backend/cuda/create.h"
 #include "backend/cuda/cuda.h"
 }
 
@@ -86,6 +87,7 @@ std::string json(const char *key, const std::string &text);
 std::string json(const char *key, double number);
 float uniform(uint64_t seed, uint64_t i); /* -1 .. 1 */
 
-void bench_linear(Bench &b);
+/* The layers of Llama-3-8B, or of 70B, whose weights take longer to make than to measure. */
+void bench_linear(Bench &b, bool large);
 void bench_attention(Bench &b);
 void bench_rows(Bench &b);

@@ -31,11 +31,15 @@ struct Layer {
     }
 };
 
-const std::vector<Layer> layers = {
+const std::vector<Layer> small_layers = {
     {"8b.qkv", {4096, 1024, 1024}, 4096, NBI_DST_ACT, false}, {"8b.o", {4096}, 4096, NBI_DST_RESIDUAL, false},
     {"8b.gate_up", {14336, 14336}, 4096, NBI_DST_ACT, false}, {"8b.down", {4096}, 14336, NBI_DST_RESIDUAL, false},
-    {"8b.lm_head", {128256}, 4096, NBI_DST_F32, true},        {"70b.qkv", {8192, 1024, 1024}, 8192, NBI_DST_ACT, false},
-    {"70b.o", {8192}, 8192, NBI_DST_RESIDUAL, false},         {"70b.gate_up", {28672, 28672}, 8192, NBI_DST_ACT, false},
+    {"8b.lm_head", {128256}, 4096, NBI_DST_F32, true},
+};
+const std::vector<Layer> large_layers = {
+    {"70b.qkv", {8192, 1024, 1024}, 8192, NBI_DST_ACT, false},
+    {"70b.o", {8192}, 8192, NBI_DST_RESIDUAL, false},
+    {"70b.gate_up", {28672, 28672}, 8192, NBI_DST_ACT, false},
     {"70b.down", {8192}, 28672, NBI_DST_RESIDUAL, false},
 };
 const std::vector<Layer> quick_layers = {{"qkv", {64, 32, 32}, 128, NBI_DST_ACT, false},
@@ -345,12 +349,14 @@ void Layers::ours(const Kind &kind)
 
 } // namespace
 
-void bench_linear(Bench &b)
+void bench_linear(Bench &b, bool large)
 {
-    if (nbi_cublaslt_open(b.c) != NB_OK)
+    if (!large && nbi_cublaslt_open(b.c) != NB_OK)
         b.note(std::string("no comparison with cuBLASLt: ") + nb_last_error());
     nbi_cublaslt_close(b.c);
-    for (const Layer &l : b.opt.quick ? quick_layers : layers) {
+    for (const Layer &l : b.opt.quick ? quick_layers : large ? large_layers : small_layers) {
+        if (b.out_of_time())
+            return;
         Layers layer(b, l, b.opt.quick ? quick_rows : all_rows);
         layer.cublaslt();
         for (const Kind &kind : kinds)
