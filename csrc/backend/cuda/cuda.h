@@ -91,8 +91,8 @@ typedef struct nbi_cuda {
     struct nbi_cuda_staging *staging;
     struct nbi_cuda_arena *weights;
     struct nbi_cublaslt *lt; /* cublaslt.c; NULL: our own kernels multiply */
-    CUresult entered; /* of the last nbi_cuda_enter() */
-    CUresult lost;    /* a sticky error, and its sentence: what every later call fails with */
+    CUresult entered;        /* of the last nbi_cuda_enter() */
+    CUresult lost;           /* a sticky error, and its sentence: what every later call fails with */
     char lost_text[256];
     pthread_mutex_t
         lock; /* recursive: threads share a model, but a stream and its staging buffers serve one at a time */
