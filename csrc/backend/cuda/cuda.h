@@ -113,7 +113,7 @@ nb_status nbi_cuda_check(nbi_cuda *c, CUresult r, const char *what);
 /* Our context is the thread's current one during a call, and only then: the program may use others, and any of its threads
  * may call us. */
 CUresult nbi_cuda_enter(nbi_cuda *c);
-CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r, or why leaving failed */
+CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r */
 #define NBI_CU(c, call, what)                                                                                          \
     nbi_cuda_check(c, nbi_cuda_enter(c) ? (c)->entered : nbi_cuda_leave(c, (c)->cu.call), what)
 
