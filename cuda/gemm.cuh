@@ -30,9 +30,10 @@
 
 #define NB_GEMM_WARPS 4
 
-template <int kind_, typename X_, int P_, int R_>
+template <int kind_, typename X_, int P_, int R_, typename Rows_>
 struct nb_gemm_shape {
     typedef X_ X;
+    typedef Rows_ Rows;
     typedef nb_operand<X> operand;
     typedef nb_weight<kind_, X> weight;
     static const int kind = kind_, P = P_, R = R_;
@@ -64,16 +65,18 @@ NB_DEVICE uint32_t nb_gemm_x_at(uint32_t r, uint32_t c)
 /* What a thread copies.  Pointers move from tile to tile (and from group to group). */
 template <typename S>
 struct nb_gemm_source {
-    const uint8_t *x, *w, *scales, *zeros; /* the next tile's; the next group's */
-    uint64_t w_panel;                      /* bytes to the next panel */
-    uint32_t x_pass;                       /* bytes to this thread's next row of x */
-    uint32_t rows_left, panels_left;       /* beyond its first row and panel; 0: nothing to read there */
+    const uint8_t *x, *w, *scales, *zeros;            /* the next tile's; the next group's */
+    uint64_t w_panel;                                 /* bytes to the next panel */
+    uint32_t x_pass;                                  /* bytes to this thread's next row of x */
+    uint32_t rows_left, panels_left;                  /* beyond its first row and panel; 0: nothing to read there */
+    uint32_t mapped[S::Rows::mapped ? S::passes : 1]; /* where its rows begin, in 16 bytes, if they are anywhere */
     uint32_t x_to, w_to, scales_to, zeros_to;
     uint32_t k, at, group_len, next_group; /* at, next_group: where the next tile and group begin */
     bool scale_lane, zero_lane;            /* copies a piece of the scales, of the zero points */
     bool group_there;                      /* of a panel that exists */
 
-    __device__ __forceinline__ void init(const nb_gemm_args &a, const nb_place &place, uint32_t row0)
+    __device__ __forceinline__ void init(const nb_gemm_args &a, const nb_place &place, uint32_t row0,
+                                         typename S::Rows map)
     {
         const nb_packed &p = place.p;
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -85,6 +88,14 @@ struct nb_gemm_source {
         rows_left = row0 + row < a.rows ? a.rows - row0 - row : 0;
         x = (const uint8_t *)a.x + (uint64_t)(rows_left ? row0 + row : 0) * x_row + chunk * 16;
         x_pass = S::pass_rows * x_row;
+        if (S::Rows::mapped) {
+            x = (const uint8_t *)a.x + chunk * 16;
+#pragma unroll
+            for (int i = 0; i < S::passes; i++)
+                mapped[i] = (uint32_t)(i * S::pass_rows) < rows_left
+                                ? (uint32_t)((uint64_t)map.x(row0 + row + i * S::pass_rows) * x_row / 16)
+                                : 0;
+        }
         x_to = nb_gemm_x_at<S>(row, chunk);
         panels_left = panel < panels ? panels - panel : 0;
         w_panel = (uint64_t)p.k_tiles * S::units * NB_UNIT;
@@ -106,9 +117,15 @@ struct nb_gemm_source {
         zeros_to = S::zeros_at + slot * NB_TILE_N + j * 16;
     }
 
-    __device__ __forceinline__ bool more() const { return at < k; }
+    __device__ __forceinline__ bool more() const
+    {
+        return at < k;
+    }
 
-    __device__ __forceinline__ uint32_t end() const { return min(at + NB_TILE_K, k); }
+    __device__ __forceinline__ uint32_t end() const
+    {
+        return min(at + NB_TILE_K, k);
+    }
 
     /* op(i, offset in the stage, source, whether there is one; else zeros) for each of this thread's copies. */
     template <typename Op>
@@ -119,7 +136,8 @@ struct nb_gemm_source {
 #pragma unroll
         for (int i = 0; i < S::passes; i++)
             if (S::rows * S::row_chunks >= 128 || threadIdx.x < S::rows * S::row_chunks)
-                op(i, x_to + i * S::pass_rows * S::row_bytes, x + (uint64_t)x_pass * i,
+                op(i, x_to + i * S::pass_rows * S::row_bytes,
+                   x + (S::Rows::mapped ? (uint64_t)mapped[i] * 16 : (uint64_t)x_pass * i),
                    (uint32_t)(i * S::pass_rows) < rows);
 #pragma unroll
         for (int p = 0; p < S::P; p++)
@@ -254,6 +272,7 @@ struct nb_gemm_sums {
     nb_zeros zero[S::P];
     nb_segment segment;
     uint32_t cut, x_lane; /* k where the next segment begins; of ldmatrix */
+    typename S::Rows rows;
 
     __device__ __forceinline__ void init(const nb_packed &w)
     {
@@ -304,7 +323,7 @@ struct nb_gemm_sums {
             for (int j = 0; j < 2; j++) {
                 const uint32_t row = row0 + 8 * r + 2 * t + j;
                 const int32_t x = S::kind == NB_W_W8 && a.x_sums && row < a.rows
-                                      ? a.x_sums[(uint64_t)row * at.p.groups + segment.group]
+                                      ? a.x_sums[(uint64_t)rows.x(row) * at.p.groups + segment.group]
                                       : 0;
 #pragma unroll
                 for (int p = 0; p < S::P; p++) {
@@ -413,7 +432,7 @@ NB_DEVICE void nb_gemm_store(const nb_gemm_args &a, const nb_place &at, uint32_t
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const uint32_t row = row0 + 8 * r + 2 * t + j;
-            const float sx = S::operand::bytes == 1 && row < a.rows ? a.x_scale[row] : 0;
+            const float sx = S::operand::bytes == 1 && row < a.rows ? a.x_scale[sums.rows.x(row)] : 0;
 #pragma unroll
             for (int p = 0; p < S::P; p++)
 #pragma unroll
@@ -425,7 +444,7 @@ NB_DEVICE void nb_gemm_store(const nb_gemm_args &a, const nb_place &at, uint32_t
     __syncwarp();
     /* 4 P lanes a row.  P 1: eight lanes that read together have rows 4 apart, which are 16 banks apart. */
     const uint32_t row_lane = S::P == 2 ? lane / 8 : lane / 8 + lane / 4 % 2 * 4, n = lane % (4 * S::P) * 4;
-    const uint64_t y_at = (uint64_t)row0 * a.ldy + at.column + n0 + n;
+    const uint64_t y_at = (uint64_t)sums.rows.y(row0) * a.ldy + at.column + n0 + n; /* rows of y are neighbours */
     const bool aligned = nb_store_aligned(a, at.column);
 #pragma unroll 2
     for (uint32_t row = row_lane; row < S::rows && row0 + row < a.rows; row += 8 / S::P) {
@@ -434,18 +453,19 @@ NB_DEVICE void nb_gemm_store(const nb_gemm_args &a, const nb_place &at, uint32_t
     }
 }
 
-template <int kind, typename X, typename T, int P, int R>
-NB_DEVICE void nb_gemm(const nb_gemm_args &a)
+/* Tile tile_n of columns, rows row0 and on. */
+template <int kind, typename X, typename T, int P, int R, typename Rows>
+NB_DEVICE void nb_gemm(const nb_gemm_args &a, uint32_t tile_n, uint32_t row0, Rows rows)
 {
-    typedef nb_gemm_shape<kind, X, P, R> S;
+    typedef nb_gemm_shape<kind, X, P, R, Rows> S;
     extern __shared__ __align__(128) unsigned char nb_gemm_shared[];
-    const nb_place at = nb_place_of(a, blockIdx.y, S::n);
-    const uint32_t row0 = blockIdx.x * S::rows;
+    const nb_place at = nb_place_of(a, tile_n, S::n);
     nb_gemm_pipe<S> pipe;
     nb_gemm_sums<S> sums;
     pipe.ring = nb_gemm_shared;
-    pipe.from.init(a, at, row0);
+    pipe.from.init(a, at, row0, rows);
     pipe.start();
+    sums.rows = rows;
     sums.init(at.p);
 #pragma unroll 1
     for (uint32_t k = 0; k < a.k; k += NB_TILE_K)
@@ -456,19 +476,12 @@ NB_DEVICE void nb_gemm(const nb_gemm_args &a)
     nb_gemm_store<S, T>(a, at, row0, sums, (float *)nb_gemm_shared);
 }
 
-/* The kernels of kernels.h for one kind of weight: every tile, for activations of type T multiplied as X.  bfloat16
- * asks for sm_80; on sm_75 the body is left out. */
-#if NB_HAS_SM80 || !defined(__CUDA_ARCH__)
-#define NB_GEMM_IF_bf16(...) __VA_ARGS__
-#else
-#define NB_GEMM_IF_bf16(...)
-#endif
-#define NB_GEMM_IF_f16(...) __VA_ARGS__
+/* The kernels of kernels.h for one kind of weight: every tile, for activations of type T multiplied as X. */
 
 #define NB_GEMM_KERNEL(tile, P, R, name, kind, X, T, suffix)                                                           \
     extern "C" __global__ void __launch_bounds__(128) name##_##tile##_##suffix(const nb_gemm_args a)                   \
     {                                                                                                                  \
-        NB_GEMM_IF_##suffix((nb_gemm<kind, X, T, P, R>(a));)                                                           \
+        NB_IF_##suffix((nb_gemm<kind, X, T, P, R>(a, blockIdx.y, blockIdx.x * 8 * R, nb_all_rows()));)                 \
     }
 
 #endif

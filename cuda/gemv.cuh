@@ -27,12 +27,6 @@
 #define NB_GEMV_DEPTH   8 /* units in flight a warp: 4 KiB; 64 KiB on a multiprocessor with two blocks */
 #define NB_GEMV_JOINS   4 /* NB_GEMV_MAX_PANELS * 4 pairs of rows / NB_GEMV_WARPS */
 
-/* Rows of x and y by their number in the launch. */
-struct nb_gemv_rows {
-    __device__ __forceinline__ uint32_t x(uint32_t r) const { return r; }
-    __device__ __forceinline__ uint32_t y(uint32_t r) const { return r; }
-};
-
 /* What is the same for the whole block. */
 template <typename Rows>
 struct nb_gemv_block {
@@ -444,11 +438,17 @@ NB_DEVICE void nb_gemv_join_1(const nb_gemv_block<Rows> &b, nb_gemv_step s, cons
     const unsigned char *m = b.shared + b.v.meta + meta * b.v.meta_bytes;
     const float *scale = (const float *)m + panel * b.v.round_groups * NB_TILE_N + n;
     const uint8_t *zero = at.p.zeros ? m + b.v.zeros + panel * b.v.round_groups * NB_TILE_N + n : NULL;
+    if (nb_operand<X>::bytes > 1 && (kind == NB_W_DENSE || c.per_group == 1)) { /* what is common, in fewer words */
+#pragma unroll 4
+        for (uint32_t i = 0; i < count; i++, part += b.pairs() * 32, scale += NB_TILE_N)
+            acc = kind == NB_W_DENSE ? acc + (float)*part : fmaf(*scale, (float)*part, acc);
+        return;
+    }
     uint32_t group = nb_gemv_group(c, first), in_group = first - group * c.per_group;
     for (uint32_t i = 0; i < count; i++, part += b.pairs() * 32) {
         const bool ends = ++in_group == c.per_group;
         if (nb_operand<X>::bytes > 1) {
-            acc = kind == NB_W_DENSE ? acc + (float)*part : fmaf(*scale, (float)*part, acc);
+            acc = fmaf(*scale, (float)*part, acc);
         } else {
             sum = (int32_t)((uint32_t)sum + (uint32_t)*part);
             if (ends) {
@@ -557,11 +557,12 @@ NB_DEVICE void nb_gemv(const nb_gemv_args &v, Rows rows, unsigned char *shared)
         nb_gemv_run<kind, X, T, nb_gemv_pieces<kind, X>>(b);
 }
 
-#define NB_GEMV(name, kind, X, T)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(NB_GEMV_THREADS, 2) name(const __grid_constant__ nb_gemv_args v)      \
+#define NB_GEMV(name, kind, X, T, suffix)                                                                              \
+    extern "C" __global__ void __launch_bounds__(NB_GEMV_THREADS, 2)                                                   \
+        name##_##suffix(const __grid_constant__ nb_gemv_args v)                                                        \
     {                                                                                                                  \
         extern __shared__ __align__(128) unsigned char shared[];                                                       \
-        nb_gemv<kind, X, T>(v, nb_gemv_rows(), shared);                                                                \
+        NB_IF_##suffix((nb_gemv<kind, X, T>(v, nb_all_rows(), shared));)                                               \
     }
 
 #endif

@@ -100,9 +100,9 @@ static inline uint32_t nb_gemv_tiles(nb_gemv_args *a)
     return a->g.n_tiles = n;
 }
 
-/* The time of a tile, in units of the time in which eight warps read a task each.  A step costs a quarter of that in barriers
- * and joins (a guess); x comes from the second-level cache, again for every tile when there is more than one round, at about
- * 2.5 times the rate of weights. */
+/* The time of a tile, in units of the time in which eight warps read a task each.  A step costs a quarter of that in barriers,
+ * and a sixtieth for each panel and pair of rows that it joins (guesses); x comes from the second-level cache, again for every
+ * tile when there is more than one round, at about 2.5 times the rate of weights. */
 static inline float nb_gemv_tile_cost(const nb_gemv_args *a, uint32_t x_size)
 {
     const uint32_t last = a->tasks - (a->rounds - 1) * a->round, kind = a->g.part[0].kind;
@@ -111,7 +111,7 @@ static inline float nb_gemv_tile_cost(const nb_gemv_args *a, uint32_t x_size)
                          nb_gemv_ceil(a->panels * last, NB_GEMV_WARPS));
     if (a->rounds > 1)
         cost += (float)(a->g.rows * x_size) * (float)a->g.k / (task * NB_GEMV_WARPS) / 2.5f;
-    return cost + 0.25f * (float)a->rounds;
+    return cost + (float)a->rounds * (0.25f + (float)(a->panels * ((a->g.rows + 1) / 2)) / 60);
 }
 
 /* Fills all fields but a->g's own for a launch on n_sm multiprocessors whose blocks may have max_shared bytes.  grid 0: it

@@ -18,6 +18,12 @@
  * name, P, R.  A kernel for each tile and type, nb_gemm_w4_r16_f16 ..., in this order. */
 #define NB_GEMM_TILE_LIST(X, ...)                                                                                      \
     X(r16, 1, 2, __VA_ARGS__) X(r32, 1, 4, __VA_ARGS__) X(r64, 2, 8, __VA_ARGS__) X(r128, 1, 16, __VA_ARGS__)
+/* The experts' layers: pieces of NB_GEMV_ROWS rows, or of NB_MOE_ROWS. */
+#define NB_MOE_LINES(X, kind)                                                                                          \
+    X(nb_moe_gemv_##kind##_f16, moe_gemv, 256, 99 * 1024, 75, nb_moe_gemm_args)                                        \
+    X(nb_moe_gemv_##kind##_bf16, moe_gemv, 256, 99 * 1024, 80, nb_moe_gemm_args)                                       \
+    X(nb_moe_gemm_##kind##_f16, moe_gemm, 128, 99 * 1024, 75, nb_moe_gemm_args)                                        \
+    X(nb_moe_gemm_##kind##_bf16, moe_gemm, 128, 99 * 1024, 80, nb_moe_gemm_args)
 #define NB_GEMM_LINES(X, name, file)                                                                                   \
     X(name##_r16_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
     X(name##_r16_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
@@ -84,6 +90,10 @@
     /* mixture of experts */                                                                                           \
     X(nb_moe_route, moe_route, 256, 0, 75, nb_moe_route_args)                                                          \
     X(nb_moe_sort, moe_route, 256, 0, 75, nb_moe_route_args)                                                           \
+    NB_MOE_LINES(X, dense)                                                                                             \
+    NB_MOE_LINES(X, w8)                                                                                                \
+    NB_MOE_LINES(X, w4)                                                                                                \
+    NB_MOE_LINES(X, w8a8)                                                           \
     /* calibration and quantization */                                                                                 \
     X(nb_range, range, 256, 0, 75, nb_range_args)                                                                      \
     X(nb_observer_widen, histogram, 256, 0, 75, nb_histogram_args)                                                     \
@@ -287,6 +297,25 @@ typedef struct nb_moe_route_args {
     int32_t *sorted;     /* [rows * top_k]: row * top_k + slot, by expert, ascending in each */
     uint32_t rows, experts, top_k, renormalize; /* experts <= 512, top_k <= experts, rows * top_k < 2^31 */
 } nb_moe_route_args;
+
+/* y[i] = the layer of assignment i's expert on its row of x, for the assignments of a step in the order of `sorted`.
+ * Experts may have any number of rows, also none; a result has the bits of the expert's layer alone.
+ *   v        an expert's layer: n, k, k_tiles, groups, group_len, kind are those of every expert; x, x_scale, x_sums of all
+ *            rows; y [assignments][ldy]; dst T or fp32.  gemv: nb_gemv_plan() for NB_GEMV_ROWS rows
+ *   launch   pieces: NB_MOE_PIECES(assignments, experts, NB_GEMV_ROWS or NB_MOE_ROWS); blocks beyond those there are end
+ *            gemv: grid (any, pieces), shared memory as planned
+ *            gemm: grid (pieces, ceil(n / NB_MOE_COLUMNS)), shared memory NB_GEMM_SHARED for P 1, R 4 */
+#define NB_MOE_ROWS    32
+#define NB_MOE_COLUMNS 64
+#define NB_MOE_PIECES(assignments, experts, rows)                                                                      \
+    ((assignments) / (rows) + ((assignments) < (experts) ? (assignments) : (experts)))
+typedef struct nb_moe_gemm_args {
+    nb_gemv_args v;
+    const nb_packed *experts;       /* [n_experts], in device memory */
+    const int32_t *offset, *sorted; /* nb_moe_sort's */
+    uint32_t n_experts;
+    uint32_t top_k; /* assignment i reads row sorted[i] / top_k of x; 0: row i */
+} nb_moe_gemm_args;
 
 /* ---- calibration and quantization.  Arrays [rows][k] have the type dtype: NB_T_* ---- */
 

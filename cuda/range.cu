@@ -7,7 +7,8 @@
  *           COLUMN: grid (ceil(k/256), any) by eight, (ceil(k/32), any) by one: a warp has the columns of a block, block.y and the
  *           eight warps share the rows.  TENSOR: any grid
  *   order   maxima of integers: any order gives the same
- *   traffic size(x); atomics: 2 a block (TENSOR), 2 a column and block (COLUMN)
+ *   traffic size(x), by eight in the least possible sectors (counted on the stand-in driver), without bank conflicts; atomics: 2 a
+ *           block (TENSOR), 2 a column and block (COLUMN)
  */
 #include "quantize.cuh"
 

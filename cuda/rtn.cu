@@ -8,7 +8,8 @@
  *   launch  grid ceil(rows * k/group / (256/team)), block 256; a team of neighbouring threads has a group
  *   order   extremes are integers, codes are element by element: nothing is summed
  *   traffic size(x) + k bytes a row (k/2 packed) + scales.  A team that holds its group in registers reads it once, a longer one
- *           twice, the second time from a cache
+ *           twice, the second time from a cache.  By eight the sectors moved are the least possible (counted on the stand-in
+ *           driver: 64 x 4096 F16 to 4 bits in groups of 128, 2.54 bytes a weight)
  */
 #include "quantize.cuh"
 

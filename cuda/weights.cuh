@@ -368,6 +368,15 @@ NB_DEVICE void nb_store_up_to_4(const nb_gemm_args &a, size_t at, float4 v, uint
     *y = v;
 }
 
+/* ---- rows ---- */
+
+/* Where row r of a launch lies in x and y: as it is.  moe.cuh has another. */
+struct nb_all_rows {
+    static const bool mapped = false;
+    __device__ __forceinline__ uint32_t x(uint32_t r) const { return r; }
+    __device__ __forceinline__ uint32_t y(uint32_t r) const { return r; }
+};
+
 /* ---- which layer a tile of output columns belongs to: its weight, its first panel, the column of y where it
  * begins.  tile_n: the columns of a tile.  first_tile of parts that are not there is n_tiles ---- */
 
@@ -386,5 +395,13 @@ NB_DEVICE nb_place nb_place_of(const nb_gemm_args &a, uint32_t tile, uint32_t ti
         at = {a.part[2], (tile - a.first_tile[2]) * tile_n, a.part[0].n + a.part[1].n};
     return at;
 }
+
+/* The body of a kernel for activations of type _f16 or _bf16.  bfloat16 asks for sm_80: on sm_75 the body is left out. */
+#if NB_HAS_SM80 || !defined(__CUDA_ARCH__)
+#define NB_IF_bf16(...) __VA_ARGS__
+#else
+#define NB_IF_bf16(...)
+#endif
+#define NB_IF_f16(...) __VA_ARGS__
 
 #endif

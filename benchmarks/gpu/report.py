@@ -94,7 +94,7 @@ def tests_lines(rows):
     out = [f"{len(rows)} programs: {total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped."]
     for r in rows:
         if r.get("rc"):
-            why = "time limit" if r["rc"] == 124 else r.get("note") or ", ".join(r.get("failures", [])[:8]) or f"status {r['rc']}"
+            why = "time limit" if r["rc"] == 124 else "it has findings" if r["rc"] == 99 and r.get("tool") else r.get("note") or ", ".join(r.get("failures", [])[:8]) or f"status {r['rc']}"
             out.append(f"- {r['program']}{' under ' + r['tool'] if r.get('tool') else ''}: {why}")
     return out
 
@@ -111,6 +111,8 @@ def describe(run):
     for c in run.get("conditions", []):
         facts.append(f"{c['when']}: driver, clocks (SM, SM at most, memory), power and its limit, temperature {c['nvidia_smi']}")
     out += ["; ".join(facts) + ".", ""]
+    if a["gpu"].startswith("ptxemu"):
+        out += ["**A rehearsal on the stand-in driver: the times mean nothing.**", ""]
     return out
 
 
