@@ -20,16 +20,20 @@ struct Device {
     nbi_dtype act = NBI_F32; /* the type of activations */
     std::string name;
 
-    explicit Device(const std::string &device, const char *isa = nullptr)
+    explicit Device(const std::string &device, const char *isa = nullptr, const char *act_dtype = nullptr)
     {
+        nbi_backend_options o = {};
+        o.device = device.c_str();
+        o.threads = 1;
+        o.act_dtype = act_dtype;
         if (isa)
             setenv("NB_CPU_ISA", isa, 1);
-        EXPECT_NB_OK(nbi_backend_create(&be, device.c_str(), 1));
+        nb_status st = nbi_backend_open(&be, &o);
         unsetenv("NB_CPU_ISA");
-        if (!be)
+        if (st != NB_OK)
             return;
-        name = be->description;
         act = find_act();
+        name = be->description + std::string(" ") + nbi_dtype_name(act);
     }
     ~Device()
     {
@@ -86,7 +90,7 @@ struct Device {
     }
 };
 
-/* The devices that this process tests; made once, as opening a GPU takes time. */
+/* The devices that this process tests; made once, as opening a GPU takes time.  A GPU is one for each type of activations. */
 inline const std::vector<Device *> &devices()
 {
     static std::vector<std::unique_ptr<Device>> owned;
@@ -94,13 +98,15 @@ inline const std::vector<Device *> &devices()
     if (owned.empty()) {
         const char *name = getenv("NB_TEST_DEVICE");
         if (name)
-            owned.push_back(std::make_unique<Device>(name));
+            for (const char *act : {"f16", "bf16"})
+                owned.push_back(std::make_unique<Device>(name, nullptr, act));
         else
             for (const std::string &isa : isas())
                 owned.push_back(std::make_unique<Device>("cpu", isa.c_str()));
         for (auto &d : owned)
             if (d->be)
                 all.push_back(d.get());
+        EXPECT_FALSE(all.empty()) << nb_last_error();
     }
     return all;
 }

@@ -157,6 +157,7 @@ typedef struct nbi_backend_ops {
     /* -- a batch: its description goes to the device once and all operations of the step read it there -- */
     nb_status (*step_create)(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
     void (*step_free)(nbi_backend *b, nbi_step *s);
+    size_t (*step_bytes)(nbi_backend *b, const nbi_step_limits *limits); /* on the device; NULL: none of its memory */
     nb_status (*step_begin)(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
     /* Recorded steps (CUDA graphs); NULL where a device has none.  *replayed: the whole step between these two calls was
      * launched from a recording and the caller skips both it and step_end().  Else the operations up to step_end() are issued

@@ -62,11 +62,32 @@ static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size
     return total;
 }
 
-uint64_t nbi_workspace_bytes(const nb_model *m, size_t max_rows, size_t max_logits)
+static nbi_step_limits step_limits(const nb_model *m, const nbi_workspace_limits *l)
+{
+    return (nbi_step_limits){.rows = l->rows,
+                             .seqs = l->seqs,
+                             .logits = l->logits,
+                             .seq_pages = nbi_ceil_div(l->context, NBI_PAGE_TOKENS),
+                             .head_dim = m->cfg.head_dim,
+                             .inv_freq = m->inv_freq,
+                             .n_heads = m->cfg.n_heads,
+                             .n_kv_heads = m->cfg.n_kv_heads};
+}
+
+/* All of it: the buffers, and what a step takes. */
+static size_t plan(part out[N_PARTS], nbi_workspace *w, const nb_model *m, const nbi_workspace_limits *l)
+{
+    const nbi_step_limits step = step_limits(m, l);
+    const size_t buffers = parts(out, w, m, l->rows, l->logits),
+                 more = m->be->ops->step_bytes ? m->be->ops->step_bytes(m->be, &step) : 0;
+    return more > SIZE_MAX - buffers ? SIZE_MAX : buffers + more;
+}
+
+uint64_t nbi_workspace_bytes(const nb_model *m, const nbi_workspace_limits *limits)
 {
     nbi_workspace w;
     part p[N_PARTS];
-    return parts(p, &w, m, max_rows, max_logits);
+    return plan(p, &w, m, limits);
 }
 
 nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi_workspace_limits *lim)
@@ -80,18 +101,11 @@ nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi
     w->be = m->be;
     w->max_rows = lim->rows;
     w->max_logits = lim->logits;
-    NB_TRY(nbi_memory_check(m, parts(p, w, m, lim->rows, lim->logits), "the buffers"));
+    NB_TRY(nbi_memory_check(m, plan(p, w, m, lim), "the buffers"));
     for (int i = 0; i < N_PARTS; i++)
         NB_TRY(m->be->ops->alloc(m->be, p[i].p, p[i].bytes, "the workspace"));
-    NB_TRY(m->be->ops->step_create(m->be, &w->step,
-                                   &(nbi_step_limits){.rows = lim->rows,
-                                                      .seqs = lim->seqs,
-                                                      .logits = lim->logits,
-                                                      .seq_pages = nbi_ceil_div(lim->context, NBI_PAGE_TOKENS),
-                                                      .head_dim = m->cfg.head_dim,
-                                                      .inv_freq = m->inv_freq,
-                                                      .n_heads = m->cfg.n_heads,
-                                                      .n_kv_heads = m->cfg.n_kv_heads}));
+    const nbi_step_limits step = step_limits(m, lim);
+    NB_TRY(m->be->ops->step_create(m->be, &w->step, &step));
     *out = w;
     w = NULL;
 done:

@@ -46,7 +46,7 @@ typedef struct nbi_workspace_limits {
 typedef struct nbi_workspace nbi_workspace;
 nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi_workspace_limits *limits);
 void nbi_workspace_free(nbi_workspace *w);
-uint64_t nbi_workspace_bytes(const nb_model *m, size_t max_rows, size_t max_logits);
+uint64_t nbi_workspace_bytes(const nb_model *m, const nbi_workspace_limits *limits);
 
 /* Sees the input of every linear layer, before it is quantized: rows x k activations on the device. */
 typedef nb_status (*nbi_tap_fn)(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k);

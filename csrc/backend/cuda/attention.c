@@ -101,6 +101,13 @@ done:
     return st;
 }
 
+size_t nbi_cuda_attend_plan_bytes(nbi_cuda *c, const nbi_step_limits *limits)
+{
+    struct nbi_attend_plan p = {.limits = *limits};
+    lay_out(c, &p);
+    return p.split_at + p.slots * (sizeof(nb_attend_item) + slot_bytes(limits));
+}
+
 void nbi_cuda_attend_plan_free(nbi_cuda *c, struct nbi_attend_plan *p)
 {
     if (!p)

@@ -100,6 +100,7 @@ static const nbi_backend_ops cuda_ops = {
     .scratch_bytes = nbi_cuda_scratch_bytes,
     .step_create = step_create,
     .step_free = step_free,
+    .step_bytes = nbi_cuda_step_bytes,
     .step_begin = nbi_cuda_step_begin,
     .step_enter = nbi_cuda_step_enter,
     .step_end = nbi_cuda_step_end,
