@@ -303,7 +303,8 @@ NB_DEVICE void value_tile(const nb_attend_piece<Kind> &w, const char *stage, uin
     }
 }
 
-/* Calls put(of, d, v) for each four neighbouring dimensions d .. d+3 that this lane has of a row r, where of = row(r). */
+/* Calls put(of, d, v) for each run of dimensions from d on, four or (INT4) eight, that this lane has of a row r, where of = row(r).
+ * All lanes call it together. */
 template <typename Kind, typename Row, typename Put>
 NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m_tiles][4], Row row, Put put)
 {
@@ -329,16 +330,14 @@ NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m
 #pragma unroll
                     for (int i = 0; i < 2 * Kind::unit_tiles; i++)
                         v[i] = o[u][i % Kind::unit_tiles][m][2 * h + i / Kind::unit_tiles];
-#pragma unroll
-                    for (int i = 0; i < 2 * Kind::unit_tiles; i += 4)
-                        put(of, d + lane % 4 * 2 * Kind::unit_tiles + i, v + i);
+                    put(of, d + lane % 4 * 2 * Kind::unit_tiles, v);
                 }
             }
         }
 }
 
 /* Four neighbours of a row of `width` (an even number) elements as fp32. */
-NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float v[4])
+NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float (&v)[4])
 {
     if (width % 4 == 0) {
         if (d < width)
@@ -351,23 +350,45 @@ NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float v[4
             *(float2 *)(to + d + i) = make_float2(v[i], v[i + 1]);
 }
 
+/* Eight: two lanes trade halves, so that a store of theirs fills a sector. */
+NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float (&v)[8])
+{
+    const bool odd = threadIdx.x % 2;
+    float low[4], high[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float traded = __shfl_xor_sync(NB_ALL_LANES, odd ? v[i] : v[4 + i], 1);
+        low[i] = odd ? traded : v[i];
+        high[i] = odd ? v[4 + i] : traded;
+    }
+    put_floats(to, odd ? d - 4 : d, width, low);
+    put_floats(to, odd ? d + 4 : d + 8, width, high);
+}
+
 /* ... and as T. */
 NB_DEVICE uint32_t round_pair(float lo, float hi, uint32_t dtype)
 {
     return dtype == NB_T_F16 ? nb_pack2<__half>(lo, hi) : nb_pack2<__nv_bfloat16>(lo, hi);
 }
 
-NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float v[4], uint32_t dtype)
+template <int n>
+NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float (&v)[n], uint32_t dtype)
 {
-    if (width % 4 == 0) {
-        if (d < width)
-            *(uint2 *)(to + d) = make_uint2(round_pair(v[0], v[1], dtype), round_pair(v[2], v[3], dtype));
-        return;
-    }
+    uint32_t w[n / 2];
 #pragma unroll
-    for (int i = 0; i < 4; i += 2)
-        if (d + i < width)
-            *(uint32_t *)(to + d + i) = round_pair(v[i], v[i + 1], dtype);
+    for (int i = 0; i < n / 2; i++)
+        w[i] = round_pair(v[2 * i], v[2 * i + 1], dtype);
+    if (n == 8 && width % 8 == 0) {
+        if (d < width)
+            *(uint4 *)(to + d) = make_uint4(w[0], w[1], w[n / 2 - 2], w[n / 2 - 1]);
+    } else if (n == 4 && width % 4 == 0) {
+        if (d < width)
+            *(uint2 *)(to + d) = make_uint2(w[0], w[1]);
+    } else
+#pragma unroll
+        for (int i = 0; i < n / 2; i++)
+            if (d + 2 * i < width)
+                *(uint32_t *)(to + d + 2 * i) = w[i];
 }
 
 /* The state of row threadIdx.x, which one thread keeps; l of a chunk is there a barrier later than m. */
@@ -491,8 +512,12 @@ NB_DEVICE void write_rows(const nb_attend_piece<Kind> &w, const nb_attend_row &r
             const size_t head = (size_t)(w.row0 + m / w.group) * w.a.n_heads + w.head0 + m % w.group;
             return Row{(uint16_t *)w.a.y + head * D, by[r], m < w.m_end ? D : 0};
         },
-        [&](const Row &of, uint32_t d, const float v[4]) {
-            const float y[4] = {v[0] * of.by, v[1] * of.by, v[2] * of.by, v[3] * of.by};
+        [&](const Row &of, uint32_t d, const auto &v) {
+            constexpr int n = sizeof v / sizeof v[0];
+            float y[n];
+#pragma unroll
+            for (int i = 0; i < n; i++)
+                y[i] = v[i] * of.by;
             put_t(of.y, d, of.width, y, w.a.dtype);
         });
 }
@@ -518,7 +543,7 @@ NB_DEVICE void write_partials(const nb_attend_piece<Kind> &w, const nb_attend_ro
             const bool sees = pos[r] >= (int32_t)(w.first * NB_ATTEND_CHUNK);
             return Row{w.a.part_o + (sees ? head_of(r) * D : 0), sees ? D : 0};
         },
-        [&](const Row &of, uint32_t d, const float v[4]) { put_floats(of.o, d, of.width, v); });
+        [&](const Row &of, uint32_t d, const auto &v) { put_floats(of.o, d, of.width, v); });
     if (threadIdx.x < Kind::rows && row.sees)
         *(float2 *)(w.a.part_ml + head_of(threadIdx.x) * 2) = make_float2(row.sum.M, row.sum.L);
 }
