@@ -299,7 +299,7 @@ NB_DEVICE void value_tile(const nb_attend_piece<Kind> &w, const char *stage, uin
     }
 }
 
-/* Calls put(of, d, v, n) for the n neighbouring dimensions d .. d+n-1 that this lane has of each of its rows r, where of = row(r). */
+/* Calls put(of, d, v) for each four neighbouring dimensions d .. d+3 that this lane has of a row r, where of = row(r). */
 template <typename Kind, typename Row, typename Put>
 NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m_tiles][4], Row row, Put put)
 {
@@ -312,9 +312,13 @@ NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m
 #pragma unroll
             for (int u = 0; u < Kind::units; u++) {
                 const uint32_t d = (warp + NB_ATTEND_WARPS * u) * NB_UNIT_DIMS(Kind::type);
-                if constexpr (Kind::type == NB_KV_F16) {
-                    put(of, d + lane % 4 * 2, &o[u][0][m][2 * h], 2);
-                    put(of, d + 8 + lane % 4 * 2, &o[u][1][m][2 * h], 2);
+                if constexpr (Kind::type == NB_KV_F16) { /* lanes t and t^1 trade pairs, so that each has four in a row */
+                    const float *mine = &o[u][0][m][2 * h], *other = &o[u][1][m][2 * h];
+                    const bool odd = lane % 2;
+                    const float x = __shfl_xor_sync(NB_ALL_LANES, odd ? mine[0] : other[0], 1);
+                    const float y = __shfl_xor_sync(NB_ALL_LANES, odd ? mine[1] : other[1], 1);
+                    const float v[4] = {odd ? x : mine[0], odd ? y : mine[1], odd ? other[0] : x, odd ? other[1] : y};
+                    put(of, d + (odd ? 8 : 0) + lane % 4 / 2 * 4, v);
                 } else {
                     float v[2 * Kind::unit_tiles];
 #pragma unroll
@@ -322,22 +326,22 @@ NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m
                         v[i] = o[u][i % Kind::unit_tiles][m][2 * h + i / Kind::unit_tiles];
 #pragma unroll
                     for (int i = 0; i < 2 * Kind::unit_tiles; i += 4)
-                        put(of, d + lane % 4 * 2 * Kind::unit_tiles + i, v + i, 4);
+                        put(of, d + lane % 4 * 2 * Kind::unit_tiles + i, v + i);
                 }
             }
         }
 }
 
-/* n = 2 or 4 neighbours of a row of `width` even elements as fp32. */
-NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float *v, int n)
+/* Four neighbours of a row of `width` (an even number) elements as fp32. */
+NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float v[4])
 {
-    if (n == 4 && width % 4 == 0) {
+    if (width % 4 == 0) {
         if (d < width)
             *(float4 *)(to + d) = make_float4(v[0], v[1], v[2], v[3]);
         return;
     }
 #pragma unroll
-    for (int i = 0; i < n; i += 2)
+    for (int i = 0; i < 4; i += 2)
         if (d + i < width)
             *(float2 *)(to + d + i) = make_float2(v[i], v[i + 1]);
 }
@@ -348,15 +352,15 @@ NB_DEVICE uint32_t round_pair(float lo, float hi, uint32_t dtype)
     return dtype == NB_T_F16 ? nb_pack2<__half>(lo, hi) : nb_pack2<__nv_bfloat16>(lo, hi);
 }
 
-NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float *v, int n, uint32_t dtype)
+NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float v[4], uint32_t dtype)
 {
-    if (n == 4 && width % 4 == 0) {
+    if (width % 4 == 0) {
         if (d < width)
             *(uint2 *)(to + d) = make_uint2(round_pair(v[0], v[1], dtype), round_pair(v[2], v[3], dtype));
         return;
     }
 #pragma unroll
-    for (int i = 0; i < n; i += 2)
+    for (int i = 0; i < 4; i += 2)
         if (d + i < width)
             *(uint32_t *)(to + d + i) = round_pair(v[i], v[i + 1], dtype);
 }
@@ -482,12 +486,9 @@ NB_DEVICE void write_rows(const nb_attend_piece<Kind> &w, const nb_attend_row &r
             const size_t head = (size_t)(w.row0 + m / w.group) * w.a.n_heads + w.head0 + m % w.group;
             return Row{(uint16_t *)w.a.y + head * D, by[r], m < w.m_end ? D : 0};
         },
-        [&](const Row &of, uint32_t d, const float *v, int n) {
-            float y[4];
-#pragma unroll
-            for (int i = 0; i < n; i++)
-                y[i] = v[i] * of.by;
-            put_t(of.y, d, of.width, y, n, w.a.dtype);
+        [&](const Row &of, uint32_t d, const float v[4]) {
+            const float y[4] = {v[0] * of.by, v[1] * of.by, v[2] * of.by, v[3] * of.by};
+            put_t(of.y, d, of.width, y, w.a.dtype);
         });
 }
 
@@ -512,7 +513,7 @@ NB_DEVICE void write_partials(const nb_attend_piece<Kind> &w, const nb_attend_ro
             const bool sees = pos[r] >= (int32_t)(w.first * NB_ATTEND_CHUNK);
             return Row{w.a.part_o + (sees ? head_of(r) * D : 0), sees ? D : 0};
         },
-        [&](const Row &of, uint32_t d, const float *v, int n) { put_floats(of.o, d, of.width, v, n); });
+        [&](const Row &of, uint32_t d, const float v[4]) { put_floats(of.o, d, of.width, v); });
     if (threadIdx.x < Kind::rows && row.sees)
         *(float2 *)(w.a.part_ml + head_of(threadIdx.x) * 2) = make_float2(row.sum.M, row.sum.L);
 }

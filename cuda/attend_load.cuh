@@ -38,46 +38,70 @@ NB_DEVICE uint32_t nb_piece_at(const nb_lane_row &row, uint32_t piece)
     return row.at + (piece ^ row.swap) * 16;
 }
 
-/* 16 bytes of a cache whose rows are not made of whole pieces: `bytes` of them, by words or by single bytes; the rest is 0. */
-NB_DEVICE uint4 nb_load_ragged(const char *from, uint32_t bytes, bool by_words)
+/* Where piece `piece` of position pos lies, on page p. */
+NB_DEVICE const char *nb_piece_of(const nb_attend_shape &s, const nb_attend_source &src, int which, int32_t p,
+                                  uint32_t pos, uint32_t piece)
 {
-    uint32_t w[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++)
-        if (by_words && 4 * i < bytes)
-            w[i] = *(const uint32_t *)(from + 4 * i);
-        else if (!by_words)
-            for (uint32_t j = 0; j < 4 && 4 * i + j < bytes; j++)
-                w[i] |= (uint32_t)(uint8_t)from[4 * i + j] << 8 * j;
-    return make_uint4(w[0], w[1], w[2], w[3]);
+    return (which ? src.v : src.k) + (uint64_t)(uint32_t)p * src.page_bytes + (pos % NB_PAGE * s.row_bytes + piece * 16);
 }
 
-/* The codes of keys k0 .. k0 + keys - 1 into a stage.  page: lane i holds page i of the chunk (i < 8). */
+/* The codes of keys k0 .. k0 + keys - 1 into a stage, whole pieces.  page: lane i holds page i of the chunk (i < 8), 0 for those
+ * behind the end: an address is made for them, too, of which nothing is read. */
 template <int keys>
 NB_DEVICE void nb_load_codes(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t k0, int32_t page,
                              char *stage)
 {
-    const bool whole = s.row_bytes % 16 == 0;
     uint32_t key = src.key, piece = src.piece;
-#pragma unroll 2
+    if (src.d_piece == 0 && src.d_key <= NB_PAGE) { /* a thread has one piece of each d_key-th key: the usual sizes */
+        const bool inside = piece * 16 < s.row_bytes;
+#pragma unroll
+        for (uint32_t j = 0; j < keys / NB_PAGE; j++) {
+            const int32_t p = __shfl_sync(NB_ALL_LANES, page, k0 % NB_ATTEND_CHUNK / NB_PAGE + j);
+            const char *from = nb_piece_of(s, src, which, p, key, piece);
+            for (uint32_t of_page = key; of_page < NB_PAGE; of_page += src.d_key) {
+                const uint32_t row = j * NB_PAGE + of_page;
+                nb_cp_async_16(stage + nb_piece_at(s.k, row, piece), from,
+                               inside && (int32_t)(k0 + row) <= src.last ? 16 : 0);
+                from += src.d_key * s.row_bytes;
+            }
+        }
+        return;
+    }
     for (uint32_t i = threadIdx.x; i < keys * s.k.pieces; i += 128) { /* whole warps: a multiple of 32 */
-        const uint32_t pos = k0 + key, at = piece * 16;
-        const int32_t p = __shfl_sync(NB_ALL_LANES, page, (pos % NB_ATTEND_CHUNK) / NB_PAGE);
-        const bool there = (int32_t)pos <= src.last && at < s.row_bytes;
-        const char *from = which ? src.v : src.k;
-        if (there)
-            from += (uint64_t)(uint32_t)p * src.page_bytes + (pos % NB_PAGE * s.row_bytes + at);
-        char *to = stage + nb_piece_at(s.k, key, piece);
-        if (whole)
-            nb_cp_async_16(to, from, there ? 16 : 0);
-        else
-            *(uint4 *)to = nb_load_ragged(from, there ? min(16u, s.row_bytes - at) : 0, s.row_bytes % 4 == 0);
+        const uint32_t pos = k0 + key;
+        const int32_t p = __shfl_sync(NB_ALL_LANES, page, pos % NB_ATTEND_CHUNK / NB_PAGE);
+        nb_cp_async_16(stage + nb_piece_at(s.k, key, piece), nb_piece_of(s, src, which, p, pos, piece),
+                       (int32_t)pos <= src.last && piece * 16 < s.row_bytes ? 16 : 0);
         key += src.d_key;
         piece += src.d_piece;
         if (piece >= s.k.pieces) {
             piece -= s.k.pieces;
             key++;
         }
+    }
+}
+
+/* The same where rows are not made of whole pieces, so that they begin anywhere: by words if they can, else by bytes. */
+template <int keys>
+NB_DEVICE void nb_load_ragged(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t k0, int32_t page,
+                              char *stage)
+{
+    const uint32_t words = s.k.pieces * 4, unit = s.row_bytes % 4 == 0 ? 4 : 1;
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < keys * words; i += 128) {
+        const uint32_t key = i / words, at = i % words * 4, pos = k0 + key;
+        const int32_t p = __shfl_sync(NB_ALL_LANES, page, pos % NB_ATTEND_CHUNK / NB_PAGE);
+        uint32_t w = 0;
+        if ((int32_t)pos <= src.last && at < s.row_bytes) {
+            const char *from = nb_piece_of(s, src, which, p, pos, 0) + at;
+            if (unit == 4)
+                w = *(const uint32_t *)from;
+            else
+#pragma unroll 1
+                for (uint32_t j = 0; j < 4 && at + j < s.row_bytes; j++)
+                    w |= (uint32_t)(uint8_t)from[j] << 8 * j;
+        }
+        *(uint32_t *)(stage + nb_piece_at(s.k, key, at / 16) + at % 16) = w;
     }
 }
 
@@ -95,9 +119,9 @@ NB_DEVICE void nb_load_scales(const nb_attend_shape &s, const nb_attend_source &
         if (i >= n)
             continue;
         const uint32_t j = i % of_page, first = pos + 4 * j / words, last = pos + (4 * j + 3) / words;
-        const char *from = which ? src.v : src.k;
+        const char *from = src.k;
         if ((int32_t)first <= src.last)
-            from += (uint64_t)(uint32_t)p * src.page_bytes + (NB_PAGE * s.row_bytes + j * 16);
+            from = nb_piece_of(s, src, which, p, 0, 0) + NB_PAGE * s.row_bytes + j * 16;
         if ((int32_t)last <= src.last || (int32_t)first > src.last) {
             nb_cp_async_16(to + i * 16, from, (int32_t)last <= src.last ? 16 : 0);
             continue;
@@ -115,7 +139,10 @@ NB_DEVICE void nb_load_tile(const nb_attend_shape &s, const nb_attend_source &sr
                             char *stage)
 {
     char *scales = stage + keys * s.k.stride * 16;
-    nb_load_codes<keys>(s, src, which, k0, page, stage);
+    if (s.row_bytes % 16 == 0)
+        nb_load_codes<keys>(s, src, which, k0, page, stage);
+    else
+        nb_load_ragged<keys>(s, src, which, k0, page, stage);
     if (type == NB_KV_INT4)
         nb_load_scales<keys>(s, src, which, s.words, k0, page, scales);
     if (type == NB_KV_INT8 && which == 0) {

@@ -142,16 +142,17 @@ NB_DEVICE void nb_gemv_fetch_meta(const nb_gemv_block<Rows> &b, nb_gemv_step s, 
         if (at.p.zeros)
 #pragma unroll 1
             for (uint32_t i = threadIdx.x; i < n; i += NB_GEMV_THREADS)
-                nb_cp_async_16(to + b.v.zeros + (j * b.v.round_groups + i) * 16, (const char *)at.p.zeros + from + i * 16, 16);
+                nb_cp_async_16(to + b.v.zeros + (j * b.v.round_groups + i) * 16,
+                               (const char *)at.p.zeros + from + i * 16, 16);
     }
 }
 
 /* ---- the stream of weights ---- */
 
 struct nb_gemv_task {
-    const uint4 *w;      /* this lane's words of the first unit */
-    uint32_t units;      /* 0: there is none */
-    uint32_t k0, k1;     /* whole segments; the first unit may begin before k0 */
+    const uint4 *w;       /* this lane's words of the first unit */
+    uint32_t units;       /* 0: there is none */
+    uint32_t k0, k1;      /* whole segments; the first unit may begin before k0 */
     uint32_t panel, part; /* of the tile; its first segment in the round */
     nb_gemv_step step;
 };
@@ -159,10 +160,10 @@ struct nb_gemv_task {
 /* A warp's place in the sequence of its tasks. */
 struct nb_gemv_cursor {
     nb_gemv_step step;
-    uint32_t q, panel;            /* the next task, of the panel */
-    uint32_t tasks, panels;       /* of the step */
-    const uint4 *w;               /* the tile's first panel */
-    uint32_t panel_words;         /* of 16 bytes */
+    uint32_t q, panel;      /* the next task, of the panel */
+    uint32_t tasks, panels; /* of the step */
+    const uint4 *w;         /* the tile's first panel */
+    uint32_t panel_words;   /* of 16 bytes */
 };
 
 template <int kind, typename Rows>
@@ -223,13 +224,14 @@ struct nb_gemv_sum {
     static const bool has_zeros = kind == NB_W_W4 || (kind == NB_W_W8 && nb_operand<X>::bytes > 1);
     typename nb_operand<X>::sum part[4];
     nb_zeros z;
-    uint32_t to, advance; /* where this lane's pair for output g goes (that for g+8: `to ^ 64`); to the next segment's */
+    uint32_t to,
+        advance; /* where this lane's pair for output g goes (that for g+8: `to ^ 64`); to the next segment's */
     uint32_t zeros, zeros_advance; /* of this segment in shared memory, and likewise */
 
     /* symmetric W8 has no zero points: those at the beginning of shared memory serve it */
     template <typename Rows>
-    __device__ __forceinline__ nb_gemv_sum(const nb_gemv_block<Rows> &b, const nb_gemv_task &t, uint32_t slot, uint32_t meta,
-                                           uint32_t lane)
+    __device__ __forceinline__ nb_gemv_sum(const nb_gemv_block<Rows> &b, const nb_gemv_task &t, bool stored,
+                                           uint32_t slot, uint32_t meta, uint32_t lane)
     {
         const uint32_t pair = lane & 3, shared = nb_shared_address(b.shared);
         to = shared + b.v.parts + slot * b.v.part_bytes +
@@ -237,7 +239,7 @@ struct nb_gemv_sum {
         advance = b.pairs() * 128;
         zeros = shared + (lane >> 2);
         zeros_advance = 0;
-        if (has_zeros && b.a.part[0].zeros) {
+        if (has_zeros && (kind == NB_W_W4 || stored)) {
             const uint32_t first = nb_gemv_first(b.v, t.step.round);
             const uint32_t group = nb_gemv_group(b.v, first + t.part) - nb_gemv_group(b.v, first);
             zeros += b.v.meta + meta * b.v.meta_bytes + b.v.zeros + (t.panel * b.v.round_groups + group) * NB_TILE_N;
@@ -328,7 +330,10 @@ struct nb_gemv_whole {
         }
     }
 
-    __device__ __forceinline__ void next_chunk() { p += advance; }
+    __device__ __forceinline__ void next_chunk()
+    {
+        p += advance;
+    }
 };
 
 /* Any cut: each mma looks whether it belongs to the task and where its segment ends. */
@@ -379,8 +384,8 @@ struct nb_gemv_pieces {
  * own, even where it could do without.  Else the compiler sends for all units at the head of the chunk, into registers that it
  * does not have and must move at the end, which waits for memory, or all at the end.  nought is 0, but only we know. */
 template <int kind, typename X, typename Way>
-NB_DEVICE void nb_gemv_chunk(Way &way, nb_gemv_sum<kind, X> &sum, uint4 ring[NB_GEMV_DEPTH], uint32_t units, const uint4 *w,
-                             uint32_t next, uint32_t nought, bool stores, bool last)
+NB_DEVICE void nb_gemv_chunk(Way &way, nb_gemv_sum<kind, X> &sum, uint4 ring[NB_GEMV_DEPTH], uint32_t units,
+                             const uint4 *w, uint32_t next, uint32_t nought, bool stores, bool last)
 {
 #pragma unroll
     for (int d = 0; d < NB_GEMV_DEPTH; d++) {
@@ -427,8 +432,8 @@ struct nb_gemv_result {
 };
 
 template <int kind, typename X, typename Rows>
-NB_DEVICE void nb_gemv_join_1(const nb_gemv_block<Rows> &b, nb_gemv_step s, const nb_place &at, uint32_t slot, uint32_t meta,
-                              uint32_t panel, uint32_t pair, uint32_t lane, float &acc, int32_t &sum)
+NB_DEVICE void nb_gemv_join_1(const nb_gemv_block<Rows> &b, nb_gemv_step s, const nb_place &at, uint32_t slot,
+                              uint32_t meta, uint32_t panel, uint32_t pair, uint32_t lane, float &acc, int32_t &sum)
 {
     typedef typename nb_operand<X>::sum number;
     const nb_gemv_args &c = b.v;
@@ -526,9 +531,10 @@ NB_DEVICE void nb_gemv_run(const nb_gemv_block<Rows> &b)
         }
         nb_cp_async_commit();
         const nb_gemv_x x = nb_gemv_x_of(b, b.v.rounds > 1 ? slot : 0, lane);
+        const bool zeros = nb_place_of(b.a, s.tile, b.v.panels * NB_TILE_N).p.zeros != NULL;
         while (t.units && t.step.tile == s.tile && t.step.round == s.round)
-            t = nb_gemv_multiply<kind, X, Way>(b, t, cursor, ring, nb_gemv_sum<kind, X>(b, t, slot, meta, lane), x,
-                                               warp, lane);
+            t = nb_gemv_multiply<kind, X, Way>(b, t, cursor, ring, nb_gemv_sum<kind, X>(b, t, zeros, slot, meta, lane),
+                                               x, warp, lane);
         nb_cp_async_wait<0>();
         __syncthreads(); /* all sums are there; the join before this one is over; the next step's scales have come */
         nb_gemv_join<kind, X, T>(b, s, slot, meta, turn, lane, result);

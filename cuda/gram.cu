@@ -67,7 +67,8 @@ static __device__ __forceinline__ void load4(float v[4], const nb_gram_args &a, 
         v[q] = row < a.k && from + q < a.k ? p[q] : 0.0f;
 }
 
-static __device__ __forceinline__ void store4(const nb_gram_args &a, uint32_t row, uint32_t from, float x, float y, float z, float w)
+static __device__ __forceinline__ void store4(const nb_gram_args &a, uint32_t row, uint32_t from, float x, float y,
+                                              float z, float w)
 {
     float *p = a.h + (uint64_t)row * a.k + from;
     const float v[4] = {x, y, z, w};

@@ -1,9 +1,10 @@
-/* Every kernel that ships: its name, its file, its launch contract and its arguments.  Included by the kernels (CUDA C++) and
- * by the host (C11, C++ tests): the one place where both sides meet.
+/* Every kernel that ships: its name, its file, its launch contract and its arguments.  Included by the kernels (CUDA
+ * C++) and by the host (C11, C++ tests): the one place where both sides meet.
  *
- * A kernel takes one struct by value.  Activations have the type T of a suffix: _f16 (half) or _bf16 (bfloat16, sm_80 and
- * newer); one source instantiates both.  Pointers are device pointers unless they say "host".  A kernel's file opens with
- * what it computes, in which order it sums, and what it needs of shapes and alignment; docs/numerics.md has the formulas.
+ * A kernel takes one struct by value.  Activations have the type T of a suffix: _f16 (half) or _bf16 (bfloat16, sm_80
+ * and newer); one source instantiates both.  Pointers are device pointers unless they say "host".  A kernel's file
+ * opens with what it computes, in which order it sums, and what it needs of shapes and alignment; docs/numerics.md
+ * has the formulas.
  */
 #ifndef NB_CUDA_KERNELS_H
 #define NB_CUDA_KERNELS_H
@@ -13,8 +14,8 @@
 #include "attend.h"
 #include "layout.h"
 
-/* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each: name, P, R.  A
- * kernel for each tile and type, nb_gemm_w4_r16_f16 ..., in this order. */
+/* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each:
+ * name, P, R.  A kernel for each tile and type, nb_gemm_w4_r16_f16 ..., in this order. */
 #define NB_GEMM_TILE_LIST(X, ...)                                                                                      \
     X(r16, 1, 2, __VA_ARGS__) X(r32, 1, 4, __VA_ARGS__) X(r64, 2, 8, __VA_ARGS__) X(r128, 1, 16, __VA_ARGS__)
 #define NB_GEMM_LINES(X, name, file)                                                                                   \
@@ -27,8 +28,8 @@
     X(name##_r128_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                         \
     X(name##_r128_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)
 
-/* kernel, file (cuda/FILE.cu, one module), threads of a block, most dynamic shared memory in bytes, oldest architecture,
- * argument struct.  nb_cuda_launch() checks every launch against its line, and the device's limits. */
+/* kernel, file (cuda/FILE.cu, one module), threads of a block, most dynamic shared memory in bytes, oldest
+ * architecture, argument struct.  nb_cuda_launch() checks every launch against its line, and the device's limits. */
 #define NB_CUDA_KERNEL_LIST(X)                                                                                         \
     /* rows */                                                                                                         \
     X(nb_embed, embed, 128, 0, 75, nb_embed_args)                                                                      \
@@ -111,8 +112,8 @@ typedef struct nb_embed_args {
     uint32_t rows, k;
 } nb_embed_args;
 
-/* Where a producer puts its rows: NULL for a form that nobody wants.  Codes are laid out as NB_K_ORDER says, rows of k_pad =
- * k rounded up to NB_TILE_K, zero beyond k. */
+/* Where a producer puts its rows: NULL for a form that nobody wants.  Codes are laid out as NB_K_ORDER says, rows of
+ * k_pad = k rounded up to NB_TILE_K, zero beyond k. */
 typedef struct nb_act_out {
     void *y;      /* T [rows][k] */
     int8_t *q;    /* [rows][k_pad] */
@@ -194,9 +195,9 @@ typedef struct nb_gemv_args {
     uint32_t parts, part_bytes, meta, zeros, meta_bytes;
 } nb_gemv_args;
 
-/* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to NB_TILE_GROUPS
- * groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About 48 KB, so that two blocks
- * fit a multiprocessor of 99 KB, but three stages at least; sm_75 has two. */
+/* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to
+ * NB_TILE_GROUPS groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About
+ * 48 KB, so that two blocks fit a multiprocessor of 99 KB, but three stages at least; sm_75 has two. */
 #define NB_TILE_GROUPS 4
 #define NB_GEMM_STAGE(kind, x_bytes, P, R)                                                                             \
     (8 * (R)*NB_TILE_K * (x_bytes) +                                                                                   \
@@ -257,7 +258,8 @@ typedef struct nb_sample_row {
     uint32_t want_sum;               /* 0: `sum` of the result is not computed */
 } nb_sample_row;
 
-/* The log-probability of the token is logit - best - log(sum * 2^-NB_WEIGHT_BITS): left to the host, whose log decides. */
+/* The log-probability of the token is logit - best - log(sum * 2^-NB_WEIGHT_BITS): left to the host, whose log
+ * decides. */
 typedef struct nb_sampled {
     uint64_t sum;
     float logit, best; /* of the token, and the largest of the row */
@@ -288,9 +290,9 @@ typedef struct nb_moe_route_args {
 
 /* ---- calibration and quantization.  Arrays [rows][k] have the type dtype: NB_T_* ---- */
 
-/* A float as an unsigned integer in the same order (quant/range.h, with the sign bit turned).  Extremes travel as such
- * numbers: hi is the largest key, lo the complement of the smallest, so that both grow by maximum from zeroed memory.  NaNs lie
- * beyond the infinities. */
+/* A float as an unsigned integer in the same order (quant/range.h, with the sign bit turned).  Extremes travel as
+ * such numbers: hi is the largest key, lo the complement of the smallest, so that both grow by maximum from zeroed
+ * memory.  NaNs lie beyond the infinities. */
 #define NB_KEY_OF_BITS(u) ((u)&0x80000000u ? ~(u) : (u) | 0x80000000u)
 #define NB_BITS_OF_KEY(k) ((k)&0x80000000u ? (k)&0x7fffffffu : ~(k))
 #define NB_KEY_FINITE(k)  ((k) <= 0xff7fffffu && (k) >= 0x00800000u) /* keys of -FLT_MAX .. FLT_MAX */

@@ -1,10 +1,11 @@
 /* The next token of each row of logits: exactly what csrc/engine/sampler.c draws, whatever the device.
  *
  *   logits  fp32 [n][vocab], any alignment; vocab <= 2^20
- *   rules   tokens are ranked by (logit descending, id ascending).  Candidates are the top_k first of those whose d = (x - best) /
- *           temperature is at least -30; their weight is e^d in units of 2^-43, an integer; top_p keeps the shortest head of the
- *           ranking that holds its share of the weight, min_p those of at least that e^d.  In ascending order of ids, the token in
- *           whose part of the cumulated weight the random share falls is drawn.  temperature 0: the first of the ranking.
+ *   rules   tokens are ranked by (logit descending, id ascending).  Candidates are the top_k first of those whose d =
+ *           (x - best) / temperature is at least -30; their weight is e^d in units of 2^-43, an integer; top_p keeps
+ *           the shortest head of the ranking that holds its share of the weight, min_p those of at least that e^d.  In
+ *           ascending order of ids, the token in whose part of the cumulated weight the random share falls is drawn.
+ *           temperature 0: the first of the ranking.
  *   order   sums are sums of integers and have none: equal logits give equal tokens for any grid, as on the host
  *   launch  grid n, block 1024; no dynamic shared memory
  *   traffic 4 vocab bytes for the best token; 1 pass more to draw, up to 4 more each for top_k and top_p, 1 for a
@@ -186,8 +187,8 @@ NB_DEVICE uint64_t bin_weight(const shared &s, uint32_t bin)
     return (uint64_t)s.high[bin] << 32 | s.low[bin];
 }
 
-/* The digit in whose part of the weight, cumulated from the largest digit down, `at` (or at_of(total), the first time) falls:
- * s.digit, the weight s.inside of its part, and s.at what is left of `at`. */
+/* The digit in whose part of the weight, cumulated from the largest digit down, `at` (or at_of(total), the first time)
+ * falls: s.digit, the weight s.inside of its part, and s.at what is left of `at`. */
 template <typename At>
 NB_DEVICE void choose_digit(shared &s, bool first, uint64_t at, At at_of)
 {

@@ -50,16 +50,16 @@ class Layer
     {
         k_.fill(0xff);
         v_.fill(0xff);
+        const size_t stride = n_pages_ % 7 ? 7 : 11; /* prime to the number of pages */
         for (size_t i = 0; i < n_seqs * seq_pages; i++)
-            pages_.push_back((int32_t)((i * 7 + 5) % n_pages_)); /* 7 is prime to the number of pages, or is made so */
-        while (n_pages_ % 7 == 0)
-            FAIL_();
+            pages_.push_back((int32_t)((i * stride + 5) % n_pages_));
     }
     nbi_kv_layer layer() { return {k_.ptr(), v_.ptr(), s.type, s.kv, s.D}; }
     const int32_t *pages(size_t seq) const { return pages_.data() + seq * seq_pages; }
 
-    /* One step: rope_append, attention.  What was fed, with q and k rotated, and what came out stay in `in` and `out`. */
-    void feed(nbi_step *step, const Batch &batch, float size = 1)
+    /* One step: rope_append, attention.  What was fed, with q and k rotated, and what came out stay in `in` and `out`.  recorded: as a
+     * step that may be recorded and replayed, on buffers that stay. */
+    void feed(nbi_step *step, const Batch &batch, float size = 1, bool recorded = false)
     {
         nbi_cuda *c = device(s.t);
         std::vector<nbi_seq> seqs;
@@ -74,25 +74,30 @@ class Layer
             rows += n;
         }
         std::vector<int32_t> ids(rows);
-        nbi_batch b = {rows, seqs.size(), 0, ids.data(), seqs.data(), nullptr};
-        Buffer<uint16_t> qkv(to_t(x, s.t)), y((size_t)rows * s.heads * s.D);
-        nbi_kv_layer kv = layer();
+        std::vector<uint32_t> logit_rows(rows);
+        for (uint32_t r = 0; r < rows; r++)
+            logit_rows[r] = r;
+        const nbi_batch b = {rows, seqs.size(), recorded ? rows : 0, ids.data(), seqs.data(), logit_rows.data()};
+        const size_t launched = recorded ? 16 : rows, of_in = (size_t)s.width() * s.D, of_out = (size_t)s.heads * s.D;
+        x.resize(launched * of_in, NAN);
+        if (!recorded || !qkv_ || qkv_->size() != launched * of_in) {
+            qkv_.reset(new Buffer<uint16_t>(launched * of_in));
+            y_.reset(new Buffer<uint16_t>(launched * of_out));
+        }
+        qkv_->set(to_t(x, s.t));
+        y_->fill(0x5a);
         ASSERT_EQ(NB_OK, nbi_cuda_sync(device())); /* the buffers' stream need not be that of c */
-        ASSERT_EQ(NB_OK, nbi_cuda_step_begin(&c->base, step, &b)) << trouble();
-        ASSERT_EQ(NB_OK, nbi_cuda_rope_append(&c->base, step, qkv.ptr(), s.heads, &kv)) << trouble();
-        ASSERT_EQ(NB_OK, nbi_cuda_attention(&c->base, step, qkv.ptr(), s.heads, &kv, scale(), y.ptr(), NBI_FORM_FLOAT))
-            << trouble();
-        ASSERT_EQ(NB_OK, nbi_cuda_sync(c)) << trouble();
-        auto in_rows = qkv.get(), out_rows = y.get();
-        size_t at_in = 0, at_out = 0;
+        run(c, step, b, recorded);
+        auto in_rows = qkv_->get(), out_rows = y_->get();
+        size_t row = 0;
         for (auto [q, n] : batch) {
-            const size_t ni = (size_t)n * s.width() * s.D, no = (size_t)n * s.heads * s.D;
-            in[q].insert(in[q].end(), in_rows.begin() + at_in, in_rows.begin() + at_in + ni);
-            out[q].insert(out[q].end(), out_rows.begin() + at_out, out_rows.begin() + at_out + no);
-            at_in += ni;
-            at_out += no;
+            in[q].insert(in[q].end(), &in_rows[row * of_in], &in_rows[row * of_in] + n * of_in);
+            out[q].insert(out[q].end(), &out_rows[row * of_out], &out_rows[row * of_out] + n * of_out);
+            row += n;
             fed[q] += n;
         }
+        for (size_t i = row * of_out; i < out_rows.size(); i++)
+            ASSERT_EQ(0x5a5a, out_rows[i]) << "a row past the batch was written";
     }
     float scale() const { return 1.0f / sqrtf((float)s.D); }
 
@@ -110,34 +115,57 @@ class Layer
     }
 
   private:
+    void run(nbi_cuda *c, nbi_step *step, const nbi_batch &b, bool recorded)
+    {
+        nbi_backend *be = &c->base;
+        nbi_kv_layer kv = layer();
+        bool replayed = false;
+        size_t rows, logits;
+        ASSERT_EQ(NB_OK, nbi_cuda_step_begin(be, step, &b)) << trouble();
+        if (recorded) {
+            ASSERT_EQ(NB_OK, nbi_cuda_step_enter(be, step, &replayed, &rows, &logits)) << trouble();
+        }
+        replays += replayed;
+        if (!replayed) {
+            ASSERT_EQ(NB_OK, nbi_cuda_rope_append(be, step, qkv_->ptr(), s.heads, &kv)) << trouble();
+            ASSERT_EQ(NB_OK,
+                      nbi_cuda_attention(be, step, qkv_->ptr(), s.heads, &kv, scale(), y_->ptr(), NBI_FORM_FLOAT))
+                << trouble();
+            if (recorded) {
+                ASSERT_EQ(NB_OK, nbi_cuda_step_end(be, step, true)) << trouble();
+            }
+        }
+        ASSERT_EQ(NB_OK, nbi_cuda_sync(c)) << trouble();
+    }
     size_t n_pages_;
-    static void FAIL_() { throw std::runtime_error("choose another number of pages"); }
 
   public:
+    int replays = 0;
     std::vector<uint32_t> fed;                  /* tokens of each sequence */
     std::vector<std::vector<uint16_t>> out, in; /* y and qkv of each sequence, T */
 
   private:
     size_t block_;
     Buffer<unsigned char> k_, v_;
+    std::unique_ptr<Buffer<uint16_t>> qkv_, y_;
     std::vector<int32_t> pages_;
 };
 
-/* A step object; heads 0: it has no room for partial results, so everything walks. */
+/* A step object; for 0 heads it has no room for partial results, so everything walks; for many it has little. */
 struct Step {
     nbi_cuda *c;
     nbi_step *s = nullptr;
-    Step(const Layer &l, size_t rows, bool partials = true) : c(device(l.s.t))
+    Step(const Layer &l, size_t rows, int heads = -1) : c(device(l.s.t))
     {
         auto f = frequencies(l.s.D);
         nbi_step_limits limits = {};
         limits.rows = rows;
         limits.seqs = l.n_seqs;
-        limits.logits = 1;
+        limits.logits = rows;
         limits.seq_pages = l.seq_pages;
         limits.head_dim = l.s.D;
         limits.inv_freq = f.data();
-        limits.n_heads = partials ? l.s.heads : 0;
+        limits.n_heads = heads < 0 ? l.s.heads : (uint32_t)heads;
         limits.n_kv_heads = l.s.kv;
         EXPECT_EQ(NB_OK, nbi_cuda_step_create(&c->base, &s, &limits)) << trouble();
     }
@@ -368,7 +396,7 @@ TEST_P(CudaAttention, feeding_does_not_change_a_bit)
             alone.feed(step, {{1, 1}});
     }
     {
-        Step step(walked, 264, false);
+        Step step(walked, 264, 0);
         walked.feed(step, {{1, 255}});
         for (int i = 0; i < 6; i++)
             walked.feed(step, {{0, 1}, {1, 1}});
@@ -378,6 +406,136 @@ TEST_P(CudaAttention, feeding_does_not_change_a_bit)
     expect_same(whole, alone, 1);
     expect_same(whole, walked, 1);
     expect_same(pieces, walked, 0);
+}
+
+/* A context over five chunks, beside eleven others of all lengths; heads that fill more than one tile of rows. */
+TEST(CudaAttentionLong, contexts_of_five_chunks_are_right)
+{
+    for (nbi_kv_type type : {NBI_KV_F16, NBI_KV_INT8, NBI_KV_INT4}) {
+        Layer l({type, NBI_F16, 32, 40, 1}, 3, 522);
+        Step step(l, 530);
+        l.feed(step, {{2, 3}, {0, 519}});
+        l.feed(step, {{0, 1}, {1, 2}});
+        expect_right(l, 0);
+        expect_right(l, 1);
+        EXPECT_FALSE(HasFatalFailure()) << nbi_kv_type_name(type);
+    }
+}
+
+/* A recorded step is launched for a fixed number of rows, and replayed for other lengths. */
+TEST(CudaAttentionSteps, recordings_give_the_same_bits)
+{
+    for (int heads : {4, 0}) {
+        const Shape s = {NBI_KV_INT8, NBI_F16, 64, 4, 2};
+        Layer plain(s, 3, 150), recorded(s, 3, 150);
+        Step a(plain, 150, heads), b(recorded, 150, heads);
+        for (Layer *l : {&plain, &recorded})
+            l->feed(l == &plain ? a : b, {{0, 124}, {1, 4}, {2, 6}});
+        for (int i = 0; i < 6; i++) {
+            plain.feed(a, {{0, 1}, {1, 1}, {2, 1}});
+            recorded.feed(b, {{0, 1}, {1, 1}, {2, 1}}, 1, true);
+        }
+        for (size_t q = 0; q < 3; q++)
+            expect_same(plain, recorded, q);
+        EXPECT_EQ(4, recorded.replays);
+        EXPECT_EQ(plain.k_bytes(), recorded.k_bytes());
+        EXPECT_EQ(plain.v_bytes(), recorded.v_bytes());
+    }
+}
+
+/* More rows of long contexts than there is room for partial results (here for four chunks): the rest walks. */
+TEST(CudaAttentionSteps, without_room_for_all_partial_results_the_bits_are_the_same)
+{
+    for (bool recorded : {false, true}) {
+        const Shape s = {NBI_KV_F16, NBI_F16, 64, 4, 2};
+        Layer roomy(s, 3, 140), tight(s, 3, 140);
+        Step a(roomy, 140), b(tight, 140, 60000);
+        for (Layer *l : {&roomy, &tight})
+            for (uint32_t q = 0; q < 3; q++)
+                l->feed(l == &roomy ? a : b, {{q, 130 + q}});
+        for (int i = 0; i < 4; i++) {
+            roomy.feed(a, {{0, 1}, {1, 1}, {2, 1}});
+            tight.feed(b, {{0, 1}, {1, 1}, {2, 1}}, 1, recorded);
+        }
+        for (size_t q = 0; q < 3; q++)
+            expect_same(roomy, tight, q);
+    }
+}
+
+/* What is not finite shows, in the rows that see it and in no others. */
+TEST(CudaAttentionSteps, a_bad_token_spoils_what_sees_it)
+{
+    for (nbi_kv_type type : {NBI_KV_F16, NBI_KV_INT8, NBI_KV_INT4}) {
+        Layer l({type, NBI_F16, 32, 2, 1}, 2, 40);
+        Step step(l, 40);
+        l.feed(step, {{0, 20}, {1, 20}});
+        l.feed(step, {{0, 1}}, INFINITY);
+        l.feed(step, {{0, 1}, {1, 1}});
+        const auto bad = from_t(l.out[0], NBI_F16), good = from_t(l.out[1], NBI_F16);
+        for (size_t i = 0; i < bad.size(); i++)
+            ASSERT_EQ(i < 20 * 64, std::isfinite(bad[i])) << nbi_kv_type_name(type) << " " << i;
+        for (float x : good)
+            ASSERT_TRUE(std::isfinite(x));
+    }
+}
+
+/* Codes for a linear layer of INT8 activations: those of quantize_rows on y. */
+TEST(CudaAttentionSteps, gives_codes_when_asked)
+{
+    nbi_cuda *c = device();
+    Layer l({NBI_KV_F16, NBI_F16, 80, 4, 2}, 1, 16);
+    Step step(l, 16);
+    const size_t rows = 5, width = 320;
+    int32_t ids[5] = {};
+    nbi_seq seq = {0, 5, 0, l.pages(0)};
+    nbi_batch b = {rows, 1, 0, ids, &seq, nullptr};
+    Buffer<uint16_t> qkv(to_t(noise(rows * l.s.width() * 80, 3), NBI_F16));
+    Buffer<unsigned char> y(nbi_cuda_align(rows * width * 2) + nbi_cuda_align(rows * nbi_cuda_k_pad(width)) + 256);
+    Buffer<int8_t> q(rows * nbi_cuda_k_pad(width));
+    Buffer<float> scale(rows);
+    nbi_kv_layer kv = l.layer();
+    ASSERT_EQ(NB_OK, nbi_cuda_step_begin(&c->base, step, &b)) << trouble();
+    ASSERT_EQ(NB_OK, nbi_cuda_rope_append(&c->base, step, qkv.ptr(), 4, &kv)) << trouble();
+    ASSERT_EQ(NB_OK,
+              nbi_cuda_attention(&c->base, step, qkv.ptr(), 4, &kv, l.scale(), y.ptr(), NBI_FORM_FLOAT | NBI_FORM_INT8))
+        << trouble();
+    const nb_act_out out = nbi_cuda_act(y.ptr(), rows, width), want = {nullptr, q.ptr(), scale.ptr()};
+    ASSERT_EQ(NB_OK, nbi_cuda_quantize_rows(c, y.ptr(), rows, width, 0, 0, &want)) << trouble();
+    std::vector<int8_t> got_q(q.size());
+    std::vector<float> got_scale(rows);
+    ASSERT_EQ(NB_OK, nbi_cuda_download(&c->base, got_q.data(), out.q, q.size()));
+    ASSERT_EQ(NB_OK, nbi_cuda_download(&c->base, got_scale.data(), out.scale, rows * 4));
+    EXPECT_EQ(q.get(), got_q);
+    EXPECT_EQ(scale.get(), got_scale);
+}
+
+TEST(CudaAttentionSteps, says_what_it_cannot_do)
+{
+    nbi_cuda *c = device();
+    Layer l({NBI_KV_F16, NBI_F16, 64, 4, 2}, 1, 16);
+    Step step(l, 16);
+    Buffer<uint16_t> qkv(l.s.width() * 64), y(256);
+    int32_t id = 0;
+    nbi_seq seq = {0, 1, 0, l.pages(0)};
+    nbi_batch b = {1, 1, 0, &id, &seq, nullptr};
+    ASSERT_EQ(NB_OK, nbi_cuda_step_begin(&c->base, step, &b)) << trouble();
+    auto refused = [&](nbi_kv_type type, uint32_t D, uint32_t heads, uint32_t kv, const char *why) {
+        nbi_kv_layer layer = {l.layer().k, l.layer().v, type, kv, D};
+        EXPECT_NE(NB_OK, nbi_cuda_rope_append(&c->base, step, qkv.ptr(), heads, &layer));
+        EXPECT_NE(nullptr, strstr(nb_last_error(), why)) << nb_last_error();
+        EXPECT_NE(NB_OK, nbi_cuda_attention(&c->base, step, qkv.ptr(), heads, &layer, 1, y.ptr(), 1));
+        EXPECT_NE(nullptr, strstr(nb_last_error(), why)) << nb_last_error();
+    };
+    refused(NBI_KV_F32, 64, 4, 2, "a KV cache of type f32 has no CUDA kernel: expected f16, int8 or int4");
+    refused(NBI_KV_F16, 63, 4, 2, "a head dimension of 63 has no CUDA kernel: expected an even number up to 256");
+    refused(NBI_KV_F16, 258, 4, 2, "a head dimension of 258");
+    refused(NBI_KV_F16, 0, 4, 2, "a head dimension of 0");
+    refused(NBI_KV_F16, 64, 5, 2, "5 query heads do not divide among 2 kv heads");
+    refused(NBI_KV_F16, 64, 4, 0, "4 query heads do not divide among 0 kv heads");
+    refused(NBI_KV_F16, 128, 4, 2, "a head dimension of 128 in a step that was made for 64");
+    nbi_kv_layer more = {l.layer().k, l.layer().v, NBI_KV_F16, 2, 64};
+    EXPECT_NE(NB_OK, nbi_cuda_attention(&c->base, step, qkv.ptr(), 6, &more, 1, y.ptr(), 1));
+    EXPECT_NE(nullptr, strstr(nb_last_error(), "6 query heads of 64 dimensions in a step that was made for 4 of 64"));
 }
 
 } // namespace

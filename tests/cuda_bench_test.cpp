@@ -47,6 +47,9 @@ TEST(GpuBench, a_rehearsal_measures_everything)
     for (json_t *j : lines) {
         const std::string section = text(j, "section");
         sections[section]++;
+        kinds.insert(text(j, "kind"));
+        caches.insert(text(j, "kv"));
+        names.insert(text(j, "name"));
         if (section == "note") { /* a GPU without the library */
             EXPECT_TRUE(!emulated && text(j, "text").find("cuBLASLt") != std::string::npos) << text(j, "text");
         } else if (section != "device") {

@@ -640,7 +640,7 @@ TEST(CudaCalib, every_call_of_the_driver_may_fail)
 
 TEST(CudaCalib, a_weight_streams_through_little_memory)
 {
-    const Array a(67, 48, noise(67 * 48, 1), NBI_BF16);
+    const Array a(19, 48, noise(19 * 48, 1), NBI_BF16);
     const nbi_weight w = a.weight();
     for (nbi_strategy strategy : {NBI_PER_GROUP, NBI_PER_CHANNEL})
         for (unsigned bits : {4u, 8u})

@@ -1,5 +1,5 @@
-/* The large form of linear layers (cuda/gemm.cuh): every kind, type, destination and tile against double precision, integers
- * against docs/numerics.md bit for bit. */
+/* The large form of linear layers (cuda/gemm.cuh): every kind, type, destination and tile against double precision,
+ * integers against docs/numerics.md bit for bit. */
 #include "cuda_linear_util.h"
 
 namespace
@@ -40,7 +40,8 @@ TEST_P(Gemm, every_tile_gives_the_same_bits_and_they_are_right)
         const size_t ldy = s.n + seed % 3 * 2;
         const std::vector<float> before = rounded(noise(s.rows * ldy, seed + 70), t());
         const std::vector<float> y = run_gemm({&d}, kind(), a, gemm_tiles[0], dst, before);
-        for (size_t r = 0; r<s.rows; r += s.rows> 40 ? 13 : 1) {
+        const size_t every = s.rows > 40 ? 13 : 1;
+        for (size_t r = 0; r < s.rows; r += every) {
             ASSERT_TRUE(row_is_right(l, a, r, 0, dst, before, y)) << "destination " << dst;
             ASSERT_TRUE(same_bits(&y[r * ldy + s.n], &before[r * ldy + s.n], ldy - s.n)) << "beyond the columns";
         }

@@ -1,5 +1,5 @@
-/* Linear layers for tests of the CUDA kernels: random ones of every kind, packed by the words of cuda/layout.h (not by our packer),
- * and what they should compute. */
+/* Linear layers for tests of the CUDA kernels: random ones of every kind, packed by the words of cuda/layout.h (not
+ * by our packer), and what they should compute. */
 #pragma once
 
 #include "cuda_util.h"
@@ -253,8 +253,9 @@ inline float exact_result(const Layer &l, const Acts &a, size_t r, size_t n)
     return l.bias.empty() ? acc : acc + l.bias[n];
 }
 
-/* Floats.  An mma adds 16 exact products to its sum, with a truncation each at most and one of the sum: 17 * 2^-23 of the terms of
- * the segment so far; a segment joins the result with one rounding, of its own terms and of the result so far; then the bias. */
+/* Floats.  An mma adds 16 exact products to its sum, with a truncation each at most and one of the sum: 17 * 2^-23 of
+ * the terms of the segment so far; a segment joins the result with one rounding, of its own terms and of the result
+ * so far; then the bias. */
 struct Near {
     double value, bound;
 };

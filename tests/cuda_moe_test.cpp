@@ -57,9 +57,9 @@ TEST_P(CudaMoe, agrees_with_a_host_loop)
             double sum = 0;
             for (uint32_t e = 0; e < (renormalize ? c.top_k : c.experts); e++)
                 sum += std::exp((double)row[order[e]] - max);
-            /* The difference is rounded to half an ulp of at most 64 (noise is below 50 here), which moves an exponential by
-             * 2^-19 at the most; it has 2 ulp of its own.  A sum of n has up to ceil(n/32) + 5 additions (top_k in a chain), then the
-             * division. */
+            /* The difference is rounded to half an ulp of at most 64 (noise is below 50 here), which moves an
+             * exponential by 2^-19 at the most; it has 2 ulp of its own.  A sum of n has up to ceil(n/32) + 5 additions
+             * (top_k in a chain), then the division. */
             const double each = 0x1p-19 + 4 * U, adds = renormalize ? c.top_k : c.experts / 32 + 6;
             for (uint32_t k = 0; k < c.top_k; k++) {
                 const size_t at = (size_t)r * c.top_k + k;

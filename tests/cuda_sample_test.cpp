@@ -1,5 +1,5 @@
-/* Sampling on the device against the host's sampler: every field of every answer, to the bit.  tests/sampler_test.cpp has shown
- * what the host's is worth. */
+/* Sampling on the device against the host's sampler: every field of every answer, to the bit.  tests/sampler_test.cpp
+ * has shown what the host's is worth. */
 #include "cuda_util.h"
 
 #include <random>

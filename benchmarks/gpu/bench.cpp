@@ -23,13 +23,22 @@ void must(nb_status st, const char *what)
 
 std::string json(const char *key, const std::string &text)
 {
-    return std::string("\"") + key + "\": \"" + text + "\"";
+    std::string s = std::string("\"") + key + "\": \"";
+    for (char ch : text) {
+        if (ch == '"' || ch == '\\')
+            s += '\\';
+        s += (unsigned char)ch < 32 ? ' ' : ch;
+    }
+    return s + "\"";
 }
 
 std::string json(const char *key, double number)
 {
     char s[64];
-    snprintf(s, sizeof s, "\"%s\": %.6g", key, number);
+    if (std::isfinite(number))
+        snprintf(s, sizeof s, "\"%s\": %.6g", key, number);
+    else
+        snprintf(s, sizeof s, "\"%s\": null", key); /* JSON has no infinity */
     return s;
 }
 

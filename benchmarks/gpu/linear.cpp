@@ -173,7 +173,7 @@ class Activations
 {
   public:
     Activations(Bench &b, size_t rows, size_t k)
-        : b_(b), k_(k), x_(b, b.ops->act_bytes(b.be, rows, k)), host_(X_ROWS * k)
+        : b_(b), k_(k), x_(b, rows * k * 2), codes_(b, b.ops->act_bytes(b.be, rows, k)), host_(X_ROWS * k)
     {
         for (size_t i = 0; i < host_.size(); i++)
             host_[i] = uniform(17, i);
@@ -185,18 +185,19 @@ class Activations
     }
     void *x() const { return x_.ptr(); }
     const float *host_row(size_t r) const { return &host_[r % X_ROWS * k_]; }
-    /* The codes of the first `rows` rows, behind the floats of as many. */
+    /* Codes of the first `rows` rows, as linear() takes them: where they lie in their buffer depends on rows. */
     nb_act_out quantize(size_t rows) const
     {
-        nb_act_out act = nbi_cuda_act(x_.ptr(), rows, k_);
+        nb_act_out act = nbi_cuda_act(codes_.ptr(), rows, k_);
         must(nbi_cuda_quantize_rows(b_.c, x_.ptr(), rows, k_, 0, 0, &act), "quantizing rows");
         return act;
     }
+    void *codes() const { return codes_.ptr(); }
 
   private:
     Bench &b_;
     size_t k_;
-    Memory x_;
+    Memory x_, codes_;
     std::vector<float> host_;
 };
 
@@ -292,7 +293,8 @@ double Layers::error(const std::vector<std::unique_ptr<Weight>> &parts, const Pa
         must(b_.ops->download(b_.be, scales.data(), act.scale, rows * sizeof(float)), "reading scales");
     }
     must(nbi_cuda_clear(b_.c, y_.ptr(), rows * total * width), "clearing");
-    must(b_.ops->linear(b_.be, packed.copy(0).data(), parts.size(), x_.x(), forms, rows, y_.ptr(), total, l_.dst,
+    void *x = integer ? x_.codes() : x_.x();
+    must(b_.ops->linear(b_.be, packed.copy(0).data(), parts.size(), x, forms, rows, y_.ptr(), total, l_.dst,
                         scratch_.ptr()),
          "a checked product");
     double worst = 0, squares = 0;
@@ -330,8 +332,9 @@ void Layers::ours(const Kind &kind)
             return;
         const double off = error(parts, packed, rows, integer); /* leaves the codes of these rows */
         const unsigned forms = integer ? NBI_FORM_INT8 : NBI_FORM_FLOAT;
+        void *x = integer ? x_.codes() : x_.x();
         const double us = b_.time_us([&](size_t i) {
-            return b_.ops->linear(b_.be, packed.copy(i).data(), l_.n.size(), x_.x(), forms, rows, y_.ptr(), l_.total(),
+            return b_.ops->linear(b_.be, packed.copy(i).data(), l_.n.size(), x, forms, rows, y_.ptr(), l_.total(),
                                   l_.dst, scratch_.ptr());
         });
         std::string f = fields(kind.name, rows) + ", " + json("max_error", off);

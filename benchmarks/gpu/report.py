@@ -111,6 +111,8 @@ def describe(run):
     for c in run.get("conditions", []):
         facts.append(f"{c['when']}: driver, clocks (SM, SM at most, memory), power and its limit, temperature {c['nvidia_smi']}")
     out += ["; ".join(facts) + ".", ""]
+    if a["gpu"].startswith("ptxemu"):
+        out += ["**A rehearsal on the stand-in driver: the times mean nothing.**", ""]
     return out
 
 

@@ -11,7 +11,7 @@
 #include "backend/backend.h"
 #include "base/histogram.h"
 
-/* Row-major [rows][k] without gaps, F32, F16 or BF16, 16-byte aligned; less than 2^32 rows and k. */
+/* Row-major [rows][k] without gaps, F32, F16 or BF16, 16-byte aligned; less than 2^31 rows and k. */
 typedef struct nbi_matrix {
     const void *x;
     nbi_dtype dtype;

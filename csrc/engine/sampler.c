@@ -2,9 +2,9 @@
  *
  * Tokens are ranked by (logit descending, id ascending), so that every truncation is a cut in one total order and ties
  * never depend on an algorithm.  Weights are w = exp((x - max) / T): the best token has w = 1 exactly, and neither a
- * small T nor a large logit overflows.  They are counted in units of 2^-43: sums of integers do not depend on an order, so
- * a device that adds with a thousand threads (cuda/sample.cu) draws the same token.  Everything else is IEEE arithmetic, with
- * no libm in what decides a token: a draw is the same on every machine.
+ * small T nor a large logit overflows.  They are counted in units of 2^-43: sums of integers do not depend on an order,
+ * so a device that adds with a thousand threads (cuda/sample.cu) draws the same token.  Everything else is IEEE
+ * arithmetic, with no libm in what decides a token: a draw is the same on every machine.
  */
 #include "engine/sampler.h"
 
@@ -95,8 +95,8 @@ nb_status nbi_sampling_check(const nb_sampling *p)
 }
 
 /* e^x for EXP_MIN <= x <= 0.  x = n ln2 + r with |r| <= ln2/2, e^x = 2^n e^r; e^r by its Taylor series to r^7, whose
- * remainder is below 0.347^8 / 8! = 6e-9.  ln2 is split so that n * hi is exact; adding 1.5 * 2^23 rounds to nearest and
- * leaves n in the low bits. */
+ * remainder is below 0.347^8 / 8! = 6e-9.  ln2 is split so that n * hi is exact; adding 1.5 * 2^23 rounds to nearest
+ * and leaves n in the low bits. */
 static inline float exp_neg(float x)
 {
     const float magic = 12582912.0f, hi = 0x1.62e4p-1f, lo = 0x1.7f7d1cp-20f;
@@ -300,7 +300,7 @@ static size_t keep_min_p(nbi_sampler *s, size_t n, float min_p)
     return kept;
 }
 
-/* The candidate in whose part of the cumulated weight, in ascending order of ids, the share of the random number falls. */
+/* The candidate in whose part of the cumulated weight, in ascending order of ids, the random share falls. */
 static uint32_t draw(const nbi_sampler *s, size_t n, uint32_t share)
 {
     const uint64_t all = total(s->w, n);

@@ -1,7 +1,7 @@
 /* linear(): the form of x that a layer wants, the kernel that takes it, and how it is launched.
  *
- * Layers that agree in all but their outputs are one launch.  Up to NB_GEMV_ROWS rows the decode form computes them, above that
- * the tiled one: which of them, and which tile, changes no bit of a result. */
+ * Layers that agree in all but their outputs are one launch.  Up to NB_GEMV_ROWS rows the decode form computes them,
+ * above that the tiled one: which of them, and which tile, changes no bit of a result. */
 #include "backend/cuda/cuda.h"
 
 #include "backend/cuda/cublaslt.h"
@@ -123,9 +123,9 @@ static uint32_t count_tiles(const nb_gemm_args *a, uint32_t columns, uint32_t fi
     return n;
 }
 
-/* The tile with the least of: how often every multiprocessor is filled with two blocks, times what a block does for 16 k, counted
- * in mma: the products, decoding a panel (about two), and moving x and keeping the pipeline going (about R / 2 + 2).  Not
- * measured on hardware yet. */
+/* The tile with the least of: how often every multiprocessor is filled with two blocks, times what a block does for
+ * 16 k, counted in mma: the products, decoding a panel (about two), and moving x and keeping the pipeline going
+ * (about R / 2 + 2).  Not measured on hardware yet. */
 static size_t choose_tile(const nbi_cuda *c, const nb_gemm_args *a)
 {
     size_t best = 0;
@@ -158,7 +158,7 @@ static nb_status launch_gemv(nbi_cuda *c, const nbi_linear *l, nb_gemm_args *a)
 {
     nb_gemv_args v = {.g = *a};
     const nb_gemv_launch g = nb_gemv_plan(&v, l->integer ? 1 : 2, (uint32_t)c->n_sm, (uint32_t)c->max_shared);
-    if (!g.grid) /* a group so long that its pieces do not fit */
+    if (!g.grid) /* what a task needs does not fit */
         return launch_gemm(c, l, a);
     return NBI_LAUNCH(c, gemv_kernel(c, l), g.grid, 1, 1, g.shared, v);
 }

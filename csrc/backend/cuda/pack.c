@@ -1,8 +1,8 @@
 /* From the canonical weight to what cuda/layout.h draws.
  *
- * A weight is one block of the weights' arena: tiles, scales, zero points, corrections, bias.  Each of these parts is a row of
- * items of one size (a tile; the 16 numbers of a group of a panel), so all are sent the same way: a staging buffer is filled
- * with as many items as it holds by all threads, and travels while the other buffer is filled. */
+ * A weight is one block of the weights' arena: tiles, scales, zero points, corrections, bias.  Each of these parts is
+ * a row of items of one size (a tile; the 16 numbers of a group of a panel), so all are sent the same way: a staging
+ * buffer is filled with as many items as it holds by all threads, and travels while the other buffer is filled. */
 #include "backend/cuda/cuda.h"
 
 #include <math.h>
@@ -14,6 +14,8 @@
 
 /* ---- what has a kernel ---- */
 
+#define MAX_K ((size_t)1 << 26) /* kernels count the bytes of 16 rows in 32 bits */
+
 static nb_status check_dense(const nbi_weight *w)
 {
     if (!nbi_dtype_is_float(w->dense_dtype))
@@ -24,8 +26,8 @@ static nb_status check_dense(const nbi_weight *w)
     return NB_OK;
 }
 
-/* INT8 activations: the zero point and scale are usable, and the exact sum of a group, sum of (q - zx)(code - z), fits an int32:
- * the rule of the CPU. */
+/* INT8 activations: the zero point and scale are usable, and the exact sum of a group, sum of (q - zx)(code - z),
+ * fits an int32: the rule of the CPU. */
 static nb_status check_act(const nbi_weight *w, size_t group_len)
 {
     const nbi_scheme *s = &w->scheme;
@@ -81,7 +83,7 @@ static nb_status check(const nbi_weight *w)
         return nbi_fail(NB_EUNSUPPORTED,
                         "a weight of %zu x %zu has no CUDA kernel: %zu inputs are not a multiple of 16", w->n, w->k,
                         w->k);
-    if (w->n > INT32_MAX - NB_TILE_N || w->k > INT32_MAX - NB_TILE_K)
+    if (w->n > INT32_MAX - NB_TILE_N || w->k > MAX_K)
         return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", w->n, w->k);
     return w->scheme.bits ? check_quantized(w) : check_dense(w);
 }
