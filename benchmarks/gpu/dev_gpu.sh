@@ -103,7 +103,7 @@ gpu_run_test() { # section, program, seconds, prefix of the command
     gpu_record "$section" "gtest=build/results/$name.json" "program=$name" "rc=$rc" "seconds=$((SECONDS - began))" "tool=${gpu_tool:-}" </dev/null
     [ $rc = 0 ] && return
     gpu_note "$name ${gpu_tool:+under $gpu_tool }ended with status $rc$([ $rc = 124 ] && echo " (time limit)"):"
-    grep -E '^\[  FAILED|Failure|ERROR SUMMARY|=========     (at|Invalid|Race|Error)' "build/results/$name.log" | head -n 12
+    grep -E '^\[  FAILED|Failure|^=========+ *[^C =]' "build/results/$name.log" | head -n 12
     return 1
 }
 

@@ -94,7 +94,7 @@ def tests_lines(rows):
     out = [f"{len(rows)} programs: {total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped."]
     for r in rows:
         if r.get("rc"):
-            why = "time limit" if r["rc"] == 124 else r.get("note") or ", ".join(r.get("failures", [])[:8]) or f"status {r['rc']}"
+            why = "time limit" if r["rc"] == 124 else "it has findings" if r["rc"] == 99 and r.get("tool") else r.get("note") or ", ".join(r.get("failures", [])[:8]) or f"status {r['rc']}"
             out.append(f"- {r['program']}{' under ' + r['tool'] if r.get('tool') else ''}: {why}")
     return out
 
