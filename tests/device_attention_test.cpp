@@ -137,7 +137,7 @@ struct Arithmetic {
     }
 };
 
-/* y of a token in double: from q as it stands in qkv and the stored keys and values; and how far the device may be off. */
+/* y of a token in double: from q as it stands in qkv and the stored keys and values; and how far the device may be. */
 void check_token(const Layer &l, const std::vector<unsigned char> &kc, const std::vector<unsigned char> &vc, size_t seq,
                  size_t pos)
 {
