@@ -53,6 +53,42 @@ TEST_P(Gemm, every_tile_gives_the_same_bits_and_they_are_right)
     }
 }
 
+/* The order of docs/numerics.md, bit for bit, where it is known how an mma rounds: once, on the stand-in driver. */
+float in_order(const Layer &l, const Acts &a, size_t r, size_t n)
+{
+    const size_t step = sm() >= 80 ? 16 : 8;
+    float acc = 0;
+    for (size_t begin = 0, end; begin < l.k; begin = end) {
+        const size_t group = begin / l.group;
+        float part = 0;
+        end = std::min(begin + 512, (group + 1) * l.group);
+        for (size_t j = begin; j < end; j += step) {
+            long double sum = part; /* exact: the terms span less than its 64 bits */
+            for (size_t i = j; i < j + step; i++)
+                sum += (long double)a.x[r * l.k + i] *
+                       (l.kind.bits ? (float)(l.code(n, i) - l.zero(n, group)) : l.dense[n * l.k + i]);
+            part = (float)sum;
+        }
+        acc = l.kind.bits ? std::fmaf(l.scales[n * l.groups + group], part, acc) : acc + part;
+    }
+    return l.bias.empty() ? acc : acc + l.bias[n];
+}
+
+TEST_P(Gemm, sums_are_made_in_the_order_of_the_documentation)
+{
+    if (!emulated() || kind().integer) /* integers are compared by their bits everywhere */
+        return;
+    const size_t n = 16, rows = 3;
+    for (auto [k, group] : std::vector<std::pair<size_t, size_t>>{{1104, 1104}, {1120, 560}, {192, 48}}) {
+        const Layer l = make_layer(kind(), t(), n, k, group, true, k);
+        const Acts a = make_acts(rows, k, t(), k + 1);
+        const OnDevice d(l);
+        const std::vector<float> y = run_gemm({&d}, kind(), a, gemm_tiles[0], NB_DST_F32, std::vector<float>(rows * n));
+        for (size_t i = 0; i < rows * n; i++)
+            ASSERT_EQ(in_order(l, a, i / n, i % n), y[i]) << "row " << i / n << ", column " << i % n << ", K " << k;
+    }
+}
+
 TEST_P(Gemm, a_row_has_the_bits_it_has_alone)
 {
     const size_t n = 32, k = 160;

@@ -216,9 +216,9 @@ TEST(PackRefuses, dense_weights_that_half_does_not_hold)
 /* ---- linear() ---- */
 
 /* Activations on the device as an operation gets them: T, and the codes behind them. */
-struct Input {
+struct Activations {
     Buffer<uint8_t> x;
-    Input(const Acts &a, unsigned forms) : x(bytes(a))
+    Activations(const Acts &a, unsigned forms) : x(bytes(a))
     {
         std::vector<uint8_t> v(x.size());
         const nb_act_out at = nbi_cuda_act(nullptr, a.rows, a.k);
@@ -258,7 +258,7 @@ std::vector<float> linear(const std::vector<const nbi_linear *> &l, const Acts &
 {
     nbi_cuda *c = device(a.t);
     const nbi_dtype yt = dst == NBI_DST_ACT ? a.t : NBI_F32;
-    Input x(a, forms);
+    Activations x(a, forms);
     Buffer<uint8_t> scratch(nbi_cuda_scratch_bytes(&c->base, a.rows, a.k)), y(a.rows * ldy * nbi_dtype_size(yt));
     std::vector<uint8_t> raw(y.size());
     std::vector<float> f(a.rows * ldy);
@@ -314,8 +314,8 @@ TEST_P(LinearTest, results_are_right_whichever_form_the_input_has)
 
 TEST_P(LinearTest, a_row_has_the_same_bits_in_every_batch)
 {
-    const size_t n = 48, k = 160;
-    Layer layer = make_layer(kind(), t(), n, k, 32, true, 31);
+    const size_t n = 48, k = 1088; /* groups longer than a segment */
+    Layer layer = make_layer(kind(), t(), n, k, 544, true, 31);
     const Weight w(layer);
     const Linear l(w, t());
     Acts a = make_acts(129, k, t(), 32);
