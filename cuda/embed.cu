@@ -1,13 +1,13 @@
-/* x[r] = row ids[r] of a packed table, fp32: (q - z) * scale with one rounding, or the dense value; rows at position -1 (padding
- * of a recorded step) are left as they are.
+/* x[r] = row ids[r] of a packed table, fp32: (q - z) * scale with one rounding, or the dense value; rows at position
+ * -1 (padding of a recorded step) are left as they are.
  *
  *   table   any kind, also a row-major one; a dense one in half or bfloat16, by its dtype; k a multiple of 16
  *   x       [rows][k], 16-byte aligned
  *   launch  grid (rows, pieces): any number of pieces shares a row; block 128
  *   traffic of a row: 4k bytes written, twice its bytes read (the 16-byte pieces of two rows are interleaved)
  *
- * Lanes 4g + t of a unit (layout.h) hold rows g and g+8; a thread here is such a lane: it finds four k, 2t, 2t+1, 2t+8, 2t+9,
- * of each block of 16. */
+ * Lanes 4g + t of a unit (layout.h) hold rows g and g+8; a thread here is such a lane: it finds four k, 2t, 2t+1,
+ * 2t+8, 2t+9, of each block of 16. */
 #include "weights.cuh"
 
 /* The two words of block b of a tile that belong to the row: dense 2t,2t+1 and 2t+8,2t+9; else one word, twice. */

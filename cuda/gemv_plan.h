@@ -1,5 +1,5 @@
-/* How the decode form cuts a layer and uses shared memory: for the host and the tests; gemv.cuh does as it says.  None of it
- * changes a result.
+/* How the decode form cuts a layer and uses shared memory: for the host and the tests; gemv.cuh does as it says.
+ * None of it changes a result.
  *
  *   segment   a run of k whose sum is one number: a group, cut again every 512 from its start (docs/numerics.md)
  *   task      what a warp takes at a time, for one panel: whole segments, up to 512 elements of k
@@ -7,8 +7,8 @@
  *   tile      `panels` neighbouring panels of one layer: what a block computes at a time, round by round.  Block b
  *             takes the tiles b, b + grid, b + 2 grid, ...: any grid is right
  *
- * The parts of a launch have the same kind, k, groups and group_len (dense: groups 1, group_len k); first_tile and n_tiles
- * count these tiles.
+ * The parts of a launch have the same kind, k, groups and group_len (dense: groups 1, group_len k); first_tile and
+ * n_tiles count these tiles.
  *
  * Shared memory, in bytes from its beginning; every piece is a multiple of 128:
  *   NB_GEMV_ZEROS   zeros, what stands in for rows of x that are not there
@@ -51,7 +51,8 @@ static inline void nb_gemv_cut_k(nb_gemv_args *a)
     a->tasks = nb_gemv_ceil(a->segments, a->per_task);
 }
 
-/* Lays out shared memory for a->panels and a->round; returns its size.  x_size: bytes of an element of x (2; codes: 1). */
+/* Lays out shared memory for a->panels and a->round; returns its size.  x_size: bytes of an element of x (2; codes:
+ * 1). */
 static inline uint32_t nb_gemv_lay_out(nb_gemv_args *a, uint32_t x_size)
 {
     const uint32_t once = a->round >= a->tasks;
@@ -100,9 +101,9 @@ static inline uint32_t nb_gemv_tiles(nb_gemv_args *a)
     return a->g.n_tiles = n;
 }
 
-/* The time of a tile, in units of the time in which eight warps read a task each.  A step costs a quarter of that in barriers,
- * and a sixtieth for each panel and pair of rows that it joins (guesses); x comes from the second-level cache, again for every
- * tile when there is more than one round, at about 2.5 times the rate of weights. */
+/* The time of a tile, in units of the time in which eight warps read a task each.  A step costs a quarter of that in
+ * barriers, and a sixtieth for each panel and pair of rows that it joins (guesses); x comes from the second-level
+ * cache, again for every tile when there is more than one round, at about 2.5 times the rate of weights. */
 static inline float nb_gemv_tile_cost(const nb_gemv_args *a, uint32_t x_size)
 {
     const uint32_t last = a->tasks - (a->rounds - 1) * a->round, kind = a->g.part[0].kind;
@@ -114,8 +115,8 @@ static inline float nb_gemv_tile_cost(const nb_gemv_args *a, uint32_t x_size)
     return cost + (float)a->rounds * (0.25f + (float)(a->panels * ((a->g.rows + 1) / 2)) / 60);
 }
 
-/* Fills all fields but a->g's own for a launch on n_sm multiprocessors whose blocks may have max_shared bytes.  grid 0: it
- * does not fit. */
+/* Fills all fields but a->g's own for a launch on n_sm multiprocessors whose blocks may have max_shared bytes.  grid
+ * 0: it does not fit. */
 static inline nb_gemv_launch nb_gemv_plan(nb_gemv_args *a, uint32_t x_size, uint32_t n_sm, uint32_t max_shared)
 {
     nb_gemv_launch best = {0, 0};

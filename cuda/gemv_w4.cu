@@ -1,4 +1,5 @@
-/* The decode form of a linear layer (1..8 rows): 4-bit weights, activations in half or bfloat16.  gemv.cuh has the contract. */
+/* The decode form of a linear layer (1..8 rows): 4-bit weights, activations in half or bfloat16.  gemv.cuh has the
+ * contract. */
 #include "gemv.cuh"
 
 NB_GEMV(nb_gemv_w4, NB_W_W4, __half, __half, f16)

@@ -1,4 +1,5 @@
-/* The decode form of a linear layer (1..8 rows): 8-bit weights, activations in half or bfloat16.  gemv.cuh has the contract. */
+/* The decode form of a linear layer (1..8 rows): 8-bit weights, activations in half or bfloat16.  gemv.cuh has the
+ * contract. */
 #include "gemv.cuh"
 
 NB_GEMV(nb_gemv_w8, NB_W_W8, __half, __half, f16)

@@ -300,9 +300,9 @@ typedef struct nb_moe_route_args {
 
 /* y[i] = the layer of assignment i's expert on its row of x, for the assignments of a step in the order of `sorted`.
  * Experts may have any number of rows, also none; a result has the bits of the expert's layer alone.
- *   v        an expert's layer: n, k, k_tiles, groups, group_len, kind are those of every expert; x, x_scale, x_sums of all
- *            rows; y [assignments][ldy]; dst T or fp32.  gemv: nb_gemv_plan() for NB_GEMV_ROWS rows
- *   launch   pieces: NB_MOE_PIECES(assignments, experts, NB_GEMV_ROWS or NB_MOE_ROWS); blocks beyond those there are end
+ *   v        an expert's layer: n, k, k_tiles, groups, group_len, kind are those of every expert; x, x_scale, x_sums
+ *            of all rows; y [assignments][ldy]; dst T or fp32.  gemv: nb_gemv_plan() for NB_GEMV_ROWS rows
+ *   launch   pieces: NB_MOE_PIECES(assignments, experts, NB_GEMV_ROWS or NB_MOE_ROWS); blocks beyond them end
  *            gemv: grid (any, pieces), shared memory as planned
  *            gemm: grid (pieces, ceil(n / NB_MOE_COLUMNS)), shared memory NB_GEMM_SHARED for P 1, R 4 */
 #define NB_MOE_ROWS    32

@@ -1,4 +1,5 @@
-/* Which rows of which expert a block computes: the experts' rows (nb_moe_sort) are cut into pieces of `rows` rows at most. */
+/* Which rows of which expert a block computes: the experts' rows (nb_moe_sort) are cut into pieces of `rows` rows at
+ * most. */
 #ifndef NB_CUDA_MOE_CUH
 #define NB_CUDA_MOE_CUH
 
@@ -8,7 +9,8 @@ struct nb_moe_piece {
     uint32_t expert, first, rows; /* assignments first .. first+rows-1; rows 0: there is no such piece */
 };
 
-/* Piece number `piece`, in the order of the experts: 32 of them at a time, a lane each.  All lanes of a warp ask together. */
+/* Piece number `piece`, in the order of the experts: 32 of them at a time, a lane each.  All lanes of a warp ask
+ * together. */
 NB_DEVICE nb_moe_piece nb_moe_find(const int32_t *offset, uint32_t experts, uint32_t rows, uint32_t piece)
 {
     const uint32_t lane = threadIdx.x % 32, all = 0xffffffffu;

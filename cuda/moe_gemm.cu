@@ -1,4 +1,5 @@
-/* The experts' layers of a mixture for many rows each: gemm.cuh's tile of 64 columns and 32 rows, whose rows are those of one
+/* The experts' layers of a mixture for many rows each: gemm.cuh's tile of 64 columns and 32 rows, whose rows are
+ * those of one
  * expert.  The contract is at nb_moe_gemm_args; the sums are gemm.cuh's. */
 #include "gemm.cuh"
 #include "moe.cuh"

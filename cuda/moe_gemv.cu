@@ -1,4 +1,5 @@
-/* The experts' layers of a mixture for few rows each: gemv.cuh; blocks of one blockIdx.y have one piece of up to 8 rows of one
+/* The experts' layers of a mixture for few rows each: gemv.cuh; blocks of one blockIdx.y have one piece of up to 8
+ * rows of one
  * expert.  The contract is at nb_moe_gemm_args; the sums are gemv.cuh's. */
 #include "gemv.cuh"
 #include "moe.cuh"

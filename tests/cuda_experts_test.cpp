@@ -1,4 +1,5 @@
-/* The experts' layers of a mixture (cuda/moe_gemv.cu, cuda/moe_gemm.cu): each result has the bits of the expert's layer alone. */
+/* The experts' layers of a mixture (cuda/moe_gemv.cu, cuda/moe_gemm.cu): each result has the bits of the expert's
+ * layer alone. */
 #include "cuda_linear_util.h"
 
 #include "gemv_plan.h"

@@ -1,5 +1,5 @@
-/* The decode form of linear layers (cuda/gemv.cuh): every kind, type, destination and number of rows against double precision,
- * and against the large form bit for bit; any cut of the work gives the same bits. */
+/* The decode form of linear layers (cuda/gemv.cuh): every kind, type, destination and number of rows against double
+ * precision, and against the large form bit for bit; any cut of the work gives the same bits. */
 #include "cuda_linear_util.h"
 
 #include "gemv_plan.h"
