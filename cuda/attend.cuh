@@ -19,7 +19,10 @@
  *   o = sum of half(p[j]) v[j], mma over 16 keys at a time, ascending, fp32 sums from 0.  INT8: half(p[j] * (v_scale[j] * 64)) times
  *      the codes; 64 keeps small scales off the subnormal halves, and L is multiplied by it at the end
  *   merge, chunks in order: M' = max(M, m), a = 2^(M - M'), b = 2^(m - M'), L = fma(l, b, L * a), O = fma(o, b, O * a); y = O * (1 / L)
- * Whoever else is in the tile does not enter: masked keys are exact zeros in p, and V beyond the last position reads as zero. */
+ * Whoever else is in the tile does not enter: masked keys are exact zeros in p, and V beyond the last position reads as zero.  (A V
+ * that is not finite spoils all rows that share its tile, also those before it: 0 * infinity.  Its own row is spoilt anyway.)
+ * Measured on the stand-in driver, head_dim 128: K and V move no sector more than they must; no bank conflicts (INT8, INT4: storing
+ * queries in their order adds 3 to 5% of wavefronts). */
 #ifndef NB_CUDA_ATTEND_CUH
 #define NB_CUDA_ATTEND_CUH
 
@@ -48,8 +51,9 @@ struct nb_attend_piece {
     nb_attend_source src;
     char *memory;
     uint32_t row0, head0;     /* of A row 0: the query row, and the first head of the group */
-    uint32_t group, m0, m_end; /* heads of a kv head; this tile's first row among (query row, head) pairs, and the last + 1 */
-    int32_t first_pos;         /* position of A row 0; src.last is that of the last row */
+    uint32_t group;           /* heads of a kv head */
+    uint32_t m0, m_end;       /* this tile's first row among the (query row, head) pairs, and their number */
+    int32_t first_pos;        /* position of A row 0; src.last is that of the last row */
     uint32_t first, last;     /* chunks */
     uint32_t last_parts;      /* tiles of K in the last one */
     uint32_t next, total;     /* tiles: the next one to load, all */
@@ -299,7 +303,8 @@ NB_DEVICE void value_tile(const nb_attend_piece<Kind> &w, const char *stage, uin
     }
 }
 
-/* Calls put(of, d, v) for each four neighbouring dimensions d .. d+3 that this lane has of a row r, where of = row(r). */
+/* Calls put(of, d, v) for each run of dimensions from d on, four or (INT4) eight, that this lane has of a row r, where of = row(r).
+ * All lanes call it together. */
 template <typename Kind, typename Row, typename Put>
 NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m_tiles][4], Row row, Put put)
 {
@@ -312,7 +317,8 @@ NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m
 #pragma unroll
             for (int u = 0; u < Kind::units; u++) {
                 const uint32_t d = (warp + NB_ATTEND_WARPS * u) * NB_UNIT_DIMS(Kind::type);
-                if constexpr (Kind::type == NB_KV_F16) { /* lanes t and t^1 trade pairs, so that each has four in a row */
+                if constexpr (Kind::type ==
+                              NB_KV_F16) { /* lanes t and t^1 trade pairs, so that each has four in a row */
                     const float *mine = &o[u][0][m][2 * h], *other = &o[u][1][m][2 * h];
                     const bool odd = lane % 2;
                     const float x = __shfl_xor_sync(NB_ALL_LANES, odd ? mine[0] : other[0], 1);
@@ -324,16 +330,14 @@ NB_DEVICE void for_each_run(const float o[Kind::units][Kind::unit_tiles][Kind::m
 #pragma unroll
                     for (int i = 0; i < 2 * Kind::unit_tiles; i++)
                         v[i] = o[u][i % Kind::unit_tiles][m][2 * h + i / Kind::unit_tiles];
-#pragma unroll
-                    for (int i = 0; i < 2 * Kind::unit_tiles; i += 4)
-                        put(of, d + lane % 4 * 2 * Kind::unit_tiles + i, v + i);
+                    put(of, d + lane % 4 * 2 * Kind::unit_tiles, v);
                 }
             }
         }
 }
 
 /* Four neighbours of a row of `width` (an even number) elements as fp32. */
-NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float v[4])
+NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float (&v)[4])
 {
     if (width % 4 == 0) {
         if (d < width)
@@ -346,23 +350,45 @@ NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float v[4
             *(float2 *)(to + d + i) = make_float2(v[i], v[i + 1]);
 }
 
+/* Eight: two lanes trade halves, so that a store of theirs fills a sector. */
+NB_DEVICE void put_floats(float *to, uint32_t d, uint32_t width, const float (&v)[8])
+{
+    const bool odd = threadIdx.x % 2;
+    float low[4], high[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float traded = __shfl_xor_sync(NB_ALL_LANES, odd ? v[i] : v[4 + i], 1);
+        low[i] = odd ? traded : v[i];
+        high[i] = odd ? v[4 + i] : traded;
+    }
+    put_floats(to, odd ? d - 4 : d, width, low);
+    put_floats(to, odd ? d + 4 : d + 8, width, high);
+}
+
 /* ... and as T. */
 NB_DEVICE uint32_t round_pair(float lo, float hi, uint32_t dtype)
 {
     return dtype == NB_T_F16 ? nb_pack2<__half>(lo, hi) : nb_pack2<__nv_bfloat16>(lo, hi);
 }
 
-NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float v[4], uint32_t dtype)
+template <int n>
+NB_DEVICE void put_t(uint16_t *to, uint32_t d, uint32_t width, const float (&v)[n], uint32_t dtype)
 {
-    if (width % 4 == 0) {
-        if (d < width)
-            *(uint2 *)(to + d) = make_uint2(round_pair(v[0], v[1], dtype), round_pair(v[2], v[3], dtype));
-        return;
-    }
+    uint32_t w[n / 2];
 #pragma unroll
-    for (int i = 0; i < 4; i += 2)
-        if (d + i < width)
-            *(uint32_t *)(to + d + i) = round_pair(v[i], v[i + 1], dtype);
+    for (int i = 0; i < n / 2; i++)
+        w[i] = round_pair(v[2 * i], v[2 * i + 1], dtype);
+    if (n == 8 && width % 8 == 0) {
+        if (d < width)
+            *(uint4 *)(to + d) = make_uint4(w[0], w[1], w[n / 2 - 2], w[n / 2 - 1]);
+    } else if (n == 4 && width % 4 == 0) {
+        if (d < width)
+            *(uint2 *)(to + d) = make_uint2(w[0], w[1]);
+    } else
+#pragma unroll
+        for (int i = 0; i < n / 2; i++)
+            if (d + 2 * i < width)
+                *(uint32_t *)(to + d + 2 * i) = w[i];
 }
 
 /* The state of row threadIdx.x, which one thread keeps; l of a chunk is there a barrier later than m. */
@@ -486,8 +512,12 @@ NB_DEVICE void write_rows(const nb_attend_piece<Kind> &w, const nb_attend_row &r
             const size_t head = (size_t)(w.row0 + m / w.group) * w.a.n_heads + w.head0 + m % w.group;
             return Row{(uint16_t *)w.a.y + head * D, by[r], m < w.m_end ? D : 0};
         },
-        [&](const Row &of, uint32_t d, const float v[4]) {
-            const float y[4] = {v[0] * of.by, v[1] * of.by, v[2] * of.by, v[3] * of.by};
+        [&](const Row &of, uint32_t d, const auto &v) {
+            constexpr int n = sizeof v / sizeof v[0];
+            float y[n];
+#pragma unroll
+            for (int i = 0; i < n; i++)
+                y[i] = v[i] * of.by;
             put_t(of.y, d, of.width, y, w.a.dtype);
         });
 }
@@ -513,7 +543,7 @@ NB_DEVICE void write_partials(const nb_attend_piece<Kind> &w, const nb_attend_ro
             const bool sees = pos[r] >= (int32_t)(w.first * NB_ATTEND_CHUNK);
             return Row{w.a.part_o + (sees ? head_of(r) * D : 0), sees ? D : 0};
         },
-        [&](const Row &of, uint32_t d, const float v[4]) { put_floats(of.o, d, of.width, v); });
+        [&](const Row &of, uint32_t d, const auto &v) { put_floats(of.o, d, of.width, v); });
     if (threadIdx.x < Kind::rows && row.sees)
         *(float2 *)(w.a.part_ml + head_of(threadIdx.x) * 2) = make_float2(row.sum.M, row.sum.L);
 }
@@ -597,7 +627,7 @@ NB_DEVICE void attend(const nb_attend_args &a)
 }
 
 #define NB_ATTEND(name, type, d_max, walk)                                                                             \
-    extern "C" __global__ void __launch_bounds__(128, walk ? 2 : 4) name(const __grid_constant__ nb_attend_args a)                                           \
+    extern "C" __global__ void __launch_bounds__(128, walk ? 2 : 4) name(const __grid_constant__ nb_attend_args a)     \
     {                                                                                                                  \
         attend<type, d_max, walk>(a);                                                                                  \
     }

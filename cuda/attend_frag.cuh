@@ -53,8 +53,8 @@ NB_DEVICE nb_lane_row nb_key_row(const nb_attend_shape &s, uint32_t stage)
 
 /* b[tile][step]: the 32 dimensions of block `block` of the warp's keys. */
 template <int type, int tiles>
-NB_DEVICE void nb_key_fragments(const nb_attend_shape &s, const nb_lane_row &row, const uint32_t *scales, uint32_t block,
-                                uint32_t b[tiles][2][2])
+NB_DEVICE void nb_key_fragments(const nb_attend_shape &s, const nb_lane_row &row, const uint32_t *scales,
+                                uint32_t block, uint32_t b[tiles][2][2])
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t r[4];
@@ -131,7 +131,7 @@ NB_DEVICE void nb_value_fragment(const nb_value_words<type> &v, uint32_t b[2])
         if (type == NB_KV_F16)
             b[i] = v.r[step * 4 + tile * 2 + i];
         else if (type == NB_KV_INT8)
-            b[i] = nb_halves8<tile ? 0x4341 : 0x4240>(v.r[step * 2 + i]);
+            b[i] = nb_halves8 < tile ? 0x4341 : 0x4240 > (v.r[step * 2 + i]);
         else
             b[i] = nb_half2_fma(nb_halves4<tile>(v.r[step * 2 + i]), v.scale[step * 2 + i], v.least[step * 2 + i]);
     }

@@ -9,11 +9,11 @@
 
 /* What stays the same while a block works on one piece. */
 struct nb_attend_source {
-    const char *k, *v;      /* of the kv head: page p's block lies at p * page_bytes */
-    uint32_t page_bytes;    /* from page to page: all kv heads */
-    const int32_t *pages;   /* of the sequence */
-    int32_t last;           /* the last position that is read; what lies behind it may be anything, and reads as zero */
-    uint32_t key, piece;    /* where this thread's copies begin in a tile, and how they go on: 128 threads further */
+    const char *k, *v;    /* of the kv head: page p's block lies at p * page_bytes */
+    uint32_t page_bytes;  /* from page to page: all kv heads */
+    const int32_t *pages; /* of the sequence */
+    int32_t last;         /* the last position that is read; what lies behind it may be anything, and reads as zero */
+    uint32_t key, piece;  /* where this thread's copies begin in a tile, and how they go on: 128 threads further */
     uint32_t d_key, d_piece;
 };
 
@@ -42,14 +42,15 @@ NB_DEVICE uint32_t nb_piece_at(const nb_lane_row &row, uint32_t piece)
 NB_DEVICE const char *nb_piece_of(const nb_attend_shape &s, const nb_attend_source &src, int which, int32_t p,
                                   uint32_t pos, uint32_t piece)
 {
-    return (which ? src.v : src.k) + (uint64_t)(uint32_t)p * src.page_bytes + (pos % NB_PAGE * s.row_bytes + piece * 16);
+    return (which ? src.v : src.k) + (uint64_t)(uint32_t)p * src.page_bytes +
+           (pos % NB_PAGE * s.row_bytes + piece * 16);
 }
 
 /* The codes of keys k0 .. k0 + keys - 1 into a stage, whole pieces.  page: lane i holds page i of the chunk (i < 8), 0 for those
  * behind the end: an address is made for them, too, of which nothing is read. */
 template <int keys>
-NB_DEVICE void nb_load_codes(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t k0, int32_t page,
-                             char *stage)
+NB_DEVICE void nb_load_codes(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t k0,
+                             int32_t page, char *stage)
 {
     uint32_t key = src.key, piece = src.piece;
     if (src.d_piece == 0 && src.d_key <= NB_PAGE) { /* a thread has one piece of each d_key-th key: the usual sizes */
@@ -83,8 +84,8 @@ NB_DEVICE void nb_load_codes(const nb_attend_shape &s, const nb_attend_source &s
 
 /* The same where rows are not made of whole pieces, so that they begin anywhere: by words if they can, else by bytes. */
 template <int keys>
-NB_DEVICE void nb_load_ragged(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t k0, int32_t page,
-                              char *stage)
+NB_DEVICE void nb_load_ragged(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t k0,
+                              int32_t page, char *stage)
 {
     const uint32_t words = s.k.pieces * 4, unit = s.row_bytes % 4 == 0 ? 4 : 1;
 #pragma unroll 1
@@ -108,8 +109,8 @@ NB_DEVICE void nb_load_ragged(const nb_attend_shape &s, const nb_attend_source &
 /* The scales of the same keys, `words` of 4 bytes each, behind each other by key.  In the last page of a sequence some lie beyond
  * its end. */
 template <int keys>
-NB_DEVICE void nb_load_scales(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t words, uint32_t k0,
-                              int32_t page, char *to)
+NB_DEVICE void nb_load_scales(const nb_attend_shape &s, const nb_attend_source &src, int which, uint32_t words,
+                              uint32_t k0, int32_t page, char *to)
 {
     const uint32_t of_page = NB_PAGE / 4 * words, n = keys / 4 * words, lane = threadIdx.x % 32;
 #pragma unroll 1

@@ -135,8 +135,8 @@ NB_DEVICE void put_int4(char *block, uint32_t slot, uint32_t D, const float v[4]
         if (inside)
             block[(slot * D + at) / 2] = (char)code;
         if (inside && at % RUN == 0)
-            scales[at / RUN] = none ? nan | nan << 16
-                                    : (uint32_t)__half_as_ushort(s16) | (uint32_t)__half_as_ushort(m16) << 16;
+            scales[at / RUN] =
+                none ? nan | nan << 16 : (uint32_t)__half_as_ushort(s16) | (uint32_t)__half_as_ushort(m16) << 16;
     }
 }
 

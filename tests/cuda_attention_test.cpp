@@ -386,8 +386,8 @@ TEST_P(CudaAttention, feeding_does_not_change_a_bit)
     }
     {
         Step step(pieces, 264);
-        for (uint32_t n : {1u, 30u, 90u, 7u, 1u, 126u, 3u, 1u, 1u, 1u})
-            pieces.feed(step, {{0, n == 90 ? 2u : 1u}, {1, n}});
+        for (uint32_t n : {1u, 30u, 75u, 60u, 1u, 91u, 1u, 1u, 1u}) /* some tiles of rows see a chunk in part */
+            pieces.feed(step, {{0, n == 75 ? 2u : 1u}, {1, n}});
     }
     {
         Step step(alone, 264);
@@ -536,6 +536,22 @@ TEST(CudaAttentionSteps, says_what_it_cannot_do)
     nbi_kv_layer more = {l.layer().k, l.layer().v, NBI_KV_F16, 2, 64};
     EXPECT_NE(NB_OK, nbi_cuda_attention(&c->base, step, qkv.ptr(), 6, &more, 1, y.ptr(), 1));
     EXPECT_NE(nullptr, strstr(nb_last_error(), "6 query heads of 64 dimensions in a step that was made for 4 of 64"));
+}
+
+/* Whatever the head dimension: on sm_75 a block has 64 KiB, on sm_86 and sm_89 99. */
+TEST(CudaAttentionSteps, shared_memory_fits_every_device)
+{
+    for (uint32_t type : {NB_KV_F16, NB_KV_INT8, NB_KV_INT4})
+        for (uint32_t D = 2; D <= NBI_MAX_HEAD_DIM; D += 2)
+            for (int kind = 0; kind < 4; kind++) {
+                const bool walk = kind & 1, sm80 = kind & 2;
+                const uint32_t most = D <= 128 ? 128 : 256;
+                const auto s =
+                    nb_attend_shape_of(type, D, NB_ATTEND_KEYS(type, most), NB_ATTEND_M_TILES(walk, most, sm80),
+                                       NB_ATTEND_STAGES(type, walk, sm80));
+                ASSERT_LE(s.bytes, (sm80 ? 99u : 64u) * 1024)
+                    << "type " << type << " head_dim " << D << " kind " << kind;
+            }
 }
 
 } // namespace
