@@ -324,6 +324,23 @@ TEST(Cublaslt, takes_dense_and_int8_by_int8_with_one_group)
     EXPECT_EQ(0u, nbi_cublaslt_scratch(c, 1, 16));
 }
 
+TEST(Cublaslt, a_weight_beyond_float16_is_a_sentence)
+{
+    NEEDS_LIBRARY(c, NBI_F16);
+    std::vector<float> f(32 * 48, 1.0f);
+    f[17 * 48 + 33] = 65536;
+    f[20 * 48] = 1e6f;
+    nbi_weight w = {};
+    w.n = 32;
+    w.k = 48;
+    w.dense_dtype = NBI_F32;
+    w.dense = f.data();
+    nbi_linear *l = nullptr;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "the weight of output 17 and input 33",
+                 nbi_cuda_linear_create(&((nbi_cuda *)c)->base, &l, &w));
+    EXPECT_EQ(nullptr, l);
+}
+
 TEST(Cublaslt, a_library_that_is_missing_or_another_one_is_a_sentence)
 {
     nbi_cuda *c = device();

@@ -1,5 +1,5 @@
-/* Rotary embedding, the KV cache and attention on every device: agreement with double, the cache byte for byte, and the same
- * bits however a prompt is fed and whoever else is in the batch. */
+/* Rotary embedding, the KV cache and attention on every device: agreement with double, the cache byte for byte, and the
+ * same bits however a prompt is fed and whoever else is in the batch. */
 #include "device_util.h"
 #include "weight_util.h"
 
@@ -126,8 +126,8 @@ struct Arithmetic {
             exp = 8, sums = 128 + 8;     /* here and where chunks are merged; steps of a chunk, division */
             p = p_tiny = x = 0;
         } else {
-            /* mma of 16 products, each addend cut off; four products and sums.  2^x to 2^-22.  Probabilities are halves, or
-             * subnormal ones: of 1, or of 64 * scale of V.  INT4: codes are widened to halves. */
+            /* mma of 16 products, each addend cut off; four products and sums.  2^x to 2^-22.  Probabilities are
+             * halves, or subnormal ones: of 1, or of 64 * scale of V.  INT4: codes are widened to halves. */
             score = std::ceil(s.D / 32.0) * 2 * 17 * 2 + 5;
             exp = 8, sums = 8 * 17 * 2 + 8;
             p = 0x1p-11 * 1.001;
@@ -137,7 +137,7 @@ struct Arithmetic {
     }
 };
 
-/* y of a token in double: from q as it stands in qkv and the stored keys and values; and how far the device may be off. */
+/* y of a token in double: from q as it stands in qkv and the stored keys and values; and how far the device may be. */
 void check_token(const Layer &l, const std::vector<unsigned char> &kc, const std::vector<unsigned char> &vc, size_t seq,
                  size_t pos)
 {

@@ -1,8 +1,8 @@
 /* Linear layers and embeddings on every device: one test for all schemes, sizes, numbers of rows and destinations.
  *
  * Float activations are compared with double, integer ones with the CPU's scalar kernels, to the bit.  Everything else
- * follows from equal bits: a destination is the fp32 result rounded or added, a row does not depend on its batch, layers
- * that are computed together are the layers side by side. */
+ * follows from equal bits: a destination is the fp32 result rounded or added, a row does not depend on its batch,
+ * layers that are computed together are the layers side by side. */
 #include "device_util.h"
 #include "weight_util.h"
 

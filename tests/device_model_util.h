@@ -140,18 +140,18 @@ inline const std::string &quantized(const std::string &source, const std::string
 
 /* A scheme and a KV cache, and how far apart the log probabilities of two devices may be.
  *
- * A GPU keeps activations in half precision: about 2^-11 of an activation here and there moves a logit of these models by some
- * thousandths.  Where numbers become codes at run time, such a difference turns now and then into another code, a whole step
- * of 1/127 of the largest activation (or key, or value) and for INT4 of 1/15 of a range.  The limits are three to five times what
- * was measured on the emulated sm_80. */
+ * A GPU keeps activations in half precision: about 2^-11 of an activation here and there moves a logit of these models
+ * by some thousandths.  Where numbers become codes at run time, such a difference turns now and then into another code,
+ * a whole step of 1/127 of the largest activation (or key, or value) and for INT4 of 1/15 of a range.  The limits are
+ * three to five times what was measured on the emulated sm_80. */
 struct Case {
     const char *recipe, *kv;
     float apart;
     size_t ties; /* on the emulator: prompts that end at a tie */
 };
 
-/* Greedy tokens of both devices are equal, up to a tie: a token may differ where the CPU's leads by less than the devices are
- * apart, and the prompt ends there.  The lines it prints say what was found. */
+/* Greedy tokens of both devices are equal, up to a tie: a token may differ where the CPU's leads by less than the
+ * devices are apart, and the prompt ends there.  The lines it prints say what was found. */
 inline void compare(const std::string &source, const std::vector<std::string> &prompts, uint32_t n, const Case &c)
 {
     const std::string &path = quantized(source, c.recipe);
@@ -183,5 +183,10 @@ inline void compare(const std::string &source, const std::vector<std::string> &p
     EXPECT_LE(apart, on_cpu() ? 0 : c.apart);
     EXPECT_LE(ties, on_cpu() ? 0 : emulated() ? c.ties : prompts.size() / 2);
 }
+
+/* The shipped model and text for it. */
+inline const std::string kDemo = repo_file("configs/demo/model");
+inline const std::vector<std::string> kDemoPrompts = {"Return a copy of the string", "If the optional argument",
+                                                      "When the file is opened,", "The exception is raised when"};
 
 } // namespace

@@ -1,8 +1,8 @@
 /* What the tests that run on every device share.
  *
  * NB_TEST_DEVICE names a device ("cuda:0"); without it the tests run on the CPU, with each instruction set.  ctest runs
- * device_*_test as it is and once for every emulated GPU (CMakeLists.txt).  A test asks a Device how it rounds, and derives
- * its bounds from that. */
+ * device_*_test as it is and once for every emulated GPU (CMakeLists.txt).  A test asks a Device how it rounds, and
+ * derives its bounds from that. */
 #pragma once
 
 #include "backend_util.h"
@@ -65,10 +65,10 @@ struct Device {
         const double unit = act == NBI_F32 ? U : act == NBI_F16 ? 0x1p-11 : 0x1p-8;
         return std::max(std::fabs(x) * unit, act == NBI_F16 ? 0x1p-25 : 0x1p-134);
     }
-    /* The relative error of a dot product of activations, against the sum of its absolute terms, as docs/numerics.md orders
-     * it.  `len`: of a group, in `groups` groups.  The CPU rounds once for each element of a chunk.  A tensor core adds 16
-     * products to a sum; hardware may cut off each of the 17 addends at the last bit of the largest, an ulp.  Then one
-     * rounding for each segment, and three for the epilogue and the second order. */
+    /* The relative error of a dot product of activations, against the sum of its absolute terms, as docs/numerics.md
+     * orders it.  `len`: of a group, in `groups` groups.  The CPU rounds once for each element of a chunk.  A tensor
+     * core adds 16 products to a sum; hardware may cut off each of the 17 addends at the last bit of the largest, an
+     * ulp.  Then one rounding for each segment, and three for the epilogue and the second order. */
     double dot_error(size_t len, size_t groups) const
     {
         const size_t chunk = std::min<size_t>(len, NBI_K_CHUNK), segments = groups * ((len + 511) / 512);
@@ -90,7 +90,8 @@ struct Device {
     }
 };
 
-/* The devices that this process tests; made once, as opening a GPU takes time.  A GPU is one for each type of activations. */
+/* The devices that this process tests; made once, as opening a GPU takes time.  A GPU is one for each type of
+ * activations. */
 inline const std::vector<Device *> &devices()
 {
     static std::vector<std::unique_ptr<Device>> owned;
