@@ -88,7 +88,7 @@ constexpr unsigned REGISTERS = 65536,
 /* Kernels whose inner loop is what a token waits for. */
 bool hot(const Kernel &k)
 {
-    for (const char *prefix : {"nb_gemm_", "nb_gemv_", "nb_attend_", "nb_moe_gemm_"})
+    for (const char *prefix : {"nb_gemm_", "nb_gemv_", "nb_attend_", "nb_moe_gemm_", "nb_moe_gemv_"})
         if (strncmp(k.name, prefix, strlen(prefix)) == 0)
             return true;
     return false;
