@@ -93,7 +93,7 @@
     NB_MOE_LINES(X, dense)                                                                                             \
     NB_MOE_LINES(X, w8)                                                                                                \
     NB_MOE_LINES(X, w4)                                                                                                \
-    NB_MOE_LINES(X, w8a8)                                                           \
+    NB_MOE_LINES(X, w8a8)                                                                                              \
     /* calibration and quantization */                                                                                 \
     X(nb_range, range, 256, 0, 75, nb_range_args)                                                                      \
     X(nb_observer_widen, histogram, 256, 0, 75, nb_histogram_args)                                                     \
@@ -199,7 +199,7 @@ typedef struct nb_gemm_args {
 /* The decode form: how the work is cut and where it lies in shared memory; gemv_plan.h explains and fills it. */
 typedef struct nb_gemv_args {
     nb_gemm_args g;
-    uint32_t panels, round, rounds;                                  /* of a tile; tasks of a round; rounds */
+    uint32_t panels, round, rounds;                                   /* of a tile; tasks of a round; rounds */
     uint32_t group_len, groups, per_group, per_task, segments, tasks; /* of K */
     uint32_t x_stride, x_bytes, round_segments, round_groups;
     uint32_t parts, part_bytes, meta, zeros, meta_bytes;

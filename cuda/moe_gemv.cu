@@ -17,7 +17,7 @@ NB_DEVICE void nb_moe_gemv(const nb_moe_gemm_args &m)
 }
 
 #define NB_MOE_GEMV(name, kind, X, T, suffix)                                                                          \
-    extern "C" __global__ void __launch_bounds__(NB_GEMV_THREADS, 2)                                                    \
+    extern "C" __global__ void __launch_bounds__(NB_GEMV_THREADS, 2)                                                   \
         name##_##suffix(const __grid_constant__ nb_moe_gemm_args m)                                                    \
     {                                                                                                                  \
         NB_IF_##suffix((nb_moe_gemv<kind, X, T>(m));)                                                                  \
