@@ -1,7 +1,7 @@
 /* Activations: the type T (half or bfloat16) to fp32 and back, several at a time; sums and maxima over a block.
  *
- * The shape of a sum is fixed: lanes of a warp are joined by a butterfly (lane i with i^16, i^8, i^4, i^2, i^1), then the
- * warps in the same way.  Addition commutes, so every thread ends with the same bits. */
+ * The shape of a sum is fixed: lanes of a warp are joined by a butterfly (lane i with i^16, i^8, i^4, i^2, i^1), then
+ * the warps in the same way.  Addition commutes, so every thread ends with the same bits. */
 #ifndef NB_CUDA_ACT_CUH
 #define NB_CUDA_ACT_CUH
 

@@ -10,7 +10,9 @@
 #ifndef NB_CUDA_ATTEND_H
 #define NB_CUDA_ATTEND_H
 
-#include "kernels.h"
+#include <stdint.h>
+
+enum { NB_KV_F32, NB_KV_F16, NB_KV_INT8, NB_KV_INT4 }; /* nbi_kv_type; F32 has no kernel */
 
 #ifdef __CUDACC__
 #define NB_BOTH static __host__ __device__ inline
@@ -18,7 +20,9 @@
 #define NB_BOTH static inline
 #endif
 
+#define NB_ATTEND_CHUNK 128 /* NBI_ATTN_CHUNK */
 #define NB_ATTEND_WARPS 4
+#define NB_V_SCALE      64.0f /* INT8: what the scales of V are multiplied by while they are in probabilities */
 
 /* What a kernel is compiled for: its type of cache, head_dim up to d_max (128 or 256), its kind, and whether the architecture has
  * asynchronous copies. */

@@ -18,14 +18,14 @@ struct search {
 
 /* The sums of AT_ONCE candidates, whose grids lanes first .. first+AT_ONCE-1 hold. */
 template <int dtype>
-static __device__ __forceinline__ void squares(const nb_clip_search_args &a, uint64_t start, const nb_grid &mine, int first,
-                                               float sum[AT_ONCE])
+static __device__ __forceinline__ void squares(const nb_clip_search_args &a, uint64_t start, const nb_grid &mine,
+                                               int first, float sum[AT_ONCE])
 {
     float s[AT_ONCE], low[AT_ONCE], high[AT_ONCE];
 #pragma unroll
     for (int c = 0; c < AT_ONCE; c++) {
-        const int32_t zero = __shfl_sync(~0u, mine.zero, first + c);
-        s[c] = __shfl_sync(~0u, mine.scale, first + c);
+        const int32_t zero = __shfl_sync(NB_ALL_LANES, mine.zero, first + c);
+        s[c] = __shfl_sync(NB_ALL_LANES, mine.scale, first + c);
         low[c] = (float)(mine.qmin - zero);
         high[c] = (float)(mine.qmax - zero);
         sum[c] = 0;
@@ -40,26 +40,27 @@ static __device__ __forceinline__ void squares(const nb_clip_search_args &a, uin
     }
 #pragma unroll
     for (int c = 0; c < AT_ONCE; c++)
-        for (int o = 16; o; o /= 2)
-            sum[c] += __shfl_xor_sync(~0u, sum[c], o);
+        sum[c] = nb_warp_sum(sum[c]);
 }
 
 /* Candidates from .. from+31: each lane makes the grid of one. */
 template <int dtype>
-static __device__ __forceinline__ void try_candidates(const nb_clip_search_args &a, uint64_t start, uint32_t from, search &s)
+static __device__ __forceinline__ void try_candidates(const nb_clip_search_args &a, uint64_t start, uint32_t from,
+                                                      search &s)
 {
     const uint32_t lane = threadIdx.x % 32;
     const float f = 1.0f - (float)(from + lane) * a.step;
     const nb_grid mine = nb_grid_make(f * s.lo, f * s.hi, a.bits, a.symmetric, a.scale_dtype);
     if (from == 0)
-        s.scale0 = __shfl_sync(~0u, mine.scale, 0);
+        s.scale0 = __shfl_sync(NB_ALL_LANES, mine.scale, 0);
     for (uint32_t first = 0; first < 32 && from + first < a.candidates; first += AT_ONCE) {
         float sum[AT_ONCE];
         squares<dtype>(a, start, mine, first, sum);
 #pragma unroll
         for (int c = 0; c < AT_ONCE; c++) {
             const uint32_t i = from + first + c;
-            const float ratio = __shfl_sync(~0u, mine.scale, first + c) / s.scale0, e = sum[c] * (ratio * ratio);
+            const float ratio = __shfl_sync(NB_ALL_LANES, mine.scale, first + c) / s.scale0,
+                        e = sum[c] * (ratio * ratio);
             if (i < a.candidates && (i == 0 || e < s.error)) {
                 s.error = e;
                 s.best = 1.0f - (float)i * a.step;
@@ -89,7 +90,8 @@ static __device__ __forceinline__ void clip_search(const nb_clip_search_args &a)
     const float nan = __uint_as_float(0x7fc00000u);
     search s = {nan, nan, 1.0f, 1.0f, nan};
     if (nb_finite(e)) {
-        s.lo = fminf(nb_key_value(~e.lo), 0.0f);
+        s.lo =
+            fminf(nb_key_value(~e.lo), 0.0f) + 0.0f; /* never -0: a selection would become a minimum, which keeps -0 */
         s.hi = fmaxf(nb_key_value(e.hi), 0.0f);
         for (uint32_t from = 0; from < a.candidates; from += 32)
             try_candidates<dtype>(a, start, from, s);
@@ -101,7 +103,8 @@ static __device__ __forceinline__ void clip_search(const nb_clip_search_args &a)
     a.error[group] = s.error;
 }
 
-extern "C" __global__ void __launch_bounds__(NB_QUANT_THREADS) nb_clip_search(const __grid_constant__ nb_clip_search_args a)
+extern "C" __global__ void __launch_bounds__(NB_QUANT_THREADS)
+    nb_clip_search(const __grid_constant__ nb_clip_search_args a)
 {
     NB_BY_TYPE(clip_search, 1, a);
 }

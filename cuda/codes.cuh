@@ -1,8 +1,9 @@
-/* Rows to INT8 codes, exactly as the CPU makes them (docs/numerics.md): q = clamp(rne(x / s), lo, hi) + zero, s from the largest
- * |x| of the row unless it is given.  Codes are stored in NB_K_ORDER and padded with zeros to a multiple of NB_TILE_K.
+/* Rows to INT8 codes, exactly as the CPU makes them (docs/numerics.md): q = clamp(rne(x / s), lo, hi) + zero, s from
+ * the largest |x| of the row unless it is given.  Codes are stored in NB_K_ORDER and padded with zeros to a multiple of
+ * NB_TILE_K.
  *
- * NB_K_ORDER interleaves the lower and the upper half of each 16 elements: word j of the four holds k = 2j, 2j+8, 2j+1, 2j+9.
- * A lane that holds 4 (or 8) consecutive elements trades words with the lane that holds the other half. */
+ * NB_K_ORDER interleaves the lower and the upper half of each 16 elements: word j of the four holds k = 2j, 2j+8, 2j+1,
+ * 2j+9.  A lane that holds 4 (or 8) consecutive elements trades words with the lane that holds the other half. */
 #ifndef NB_CUDA_CODES_CUH
 #define NB_CUDA_CODES_CUH
 
@@ -57,8 +58,8 @@ NB_DEVICE uint32_t nb_codes4(const float v[4], const nb_code_grid &g)
     return g.bad ? 0 : __byte_perm(low, high, 0x5410);
 }
 
-/* Lane i holds the codes of elements 4i .. 4i+3 of a row, counted from `row`: stores them.  All lanes of the warp take part,
- * those that `store` does not name trade only. */
+/* Lane i holds the codes of elements 4i .. 4i+3 of a row, counted from `row`: stores them.  All lanes of the warp take
+ * part, those that `store` does not name trade only. */
 NB_DEVICE void nb_store_quad(int8_t *row, uint32_t quad, uint32_t codes, bool store)
 {
     const uint32_t other = __shfl_xor_sync(NB_ALL_LANES, codes, 2), part = quad & 3;
@@ -80,9 +81,9 @@ NB_DEVICE void nb_store_octet(int8_t *row, uint32_t octet, uint2 codes, bool sto
 
 /* ---- producers of rows of T, by a block of 256 threads, eight elements a thread at a time ----
  *
- * make(octet, first) gives elements 8*octet .. 8*octet+7 as T; first: it is asked for them for the first time.  Between the
- * search for the largest and the division a row stays in dynamic shared memory, NB_ROW_SHARED(k) bytes; each thread reads
- * only what it wrote.  A longer row is made twice. */
+ * make(octet, first) gives elements 8*octet .. 8*octet+7 as T; first: it is asked for them for the first time.  Between
+ * the search for the largest and the division a row stays in dynamic shared memory, NB_ROW_SHARED(k) bytes; each thread
+ * reads only what it wrote.  A longer row is made twice. */
 template <typename T>
 NB_DEVICE uint32_t nb_most8(uint4 words, uint32_t most)
 {

@@ -4,9 +4,9 @@
 
 #include "ptx.cuh"
 
-/* x = n ln2 + r with n = rne(x / ln2), ln2 split in a part of 15 bits and the rest; e^r by Taylor's polynomial of degree 7;
- * 2^n as two factors, since n reaches 128 at the overflow and -150 in the subnormals.  At most 2 ulp, half a subnormal step
- * more below; 0 for x < -104, infinity for x >= 89, NaN for NaN. */
+/* x = n ln2 + r with n = rne(x / ln2), ln2 split in a part of 15 bits and the rest; e^r by Taylor's polynomial of
+ * degree 7; 2^n as two factors, since n reaches 128 at the overflow and -150 in the subnormals.  At most 2 ulp, half a
+ * subnormal step more below; 0 for x < -104, infinity for x >= 89, NaN for NaN. */
 NB_DEVICE float nb_exp(float x)
 {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold */

@@ -1,6 +1,6 @@
 /* h [k][k] += X^T X, x [rows][k] (csrc/quant/gram.c, which gives the same bits).  h is symmetric and stays so.
  *
- *   x       F32, F16 or BF16, any rows and k; h fp32
+ *   x       F32, F16 or BF16, any rows and k; h fp32, 16-byte aligned
  *   launch  grid T (T + 1) / 2 with T = ceil(k/64), block 256: a block has a tile of 64 x 64 on or below the diagonal, a thread
  *           4 x 4 of it, and writes it and its mirror image
  *   shared  8 KiB: 16 rows of the two runs of 64 columns
@@ -53,19 +53,47 @@ static __device__ __forceinline__ uint2 tile_of(uint32_t b)
     return make_uint2(i, b - i * (i + 1) / 2);
 }
 
+/* Four neighbours of a row of h: columns from..from+3, of which some may lie beyond k. */
+static __device__ __forceinline__ void load4(float v[4], const nb_gram_args &a, uint32_t row, uint32_t from)
+{
+    const float *p = a.h + (uint64_t)row * a.k + from;
+    if (row < a.k && from < a.k && a.k % 4 == 0) {
+        const float4 f = *(const float4 *)p;
+        v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+        return;
+    }
+#pragma unroll
+    for (int q = 0; q < 4; q++)
+        v[q] = row < a.k && from + q < a.k ? p[q] : 0.0f;
+}
+
+static __device__ __forceinline__ void store4(const nb_gram_args &a, uint32_t row, uint32_t from, float x, float y,
+                                              float z, float w)
+{
+    float *p = a.h + (uint64_t)row * a.k + from;
+    const float v[4] = {x, y, z, w};
+    if (row >= a.k || from >= a.k)
+        return;
+    if (a.k % 4 == 0) {
+        *(float4 *)p = make_float4(x, y, z, w);
+        return;
+    }
+#pragma unroll
+    for (int q = 0; q < 4; q++)
+        if (from + q < a.k)
+            p[q] = v[q];
+}
+
 template <int dtype, int V>
 static __device__ __forceinline__ void gram(const nb_gram_args &a)
 {
     const uint2 tile = tile_of(blockIdx.x);
     const uint32_t i0 = tile.x * TILE, j0 = tile.y * TILE, ti = threadIdx.x / 16, tj = threadIdx.x % 16;
+    const uint32_t i = i0 + 4 * ti, j = j0 + 4 * tj;
     float h[4][4], part[4][4] = {};
 #pragma unroll
     for (int p = 0; p < 4; p++)
-#pragma unroll
-        for (int q = 0; q < 4; q++) {
-            const uint32_t i = i0 + 4 * ti + p, j = j0 + 4 * tj + q;
-            h[p][q] = i < a.k && j < a.k ? a.h[(uint64_t)i * a.k + j] : 0.0f;
-        }
+        load4(h[p], a, i + p, j);
     for (uint32_t row = 0; row < a.rows; row += ROWS) {
         __syncthreads();
         stage<dtype>(a, row, i0, j0);
@@ -82,16 +110,11 @@ static __device__ __forceinline__ void gram(const nb_gram_args &a)
             }
     }
 #pragma unroll
-    for (int p = 0; p < 4; p++)
-#pragma unroll
-        for (int q = 0; q < 4; q++) {
-            const uint32_t i = i0 + 4 * ti + p, j = j0 + 4 * tj + q;
-            if (i < a.k && j < a.k) {
-                a.h[(uint64_t)i * a.k + j] = h[p][q];
-                if (i0 != j0)
-                    a.h[(uint64_t)j * a.k + i] = h[p][q];
-            }
-        }
+    for (int p = 0; p < 4; p++) {
+        store4(a, i + p, j, h[p][0], h[p][1], h[p][2], h[p][3]);
+        if (i0 != j0)
+            store4(a, j + p, i, h[0][p], h[1][p], h[2][p], h[3][p]);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(NB_QUANT_THREADS) nb_gram(const __grid_constant__ nb_gram_args a)

@@ -37,19 +37,24 @@ static __device__ __forceinline__ void merge_bins(uint64_t *bins, uint32_t shift
         bins[i] = wide[i];
 }
 
-extern "C" __global__ void __launch_bounds__(NB_QUANT_THREADS) nb_observer_widen(const __grid_constant__ nb_histogram_args a)
+extern "C" __global__ void __launch_bounds__(NB_QUANT_THREADS)
+    nb_observer_widen(const __grid_constant__ nb_histogram_args a)
 {
     __shared__ uint32_t shift;
     nb_observer_state *o = a.o;
     if (threadIdx.x == 0) {
-        const nb_extremes e = {o->key_lo, o->key_hi};
+        nb_extremes e = {o->key_lo, o->key_hi};
         shift = 0;
         if (!nb_finite(e)) {
             o->bad = 1;
         } else if (!o->bad) {
             const float lo = nb_key_value(~e.lo), hi = nb_key_value(e.hi), absmax = fmaxf(-lo, hi);
-            o->lo = o->count && o->lo < lo ? o->lo : lo;
-            o->hi = o->count && o->hi > hi ? o->hi : hi;
+            if (o->count) { /* by keys: -0 is below 0 */
+                e.lo = max(e.lo, ~nb_key(o->lo));
+                e.hi = max(e.hi, nb_key(o->hi));
+            }
+            o->lo = nb_key_value(~e.lo);
+            o->hi = nb_key_value(e.hi);
             o->count += a.n;
             const float before = o->half_range, range = absmax > 0 ? range_for(absmax) : 0.0f;
             if (range > before) {
@@ -78,7 +83,8 @@ static __device__ __forceinline__ void count(float x, float per_width)
 template <int dtype, int V>
 static __device__ __forceinline__ void histogram(const nb_histogram_args &a)
 {
-    const uint64_t threads = (uint64_t)gridDim.x * NB_QUANT_THREADS, me = (uint64_t)blockIdx.x * NB_QUANT_THREADS + threadIdx.x;
+    const uint64_t threads = (uint64_t)gridDim.x * NB_QUANT_THREADS,
+                   me = (uint64_t)blockIdx.x * NB_QUANT_THREADS + threadIdx.x;
     const float per_width = a.o->half_range > 0 ? ZERO / a.o->half_range : 0.0f; /* 0: all are zeros */
     float v[V];
     for (int i = threadIdx.x; i < NB_OBSERVER_BINS; i += NB_QUANT_THREADS)

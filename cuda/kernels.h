@@ -1,21 +1,29 @@
-/* Every kernel that ships: its name, its file, its launch contract and its arguments.  Included by the kernels (CUDA C++) and
- * by the host (C11, C++ tests): the one place where both sides meet.
+/* Every kernel that ships: its name, its file, its launch contract and its arguments.  Included by the kernels (CUDA
+ * C++) and by the host (C11, C++ tests): the one place where both sides meet.
  *
- * A kernel takes one struct by value.  Activations have the type T of a suffix: _f16 (half) or _bf16 (bfloat16, sm_80 and
- * newer); one source instantiates both.  Pointers are device pointers unless they say "host".  A kernel's file opens with
- * what it computes, in which order it sums, and what it needs of shapes and alignment; docs/numerics.md has the formulas.
+ * A kernel takes one struct by value.  Activations have the type T of a suffix: _f16 (half) or _bf16 (bfloat16, sm_80
+ * and newer); one source instantiates both.  Pointers are device pointers unless they say "host".  A kernel's file
+ * opens with what it computes, in which order it sums, and what it needs of shapes and alignment; docs/numerics.md
+ * has the formulas.
  */
 #ifndef NB_CUDA_KERNELS_H
 #define NB_CUDA_KERNELS_H
 
 #include <stdint.h>
 
+#include "attend.h"
 #include "layout.h"
 
-/* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each: name, P, R.  A
- * kernel for each tile and type, nb_gemm_w4_r16_f16 ..., in this order. */
+/* The large form of a linear layer comes in tiles of 64 P columns x 8 R rows of y, with the same bits from each:
+ * name, P, R.  A kernel for each tile and type, nb_gemm_w4_r16_f16 ..., in this order. */
 #define NB_GEMM_TILE_LIST(X, ...)                                                                                      \
     X(r16, 1, 2, __VA_ARGS__) X(r32, 1, 4, __VA_ARGS__) X(r64, 2, 8, __VA_ARGS__) X(r128, 1, 16, __VA_ARGS__)
+/* The experts' layers: pieces of NB_GEMV_ROWS rows, or of NB_MOE_ROWS. */
+#define NB_MOE_LINES(X, kind)                                                                                          \
+    X(nb_moe_gemv_##kind##_f16, moe_gemv, 256, 99 * 1024, 75, nb_moe_gemm_args)                                        \
+    X(nb_moe_gemv_##kind##_bf16, moe_gemv, 256, 99 * 1024, 80, nb_moe_gemm_args)                                       \
+    X(nb_moe_gemm_##kind##_f16, moe_gemm, 128, 99 * 1024, 75, nb_moe_gemm_args)                                        \
+    X(nb_moe_gemm_##kind##_bf16, moe_gemm, 128, 99 * 1024, 80, nb_moe_gemm_args)
 #define NB_GEMM_LINES(X, name, file)                                                                                   \
     X(name##_r16_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                          \
     X(name##_r16_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)                                                         \
@@ -26,8 +34,8 @@
     X(name##_r128_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                         \
     X(name##_r128_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)
 
-/* kernel, file (cuda/FILE.cu, one module), threads of a block, most dynamic shared memory in bytes, oldest architecture,
- * argument struct.  nb_cuda_launch() checks every launch against its line, and the device's limits. */
+/* kernel, file (cuda/FILE.cu, one module), threads of a block, most dynamic shared memory in bytes, oldest
+ * architecture, argument struct.  nb_cuda_launch() checks every launch against its line, and the device's limits. */
 #define NB_CUDA_KERNEL_LIST(X)                                                                                         \
     /* rows */                                                                                                         \
     X(nb_embed, embed, 128, 0, 75, nb_embed_args)                                                                      \
@@ -47,16 +55,16 @@
     NB_GEMM_LINES(X, nb_gemm_w4, gemm_w4)                                                                              \
     NB_GEMM_LINES(X, nb_gemm_w8a8, gemm_w8a8)                                                                          \
     NB_GEMM_LINES(X, nb_gemm_w4a8, gemm_w4a8)                                                                          \
-    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemm_args)                                                 \
-    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemm_args)                                                \
-    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemm_args)                                                       \
-    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemm_args)                                                      \
-    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
-    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemm_args)                                                   \
-    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemm_args)                                                  \
+    X(nb_gemv_dense_f16, gemv_dense, 256, 99 * 1024, 75, nb_gemv_args)                                                 \
+    X(nb_gemv_dense_bf16, gemv_dense, 256, 99 * 1024, 80, nb_gemv_args)                                                \
+    X(nb_gemv_w8_f16, gemv_w8, 256, 99 * 1024, 75, nb_gemv_args)                                                       \
+    X(nb_gemv_w8_bf16, gemv_w8, 256, 99 * 1024, 80, nb_gemv_args)                                                      \
+    X(nb_gemv_w4_f16, gemv_w4, 256, 99 * 1024, 75, nb_gemv_args)                                                       \
+    X(nb_gemv_w4_bf16, gemv_w4, 256, 99 * 1024, 80, nb_gemv_args)                                                      \
+    X(nb_gemv_w8a8_f16, gemv_w8a8, 256, 99 * 1024, 75, nb_gemv_args)                                                   \
+    X(nb_gemv_w8a8_bf16, gemv_w8a8, 256, 99 * 1024, 80, nb_gemv_args)                                                  \
+    X(nb_gemv_w4a8_f16, gemv_w4a8, 256, 99 * 1024, 75, nb_gemv_args)                                                   \
+    X(nb_gemv_w4a8_bf16, gemv_w4a8, 256, 99 * 1024, 80, nb_gemv_args)                                                  \
     /* after a product of cuBLASLt: x is its sums [rows][n] of the one part, int32 (PLAIN8) or fp32 (PLAIN) */         \
     X(nb_finish_sums_f16, finish_sums, 256, 0, 75, nb_gemm_args)                                                       \
     X(nb_finish_sums_bf16, finish_sums, 256, 0, 80, nb_gemm_args)                                                      \
@@ -82,6 +90,10 @@
     /* mixture of experts */                                                                                           \
     X(nb_moe_route, moe_route, 256, 0, 75, nb_moe_route_args)                                                          \
     X(nb_moe_sort, moe_route, 256, 0, 75, nb_moe_route_args)                                                           \
+    NB_MOE_LINES(X, dense)                                                                                             \
+    NB_MOE_LINES(X, w8)                                                                                                \
+    NB_MOE_LINES(X, w4)                                                                                                \
+    NB_MOE_LINES(X, w8a8)                                                                                              \
     /* calibration and quantization */                                                                                 \
     X(nb_range, range, 256, 0, 75, nb_range_args)                                                                      \
     X(nb_observer_widen, histogram, 256, 0, 75, nb_histogram_args)                                                     \
@@ -110,8 +122,8 @@ typedef struct nb_embed_args {
     uint32_t rows, k;
 } nb_embed_args;
 
-/* Where a producer puts its rows: NULL for a form that nobody wants.  Codes are laid out as NB_K_ORDER says, rows of k_pad =
- * k rounded up to NB_TILE_K, zero beyond k. */
+/* Where a producer puts its rows: NULL for a form that nobody wants.  Codes are laid out as NB_K_ORDER says, rows of
+ * k_pad = k rounded up to NB_TILE_K, zero beyond k. */
 typedef struct nb_act_out {
     void *y;      /* T [rows][k] */
     int8_t *q;    /* [rows][k_pad] */
@@ -182,12 +194,20 @@ typedef struct nb_gemm_args {
     uint32_t
         first_tile[3]; /* tiles of output columns: part i has tiles first_tile[i] .. first_tile[i+1]-1 of the grid */
     uint32_t n_tiles;
-    uint32_t panels, round; /* decode form: panels of a tile, tasks of a round; gemv_plan.h chooses */
 } nb_gemm_args;
 
-/* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to NB_TILE_GROUPS
- * groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About 48 KB, so that two blocks
- * fit a multiprocessor of 99 KB, but three stages at least; sm_75 has two. */
+/* The decode form: how the work is cut and where it lies in shared memory; gemv_plan.h explains and fills it. */
+typedef struct nb_gemv_args {
+    nb_gemm_args g;
+    uint32_t panels, round, rounds;                                   /* of a tile; tasks of a round; rounds */
+    uint32_t group_len, groups, per_group, per_task, segments, tasks; /* of K */
+    uint32_t x_stride, x_bytes, round_segments, round_groups;
+    uint32_t parts, part_bytes, meta, zeros, meta_bytes;
+} nb_gemv_args;
+
+/* Dynamic shared memory of the large form: a ring of stages (x, weights, and the scales and zero points of up to
+ * NB_TILE_GROUPS groups that begin in a tile), later the sums on their way to y.  x_bytes: of an element of x.  About
+ * 48 KB, so that two blocks fit a multiprocessor of 99 KB, but three stages at least; sm_75 has two. */
 #define NB_TILE_GROUPS 4
 #define NB_GEMM_STAGE(kind, x_bytes, P, R)                                                                             \
     (8 * (R)*NB_TILE_K * (x_bytes) +                                                                                   \
@@ -200,8 +220,6 @@ typedef struct nb_gemm_args {
 enum { NB_DST_ACT, NB_DST_RESIDUAL, NB_DST_F32 }; /* T; fp32 y += result; fp32 */
 
 /* ---- attention ---- */
-
-enum { NB_KV_F32, NB_KV_F16, NB_KV_INT8, NB_KV_INT4 }; /* nbi_kv_type; F32 has no kernel */
 
 typedef struct nb_kv_args {
     void *k, *v; /* [pages][n_kv_heads] blocks: backend.h */
@@ -222,8 +240,7 @@ typedef struct nb_attend_item {
     uint32_t row0, n_rows, chunk;
 } nb_attend_item;
 
-#define NB_ATTEND_CHUNK 128         /* NBI_ATTN_CHUNK */
-#define NB_NO_SLOT      0xffffffffu /* of a row without partial results */
+#define NB_NO_SLOT 0xffffffffu /* of a row without partial results */
 
 typedef struct nb_attend_args {
     const void *qkv; /* T [rows][n_heads + 2 n_kv_heads][head_dim], after rope_append */
@@ -236,6 +253,7 @@ typedef struct nb_attend_args {
     const uint32_t *row_slot; /* [rows] first partial result of a row, one for each chunk of its keys; NB_NO_SLOT */
     float *part_o;            /* [slots][n_heads][head_dim] */
     float *part_ml;           /* [slots][n_heads][2] */
+    nb_attend_shape shape;    /* split, walk */
     float scale;              /* of scores, times log2(e): probabilities are powers of two */
     uint32_t rows, n_heads;
     uint32_t dtype; /* NB_T_* of T */
@@ -250,7 +268,8 @@ typedef struct nb_sample_row {
     uint32_t want_sum;               /* 0: `sum` of the result is not computed */
 } nb_sample_row;
 
-/* The log-probability of the token is logit - best - log(sum * 2^-NB_WEIGHT_BITS): left to the host, whose log decides. */
+/* The log-probability of the token is logit - best - log(sum * 2^-NB_WEIGHT_BITS): left to the host, whose log
+ * decides. */
 typedef struct nb_sampled {
     uint64_t sum;
     float logit, best; /* of the token, and the largest of the row */
@@ -279,11 +298,30 @@ typedef struct nb_moe_route_args {
     uint32_t rows, experts, top_k, renormalize; /* experts <= 512, top_k <= experts, rows * top_k < 2^31 */
 } nb_moe_route_args;
 
+/* y[i] = the layer of assignment i's expert on its row of x, for the assignments of a step in the order of `sorted`.
+ * Experts may have any number of rows, also none; a result has the bits of the expert's layer alone.
+ *   v        an expert's layer: n, k, k_tiles, groups, group_len, kind are those of every expert; x, x_scale, x_sums
+ *            of all rows; y [assignments][ldy]; dst T or fp32.  gemv: nb_gemv_plan() for NB_GEMV_ROWS rows
+ *   launch   pieces: NB_MOE_PIECES(assignments, experts, NB_GEMV_ROWS or NB_MOE_ROWS); blocks beyond them end
+ *            gemv: grid (any, pieces), shared memory as planned
+ *            gemm: grid (pieces, ceil(n / NB_MOE_COLUMNS)), shared memory NB_GEMM_SHARED for P 1, R 4 */
+#define NB_MOE_ROWS    32
+#define NB_MOE_COLUMNS 64
+#define NB_MOE_PIECES(assignments, experts, rows)                                                                      \
+    ((assignments) / (rows) + ((assignments) < (experts) ? (assignments) : (experts)))
+typedef struct nb_moe_gemm_args {
+    nb_gemv_args v;
+    const nb_packed *experts;       /* [n_experts], in device memory */
+    const int32_t *offset, *sorted; /* nb_moe_sort's */
+    uint32_t n_experts;
+    uint32_t top_k; /* assignment i reads row sorted[i] / top_k of x; 0: row i */
+} nb_moe_gemm_args;
+
 /* ---- calibration and quantization.  Arrays [rows][k] have the type dtype: NB_T_* ---- */
 
-/* A float as an unsigned integer in the same order (quant/range.h, with the sign bit turned).  Extremes travel as such
- * numbers: hi is the largest key, lo the complement of the smallest, so that both grow by maximum from zeroed memory.  NaNs lie
- * beyond the infinities. */
+/* A float as an unsigned integer in the same order (quant/range.h, with the sign bit turned).  Extremes travel as
+ * such numbers: hi is the largest key, lo the complement of the smallest, so that both grow by maximum from zeroed
+ * memory.  NaNs lie beyond the infinities. */
 #define NB_KEY_OF_BITS(u) ((u)&0x80000000u ? ~(u) : (u) | 0x80000000u)
 #define NB_BITS_OF_KEY(k) ((k)&0x80000000u ? (k)&0x7fffffffu : ~(k))
 #define NB_KEY_FINITE(k)  ((k) <= 0xff7fffffu && (k) >= 0x00800000u) /* keys of -FLT_MAX .. FLT_MAX */

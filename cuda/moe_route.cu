@@ -1,14 +1,15 @@
 /* nb_moe_route: which experts a token goes to, and with which weights
  *   router  fp32 [rows][experts], experts <= 512, top_k <= experts
  *   expert  [rows][top_k]: the largest logits, descending, equal ones by ascending expert; a NaN counts as -infinity
- *   weight  e^(x - max) / sum, where the sum is over the chosen ones in their order (renormalize) or over all experts: 32 sums,
- *           number i of experts i, i+32, ..., joined by a butterfly.  exp.cuh.  NaN for all of a row that holds one
+ *   weight  e^(x - max) / sum, where the sum is over the chosen ones in their order (renormalize) or over all experts:
+ *           32 sums, number i of experts i, i+32, ..., joined by a butterfly.  exp.cuh.  NaN for all of a row that
+ *           holds one
  *   launch  grid ceil(rows / 8), block 256: a warp a row
  *   traffic 4 experts + 8 top_k bytes a row
  *
  * nb_moe_sort: the same assignments by expert, for the grouped matrix product
- *   offset  [experts + 1], sorted [rows * top_k]: offset[e] .. offset[e+1]-1 are those of expert e, each row * top_k + slot,
- *           ascending
+ *   offset  [experts + 1], sorted [rows * top_k]: offset[e] .. offset[e+1]-1 are those of expert e, each row * top_k +
+ *           slot, ascending
  *   launch  grid experts, block 256; each block reads all assignments twice, so it depends on no other
  *   order   of integers only: no atomics */
 #include "act.cuh"

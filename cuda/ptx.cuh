@@ -32,9 +32,10 @@ NB_DEVICE uint32_t nb_shared_address(const void *p)
 NB_DEVICE void nb_mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
 #if NB_HAS_SM80
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -48,12 +49,13 @@ NB_DEVICE void nb_mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2])
 NB_DEVICE void nb_mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
 #if NB_HAS_SM80
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     (void)d, (void)a, (void)b;
-    __trap(); /* kernels.h: bfloat16 kernels ask for sm_80 */
+    __trap();                   /* kernels.h: bfloat16 kernels ask for sm_80 */
 #endif
 }
 
@@ -105,7 +107,8 @@ NB_DEVICE void nb_ldmatrix_x4_trans(uint32_t r[4], uint32_t shared)
 NB_DEVICE void nb_cp_async_16(void *shared, const void *global, uint32_t bytes)
 {
 #if NB_HAS_SM80
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(nb_shared_address(shared)), "l"(global), "r"(bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(nb_shared_address(shared)), "l"(global),
+                 "r"(bytes)
                  : "memory");
 #else
     *(uint4 *)shared = bytes ? *(const uint4 *)global : make_uint4(0, 0, 0, 0); /* callers pass 0 or 16 */
@@ -136,6 +139,44 @@ NB_DEVICE uint4 nb_load_stream(const void *global)
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(global));
+    return v;
+}
+
+/* 2^x, relative error at most 2^-22; a result below 2^-126 is 0 */
+NB_DEVICE float nb_ex2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* The same if `wanted`; else nothing, and what is returned must not be used. */
+NB_DEVICE uint4 nb_load_stream_if(const void *global, bool wanted)
+{
+    uint4 v;
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];}"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(global), "r"((int)wanted));
+    return v;
+}
+
+NB_DEVICE void nb_store_shared_2(uint32_t shared, uint32_t a, uint32_t b)
+{
+    asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(shared), "r"(a), "r"(b) : "memory");
+}
+
+NB_DEVICE uint8_t nb_load_shared_u8(uint32_t shared)
+{
+    uint32_t v;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
+    return (uint8_t)v;
+}
+
+/* v, of which the compiler knows nothing: what is made of it in a loop is not computed before the loop, and kept in
+ * registers that the loop needs. */
+NB_DEVICE uint32_t nb_opaque(uint32_t v)
+{
+    asm volatile("" : "+r"(v));
     return v;
 }
 

@@ -5,50 +5,44 @@
 
 #include <float.h>
 
+#include "act.cuh"
 #include "kernels.h"
-#include "ptx.cuh"
 
 #define NB_QUANT_THREADS 256
 
 /* ---- elements ---- */
 
-NB_DEVICE float nb_bf16_value(uint32_t h)
-{
-    return __uint_as_float(h << 16);
-}
-
-NB_DEVICE float nb_f16_value(uint32_t h)
-{
-    return __half2float(__ushort_as_half((unsigned short)h));
-}
+template <int dtype>
+struct nb_stored {
+    typedef float type;
+};
+template <>
+struct nb_stored<NB_T_F16> {
+    typedef __half type;
+};
+template <>
+struct nb_stored<NB_T_BF16> {
+    typedef __nv_bfloat16 type;
+};
 
 template <int dtype>
 NB_DEVICE float nb_element(const void *x, uint64_t i)
 {
-    if (dtype == NB_T_F32)
-        return ((const float *)x)[i];
-    const uint32_t h = ((const uint16_t *)x)[i];
-    return dtype == NB_T_F16 ? nb_f16_value(h) : nb_bf16_value(h);
+    return (float)((const typename nb_stored<dtype>::type *)x)[i];
 }
 
 /* V elements from i on, 1 or 8.  Eight: i is a multiple of 8 and x is 16-byte aligned. */
 template <int dtype, int V>
 NB_DEVICE void nb_elements(float v[V], const void *x, uint64_t i)
 {
-    if (V == 1) {
+    if constexpr (V == 1) {
         v[0] = nb_element<dtype>(x, i);
-    } else if (dtype == NB_T_F32) {
+    } else if constexpr (dtype == NB_T_F32) {
         const float4 a = *(const float4 *)((const float *)x + i), b = *(const float4 *)((const float *)x + i + 4);
         v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
         v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
     } else {
-        const uint4 u = *(const uint4 *)((const uint16_t *)x + i);
-        const uint32_t w[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            v[2 * j] = dtype == NB_T_F16 ? nb_f16_value(w[j] & 0xffff) : nb_bf16_value(w[j] & 0xffff);
-            v[2 * j + 1] = dtype == NB_T_F16 ? nb_f16_value(w[j] >> 16) : nb_bf16_value(w[j] >> 16);
-        }
+        nb_unpack8<typename nb_stored<dtype>::type>(*(const uint4 *)((const uint16_t *)x + i), v);
     }
 }
 
@@ -109,8 +103,8 @@ NB_DEVICE nb_extremes nb_team_extremes(nb_extremes e, uint32_t team)
 {
     __shared__ nb_extremes warp[NB_QUANT_THREADS / 32];
     for (uint32_t o = min(team, 32u) / 2; o; o /= 2) {
-        e.lo = max(e.lo, __shfl_xor_sync(~0u, e.lo, o));
-        e.hi = max(e.hi, __shfl_xor_sync(~0u, e.hi, o));
+        e.lo = max(e.lo, __shfl_xor_sync(NB_ALL_LANES, e.lo, o));
+        e.hi = max(e.hi, __shfl_xor_sync(NB_ALL_LANES, e.hi, o));
     }
     if (team <= 32)
         return e;

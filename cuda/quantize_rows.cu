@@ -8,7 +8,8 @@
  *
  * nb_group_sums: the sum of the codes of each group
  *   q [rows][k_pad], sums [rows][groups]; k = groups * group_len, group_len a multiple of 16
- *   launch grid ceil(rows * groups * lanes / 256), block 256, where `lanes` of a warp share a group: NB_SUM_LANES(group_len)
+ *   launch grid ceil(rows * groups * lanes / 256), block 256, where `lanes` of a warp share a group:
+ *          NB_SUM_LANES(group_len)
  *   order  none: integers */
 #include "codes.cuh"
 

@@ -7,7 +7,8 @@
  *           COLUMN: grid (ceil(k/256), any) by eight, (ceil(k/32), any) by one: a warp has the columns of a block, block.y and the
  *           eight warps share the rows.  TENSOR: any grid
  *   order   maxima of integers: any order gives the same
- *   traffic size(x); atomics: 2 a block (TENSOR), 2 a column and block (COLUMN)
+ *   traffic size(x), by eight in the least possible sectors (counted on the stand-in driver), without bank conflicts; atomics: 2 a
+ *           block (TENSOR), 2 a column and block (COLUMN)
  */
 #include "quantize.cuh"
 
@@ -35,7 +36,8 @@ static __device__ __forceinline__ void of_groups(const nb_range_args &a)
 
 /* Extends by elements i .. i+V-1 and tells the rows of those that are not finite. */
 template <int V>
-static __device__ __forceinline__ void extend_checked(const nb_range_args &a, nb_extremes &e, const float v[V], uint64_t i)
+static __device__ __forceinline__ void extend_checked(const nb_range_args &a, nb_extremes &e, const float v[V],
+                                                      uint64_t i)
 {
     nb_extremes these = {0, 0};
     nb_extend<V>(these, v);
@@ -77,7 +79,8 @@ static __shared__ uint32_t column_lo[8][8 * PITCH], column_hi[8][8 * PITCH];
 template <int dtype, int V>
 static __device__ __forceinline__ void of_columns(const nb_range_args &a)
 {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.x * 32 * V, column = first + lane * V;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.x * 32 * V,
+                   column = first + lane * V;
     nb_extremes e[V];
 #pragma unroll
     for (int j = 0; j < V; j++)

@@ -2,8 +2,9 @@
  *   x       fp32 [rows][k]; weight fp32 [k]; both 16-byte aligned; k a multiple of 16
  *   out     codes.cuh; they are made from the values as rounded to T, so that they are those of quantize_rows on y
  *   launch  grid rows, block 256
- *   order   1024 sums: number i adds x[i]^2, x[i+1024]^2, ... from 0 with fma.  Four neighbours are joined as (0+1) + (2+3), these
- *           256 by the butterflies of nb_block_sum.  It does not depend on rows.  Root and division are correctly rounded.
+ *   order   1024 sums: number i adds x[i]^2, x[i+1024]^2, ... from 0 with fma.  Four neighbours are joined as (0+1) +
+ *           (2+3), these 256 by the butterflies of nb_block_sum.  It does not depend on rows.  Root and division are
+ *           correctly rounded.
  *   traffic 4k + 2k and / or k_pad + 4 bytes a row; rows longer than 8192 are read two or three times */
 #include "codes.cuh"
 
@@ -57,14 +58,13 @@ NB_DEVICE void rmsnorm(const nb_rmsnorm_args &a)
 
     if (held) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            keep[i][0] = keep[i][1] = keep[i][2] = keep[i][3] = 0;
+        for (int i = 0; i < HELD; i++)
             if (t + 256 * i < quads)
                 load_quad(x, t + 256 * i, keep[i]);
-        }
 #pragma unroll
-        for (int i = 0; i < HELD; i++) /* what lies beyond adds zeros: the same bits */
-            add_squares(keep[i], sum);
+        for (int i = 0; i < HELD; i++)
+            if (t + 256 * i < quads)
+                add_squares(keep[i], sum);
     } else {
         for (uint32_t q = t; q < quads; q += 256) {
             load_quad(x, q, keep[0]);

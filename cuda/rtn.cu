@@ -8,7 +8,8 @@
  *   launch  grid ceil(rows * k/group / (256/team)), block 256; a team of neighbouring threads has a group
  *   order   extremes are integers, codes are element by element: nothing is summed
  *   traffic size(x) + k bytes a row (k/2 packed) + scales.  A team that holds its group in registers reads it once, a longer one
- *           twice, the second time from a cache
+ *           twice, the second time from a cache.  By eight the sectors moved are the least possible (counted on the stand-in
+ *           driver: 64 x 4096 F16 to 4 bits in groups of 128, 2.54 bytes a weight)
  */
 #include "quantize.cuh"
 
@@ -35,7 +36,8 @@ static __device__ __forceinline__ void put_codes(const nb_rtn_args &a, const nb_
 
 /* The grid of the team's group, which every thread of it gets; v: the thread's first elements are left there. */
 template <int dtype, int V>
-static __device__ __forceinline__ nb_grid find_grid(const nb_rtn_args &a, uint64_t group, uint32_t lane, bool there, float v[V])
+static __device__ __forceinline__ nb_grid find_grid(const nb_rtn_args &a, uint64_t group, uint32_t lane, bool there,
+                                                    float v[V])
 {
     nb_extremes e = {0, 0};
     if (there) {

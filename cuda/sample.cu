@@ -1,10 +1,11 @@
 /* The next token of each row of logits: exactly what csrc/engine/sampler.c draws, whatever the device.
  *
  *   logits  fp32 [n][vocab], any alignment; vocab <= 2^20
- *   rules   tokens are ranked by (logit descending, id ascending).  Candidates are the top_k first of those whose d = (x - best) /
- *           temperature is at least -30; their weight is e^d in units of 2^-43, an integer; top_p keeps the shortest head of the
- *           ranking that holds its share of the weight, min_p those of at least that e^d.  In ascending order of ids, the token in
- *           whose part of the cumulated weight the random share falls is drawn.  temperature 0: the first of the ranking.
+ *   rules   tokens are ranked by (logit descending, id ascending).  Candidates are the top_k first of those whose d =
+ *           (x - best) / temperature is at least -30; their weight is e^d in units of 2^-43, an integer; top_p keeps
+ *           the shortest head of the ranking that holds its share of the weight, min_p those of at least that e^d.  In
+ *           ascending order of ids, the token in whose part of the cumulated weight the random share falls is drawn.
+ *           temperature 0: the first of the ranking.
  *   order   sums are sums of integers and have none: equal logits give equal tokens for any grid, as on the host
  *   launch  grid n, block 1024; no dynamic shared memory
  *   traffic 4 vocab bytes for the best token; 1 pass more to draw, up to 4 more each for top_k and top_p, 1 for a
@@ -24,9 +25,10 @@ typedef struct row {
     float best, temperature, min_p;
 } row;
 
-/* The last token of a head of the ranking. */
+/* A head of the ranking, by its last token. */
 typedef struct cut {
-    uint32_t key, id;
+    float x;
+    uint32_t id;
 } cut;
 
 /* What a block shares. */
@@ -84,9 +86,9 @@ NB_DEVICE uint64_t weight_of(const row &r, float x)
     return w >= r.min_p ? units(w) : 0;
 }
 
-NB_DEVICE bool keeps(const cut &c, uint32_t key, uint32_t id)
+NB_DEVICE bool keeps(const cut &c, float x, uint32_t id)
 {
-    return key > c.key || (key == c.key && id <= c.id);
+    return x > c.x || (x == c.x && id <= c.id);
 }
 
 /* ---- a block over a row ---- */
@@ -186,8 +188,8 @@ NB_DEVICE uint64_t bin_weight(const shared &s, uint32_t bin)
     return (uint64_t)s.high[bin] << 32 | s.low[bin];
 }
 
-/* The digit in whose part of the weight, cumulated from the largest digit down, `at` (or at_of(total), the first time) falls:
- * s.digit, the weight s.inside of its part, and s.at what is left of `at`. */
+/* The digit in whose part of the weight, cumulated from the largest digit down, `at` (or at_of(total), the first time)
+ * falls: s.digit, the weight s.inside of its part, and s.at what is left of `at`. */
 template <typename At>
 NB_DEVICE void choose_digit(shared &s, bool first, uint64_t at, At at_of)
 {
@@ -235,11 +237,10 @@ NB_DEVICE cut find_by_rank(const row &r, shared &s, Weight weight, At at_of)
         inside = s.inside;
     }
     /* Equal logits weigh the same.  Where `at` does not fall into the last of them, the ids decide. */
-    cut c = {key, NO_ID};
-    if (at + weight(0, logit_of(key)) < inside)
+    cut c = {logit_of(key), NO_ID};
+    if (at + weight(0, c.x) < inside)
         c.id = find_by_id(
-            r, s, [&](uint32_t id, float x) { return key_of(x) == key ? weight(id, x) : 0; },
-            [&](uint64_t) { return at; });
+            r, s, [&](uint32_t id, float x) { return x == c.x ? weight(id, x) : 0; }, [&](uint64_t) { return at; });
     return c;
 }
 
@@ -274,20 +275,20 @@ NB_DEVICE bool find_best(const row &r, shared &s, uint32_t *best)
 
 NB_DEVICE uint32_t draw(row r, shared &s, const nb_sample_row &p)
 {
-    cut c = {0, NO_ID};
-    const auto weight = [&](uint32_t id, float x) { return keeps(c, key_of(x), id) ? weight_of(r, x) : 0; };
+    cut c = {-INFINITY, NO_ID}; /* all */
+    const auto weight = [&](uint32_t id, float x) { return keeps(c, x, id) ? weight_of(r, x) : 0; };
     if (p.top_k > 0 && (uint32_t)p.top_k < r.vocab)
         c = find_by_rank(
             r, s, [](uint32_t, float) { return (uint64_t)1; }, [&](uint64_t) { return (uint64_t)p.top_k - 1; });
     if (p.top_p < 1) {
         const cut top_k = c;
         c = find_by_rank(
-            r, s, [&](uint32_t id, float x) { return keeps(top_k, key_of(x), id) ? weight_of(r, x) : 0; },
+            r, s, [&](uint32_t id, float x) { return keeps(top_k, x, id) ? weight_of(r, x) : 0; },
             [&](uint64_t total) {
                 const uint64_t want = __double2ull_rz((double)total * (double)p.top_p);
                 return want ? want - 1 : 0;
             });
-        if (c.key == top_k.key)
+        if (c.x == top_k.x)
             c.id = min(c.id, top_k.id);
     }
     r.min_p = p.min_p;

@@ -1,13 +1,16 @@
-/* What every linear kernel shares, so that the large form (gemm.cuh) and the small one (gemv.cuh) cannot differ: packed weights
- * (layout.h) made into A fragments, where a sum over k is cut, how its pieces are joined, and what becomes of the result.
+/* What every linear kernel shares, so that the large form (gemm.cuh) and the small one (gemv.cuh) cannot differ:
+ * packed weights (layout.h) made into A fragments, where a sum over k is cut, how its pieces are joined, and what
+ * becomes of the result.
  *
  *   kind  NB_W_DENSE, NB_W_W8, NB_W_W4          X  what mma multiplies: __half, __nv_bfloat16 or int8_t
  *
- * A step is one mma: 32 bytes of a row of x, 16 k of half or bfloat16, 32 k of int8.  A tile of 64 k has nb_operand<X>::steps.
+ * A step is one mma: 32 bytes of a row of x, 16 k of half or bfloat16, 32 k of int8.  A tile of 64 k has
+ * nb_operand<X>::steps.
  *
- * Integers become floats without a conversion instruction.  As half, 0x6400 is 1024 and its last bit is worth 1, so 0x6400 | u
- * is 1024 + u; 0x5400 is 64 and bit 4 is worth 1, so 0x5400 | u << 4 is 64 + u.  As bfloat16, 0x4300 is 128 + u for u < 128.
- * Subtracting the magic number plus the zero point leaves q - z exactly, as all of them are integers that the type holds.
+ * Integers become floats without a conversion instruction.  As half, 0x6400 is 1024 and its last bit is worth 1, so
+ * 0x6400 | u is 1024 + u; 0x5400 is 64 and bit 4 is worth 1, so 0x5400 | u << 4 is 64 + u.  As bfloat16, 0x4300 is
+ * 128 + u for u < 128. Subtracting the magic number plus the zero point leaves q - z exactly, as all of them are
+ * integers that the type holds.
  *
  * Instructions for 8 codes of a lane (one k16 block of rows g and g+8; half of a k32 block of int8), mma not counted:
  *                half                                  bfloat16                                int8
@@ -77,8 +80,8 @@ NB_DEVICE uint32_t nb_add_bf16x2(uint32_t a, uint32_t b)
 #endif
 }
 
-/* ---- the zero points of a lane's rows g and g+8 in one group, as the constants that fragment() wants (W8 and int8: as they
- * are, for nb_exact()) ---- */
+/* ---- the zero points of a lane's rows g and g+8 in one group, as the constants that fragment() wants (W8 and int8:
+ * as they are, for nb_exact()) ---- */
 
 struct nb_zeros {
     uint32_t g, g8;
@@ -91,8 +94,8 @@ NB_DEVICE int nb_zero_value(uint8_t stored)
     return kind == NB_W_W8 ? (int)(int8_t)stored : (int)stored;
 }
 
-/* ---- weights: fragment(a, units, step, zeros): the A fragment of a step, 0 .. steps-1, from a lane's NB_UNITS(kind) 16-byte
- * units of one tile.  step must be a constant where it is inlined ---- */
+/* ---- weights: fragment(a, units, step, zeros): the A fragment of a step, 0 .. steps-1, from a lane's NB_UNITS(kind)
+ * 16-byte units of one tile.  step must be a constant where it is inlined ---- */
 
 template <int kind, typename X>
 struct nb_weight;
@@ -132,8 +135,8 @@ struct nb_weight<NB_W_W8, __nv_bfloat16> {
         const __nv_bfloat162 a = __float2bfloat162_rn((float)-g), b = __float2bfloat162_rn((float)-g8);
         return {*(const uint32_t *)&a, *(const uint32_t *)&b};
     }
-    /* bfloat16 has 8 bits of precision, too few for 256 + q, so a code is split: its low seven bits give 128 + low, its sign
-     * bit the last bit of the exponent: 128 or 256; q is the difference. */
+    /* bfloat16 has 8 bits of precision, too few for 256 + q, so a code is split: its low seven bits give 128 + low,
+     * its sign bit the last bit of the exponent: 128 or 256; q is the difference. */
     static __device__ __forceinline__ uint32_t pair(uint32_t w, uint32_t minus_zero)
     {
         const uint32_t low = nb_lop3<NB_AND_OR>(w, 0x007f007fu, 0x43004300u);
@@ -213,8 +216,9 @@ struct nb_weight<NB_W_W4, int8_t> {
     }
 };
 
-/* ---- where a sum over k is cut: groups, and for floats again every NB_SEGMENT from the group's start.  All of these are
- * multiples of 16 (INT8: 32, but for the end of K), so an mma lies in one segment.  Dense: one group, groups 1, group_len k ---- */
+/* ---- where a sum over k is cut: groups, and for floats again every NB_SEGMENT from the group's start.  All of these
+ * are multiples of 16 (INT8: 32, but for the end of K), so an mma lies in one segment.  Dense: one group, groups 1,
+ * group_len k ---- */
 
 struct nb_segment {
     uint32_t group, begin, end; /* k */
@@ -298,8 +302,8 @@ NB_DEVICE void nb_join(float acc[4], const int32_t sum[4], nb_scales s)
         acc[i] = fmaf((float)sum[i], i < 2 ? s.g : s.g8, acc[i]);
 }
 
-/* The exact sum of (qx - zx)(q - z) over a group, modulo 2^32.  sum: what mma saw; zero: of W8 only, whose fragments hold q,
- * with x_sum, the sum of qx; corr: 0 without one. */
+/* The exact sum of (qx - zx)(q - z) over a group, modulo 2^32.  sum: what mma saw; zero: of W8 only, whose fragments
+ * hold q, with x_sum, the sum of qx; corr: 0 without one. */
 NB_DEVICE int32_t nb_exact(int32_t sum, uint32_t zero, int32_t x_sum, int32_t corr)
 {
     return (int32_t)((uint32_t)sum - zero * (uint32_t)x_sum + (uint32_t)corr);
@@ -308,11 +312,17 @@ NB_DEVICE int32_t nb_exact(int32_t sum, uint32_t zero, int32_t x_sum, int32_t co
 /* ---- the end: y = acc (times x_scale) (+ bias), then to its destination ---- */
 
 template <typename X>
-NB_DEVICE float nb_finish(float acc, float x_scale, const float *bias, uint32_t n)
+NB_DEVICE float nb_finished(float acc, float x_scale, bool has_bias, float bias)
 {
     if (nb_operand<X>::bytes == 1)
         acc = acc * x_scale;
-    return bias ? acc + bias[n] : acc; /* adding 0 would turn -0 into 0 */
+    return has_bias ? acc + bias : acc; /* adding 0 would turn -0 into 0 */
+}
+
+template <typename X>
+NB_DEVICE float nb_finish(float acc, float x_scale, const float *bias, uint32_t n)
+{
+    return nb_finished<X>(acc, x_scale, bias, bias ? bias[n] : 0);
 }
 
 /* y[row][col] of y [..][ldy] */
@@ -327,7 +337,13 @@ NB_DEVICE void nb_store_1(const nb_gemm_args &a, size_t at, float v)
         ((float *)a.y)[at] = v;
 }
 
-/* Up to four neighbours; aligned: `at` is a multiple of 4 (y is 16-byte aligned). */
+/* Whether every fourth column of every row, counted from `column`, may be written with its three neighbours at once. */
+NB_DEVICE bool nb_store_aligned(const nb_gemm_args &a, uint32_t column)
+{
+    return a.ldy % 4 == 0 && column % 4 == 0 && (uintptr_t)a.y % 16 == 0;
+}
+
+/* Up to four neighbours, the first of them at such a column if `aligned`. */
 template <typename T>
 NB_DEVICE void nb_store_up_to_4(const nb_gemm_args &a, size_t at, float4 v, uint32_t count, bool aligned)
 {
@@ -340,7 +356,8 @@ NB_DEVICE void nb_store_up_to_4(const nb_gemm_args &a, size_t at, float4 v, uint
         return;
     }
     if (a.dst == NB_DST_ACT) {
-        *(uint2 *)((uint16_t *)a.y + at) = make_uint2(nb_pack2<T>(v.x, v.y), nb_pack2<T>(v.z, v.w));
+        /* one 64-bit number: nvcc makes two stores of a uint2 */
+        *(uint64_t *)((uint16_t *)a.y + at) = nb_pack2<T>(v.x, v.y) | (uint64_t)nb_pack2<T>(v.z, v.w) << 32;
         return;
     }
     float4 *y = (float4 *)((float *)a.y + at);
@@ -351,8 +368,17 @@ NB_DEVICE void nb_store_up_to_4(const nb_gemm_args &a, size_t at, float4 v, uint
     *y = v;
 }
 
-/* ---- which layer a tile of output columns belongs to: its weight, its first panel, the column of y where it begins.  tile_n: the
- * columns of a tile.  first_tile of parts that are not there is n_tiles ---- */
+/* ---- rows ---- */
+
+/* Where row r of a launch lies in x and y: as it is.  moe.cuh has another. */
+struct nb_all_rows {
+    static const bool mapped = false;
+    __device__ __forceinline__ uint32_t x(uint32_t r) const { return r; }
+    __device__ __forceinline__ uint32_t y(uint32_t r) const { return r; }
+};
+
+/* ---- which layer a tile of output columns belongs to: its weight, its first panel, the column of y where it
+ * begins.  tile_n: the columns of a tile.  first_tile of parts that are not there is n_tiles ---- */
 
 struct nb_place {
     nb_packed p;
@@ -369,5 +395,13 @@ NB_DEVICE nb_place nb_place_of(const nb_gemm_args &a, uint32_t tile, uint32_t ti
         at = {a.part[2], (tile - a.first_tile[2]) * tile_n, a.part[0].n + a.part[1].n};
     return at;
 }
+
+/* The body of a kernel for activations of type _f16 or _bf16.  bfloat16 asks for sm_80: on sm_75 the body is left out. */
+#if NB_HAS_SM80 || !defined(__CUDA_ARCH__)
+#define NB_IF_bf16(...) __VA_ARGS__
+#else
+#define NB_IF_bf16(...)
+#endif
+#define NB_IF_f16(...) __VA_ARGS__
 
 #endif

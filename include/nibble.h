@@ -175,7 +175,7 @@ typedef struct nb_engine_options {
     uint32_t prefill_chunk; /* most tokens computed in one step; 0: 256 */
     uint32_t kv_pages;      /* pages in the KV cache; 0: room for max_batch sequences of max_context, within kv_bytes */
     uint64_t kv_bytes;      /* limit on the KV cache; 0: a quarter of the free memory */
-    const char *kv_dtype;   /* "f32" or "f16"; NULL: "f32" on the CPU */
+    const char *kv_dtype;   /* "f32" "f16" "int8" "int4"; NULL: the device's, "f32" on the CPU and "f16" on a GPU */
     uint32_t max_queue;     /* waiting requests before submit answers NB_ELIMIT; 0: 65536 */
     nb_callbacks callbacks;
     uint64_t reserved[4];
@@ -315,6 +315,7 @@ typedef struct nb_eval_options {
     uint32_t max_windows; /* 0: all */
     const char *protocol; /* "hf" (NULL) or "llama.cpp" */
     nb_callbacks callbacks;
+    const char *kv_dtype; /* of the model's KV cache, as in nb_engine_options; a base model keeps its device's */
 } nb_eval_options;
 NB_API void nb_eval_options_init(nb_eval_options *o);
 
@@ -340,6 +341,7 @@ typedef struct nb_bench_options {
     size_t n_batch;
     uint32_t repetitions; /* 0: 5, after one warm-up */
     nb_callbacks callbacks;
+    const char *kv_dtype; /* as in nb_engine_options */
 } nb_bench_options;
 NB_API void nb_bench_options_init(nb_bench_options *o);
 /* *json: a list in llama-bench's keys (test, avg_ts, stddev_ts, samples_ts ...); nb_free() it. */

@@ -2,8 +2,14 @@
  * agreement with double precision within a bound that follows from docs/numerics.md. */
 #include "backend_util.h"
 
+extern "C" {
+#include "backend/kv.h"
+}
+
 namespace
 {
+
+const nbi_kv_type kTypes[] = {NBI_KV_F32, NBI_KV_F16, NBI_KV_INT8, NBI_KV_INT4};
 
 /* A KV cache whose pages are handed out in a scattered order, filled by rope_append. */
 struct Cache {
@@ -16,7 +22,7 @@ struct Cache {
         size_t bytes = total * n_kv * nbi_kv_block_bytes(type, head_dim);
         k = std::make_unique<Guarded<unsigned char>>(bytes);
         v = std::make_unique<Guarded<unsigned char>>(bytes);
-        memset(k->data(), 0xff, bytes); /* NaN in both types: what is read before it is written shows */
+        memset(k->data(), 0xff, bytes); /* NaN in every type: what is read before it is written shows */
         memset(v->data(), 0xff, bytes);
         kv.k = k->data();
         kv.v = v->data();
@@ -26,11 +32,21 @@ struct Cache {
         for (size_t i = 0; i < n_pages; i++) /* the last page of the cache is used, too */
             pages.push_back((int32_t)(i % 2 ? i : total - 1 - i));
     }
+    /* Element d of a key or value, by the layout in backend.h. */
     double at(const void *base, size_t pos, size_t head, size_t d) const
     {
-        size_t i = (((size_t)pages[pos / 16] * kv.n_kv_heads + head) * 16 + pos % 16) * kv.head_dim + d;
-        return kv.type == NBI_KV_F32 ? (double)((const float *)base)[i]
-                                     : (double)nbi_f16_to_f32(((const uint16_t *)base)[i]);
+        const size_t D = kv.head_dim, i = pos % 16 * D + d, run = pos % 16 * ((D + 31) / 32) + d / 32;
+        const char *block = (const char *)base +
+                            ((size_t)pages[pos / 16] * kv.n_kv_heads + head) * nbi_kv_block_bytes(kv.type, kv.head_dim);
+        if (kv.type == NBI_KV_F32)
+            return (double)((const float *)block)[i];
+        if (kv.type == NBI_KV_F16)
+            return (double)nbi_f16_to_f32(((const uint16_t *)block)[i]);
+        if (kv.type == NBI_KV_INT8)
+            return (double)((float)((const int8_t *)block)[i] * ((const float *)(block + 16 * D))[pos % 16]);
+        const int byte = ((const uint8_t *)block)[i / 2];
+        const uint16_t *s_m = (const uint16_t *)(block + 8 * D) + 2 * run;
+        return (double)std::fma((float)(d % 2 ? byte >> 4 : byte & 15), nbi_f16_to_f32(s_m[0]), nbi_f16_to_f32(s_m[1]));
     }
 };
 
@@ -139,7 +155,7 @@ std::vector<Attn> attn_cases()
 {
     std::vector<Attn> v;
     for (size_t len : {1u, 15u, 16u, 17u, 127u, 128u, 129u, 300u})
-        for (nbi_kv_type t : {NBI_KV_F32, NBI_KV_F16}) {
+        for (nbi_kv_type t : kTypes) {
             v.push_back({4, 2, 64, t, len});
             v.push_back({9, 1, 20, t, len}); /* more heads than a pass takes, a tail in every vector */
         }
@@ -147,6 +163,9 @@ std::vector<Attn> attn_cases()
     v.push_back({3, 3, 2, NBI_KV_F16, 140});
     v.push_back({2, 1, 80, NBI_KV_F16, 130});
     v.push_back({16, 2, 128, NBI_KV_F32, 131});
+    for (nbi_kv_type t : {NBI_KV_INT8, NBI_KV_INT4})
+        for (uint32_t D : {2u, 34u, 96u, 256u}) /* a run of INT4 of two elements, of 32, and rows that end in one */
+            v.push_back({3, 3, D, t, 140});
     return v;
 }
 
@@ -213,35 +232,40 @@ TEST(Attention, sequences_of_a_batch_do_not_see_each_other)
 
 TEST(Attention, rope_rotates_pairs_and_fills_the_cache)
 {
-    for (nbi_kv_type t : {NBI_KV_F32, NBI_KV_F16}) {
+    for (nbi_kv_type t : kTypes) {
         const Attn a = {2, 1, 6, t, 19};
         Backend b("scalar");
         Inputs in(a, 3);
         Cache c(t, 1, 6, 19);
         std::vector<float> q;
         run_attention(b, a, in, c, {19}, &q);
-        for (size_t pos = 0; pos < 19; pos++)
-            for (size_t i = 0; i < 3; i++) {
-                auto turn = [&](const float *x, float *lo, float *hi) {
+        auto stored = [&](const float *x, size_t d) { /* what x reads as, by the reference encoding */
+                                                      std::vector<uint32_t> block(nbi_kv_block_bytes(t, 6) / 4);
+                                                      float y[6];
+                                                      nbi_kv_encode(t, block.data(), 5, 6, x);
+                                                      nbi_kv_decode(t, block.data(), 5, 6, y);
+                                                      return (double)y[d];
+        };
+        for (size_t pos = 0; pos < 19; pos++) {
+            auto turn = [&](const float *x, float out[6]) {
+                for (size_t i = 0; i < 3; i++) {
                     float cs = in.cs[pos * 6 + 2 * i], sn = in.cs[pos * 6 + 2 * i + 1];
                     volatile float a0 = x[i] * cs, a1 = x[i + 3] * sn, b0 = x[i + 3] * cs, b1 = x[i] * sn;
-                    *lo = a0 - a1;
-                    *hi = b0 + b1;
-                };
-                float lo, hi;
-                auto stored = [&](float f) {
-                    return t == NBI_KV_F32 ? (double)f : (double)nbi_f16_to_f32(nbi_f32_to_f16(f));
-                };
-                for (size_t h = 0; h < 2; h++) {
-                    turn(&in.q[(pos * 2 + h) * 6], &lo, &hi);
-                    EXPECT_EQ(lo, q[(pos * 2 + h) * 6 + i]);
-                    EXPECT_EQ(hi, q[(pos * 2 + h) * 6 + i + 3]);
+                    out[i] = a0 - a1;
+                    out[i + 3] = b0 + b1;
                 }
-                turn(&in.k[pos * 6], &lo, &hi);
-                EXPECT_EQ(stored(lo), c.at(c.kv.k, pos, 0, i));
-                EXPECT_EQ(stored(hi), c.at(c.kv.k, pos, 0, i + 3));
-                EXPECT_EQ(stored(in.v[pos * 6 + i]), c.at(c.kv.v, pos, 0, i));
+            };
+            float out[6];
+            for (size_t h = 0; h < 2; h++) {
+                turn(&in.q[(pos * 2 + h) * 6], out);
+                EXPECT_TRUE(same_bits(out, &q[(pos * 2 + h) * 6], 6));
             }
+            turn(&in.k[pos * 6], out);
+            for (size_t d = 0; d < 6; d++) {
+                EXPECT_EQ(stored(out, d), c.at(c.kv.k, pos, 0, d)) << nbi_kv_type_name(t);
+                EXPECT_EQ(stored(&in.v[pos * 6], d), c.at(c.kv.v, pos, 0, d)) << nbi_kv_type_name(t);
+            }
+        }
     }
 }
 
@@ -260,25 +284,26 @@ TEST(Attention, a_wrong_key_is_seen)
 
 TEST(Attention, nan_and_infinity_reach_the_output_on_every_isa)
 {
-    const Attn a = {1, 1, 32, NBI_KV_F32, 140};
-    for (float bad : {NAN, INFINITY, -INFINITY})
-        for (size_t at : {3u, 135u}) {
-            Inputs in(a, 5);
-            in.k[at * 32 + 1] = bad;
-            std::vector<float> first;
-            for (const std::string &isa : isas()) {
-                Backend b(isa.c_str());
-                Cache c(NBI_KV_F32, 1, 32, 140);
-                std::vector<float> y = run_attention(b, a, in, c, {140});
-                if (first.empty())
-                    first = y;
-                EXPECT_TRUE(same_bits(first.data(), y.data(), y.size())) << isa << " " << bad;
-                if (std::isnan(bad)) {
-                    EXPECT_TRUE(std::isnan(y.back()));
-                    EXPECT_FALSE(std::isnan(y[(at - 1) * 32]));
+    for (nbi_kv_type t : kTypes)
+        for (float bad : {NAN, INFINITY, -INFINITY})
+            for (size_t at : {3u, 135u}) {
+                const Attn a = {1, 1, 32, t, 140};
+                Inputs in(a, 5);
+                in.k[at * 32 + 1] = bad;
+                std::vector<float> first;
+                for (const std::string &isa : isas()) {
+                    Backend b(isa.c_str());
+                    Cache c(t, 1, 32, 140);
+                    std::vector<float> y = run_attention(b, a, in, c, {140});
+                    if (first.empty())
+                        first = y;
+                    EXPECT_TRUE(same_bits(first.data(), y.data(), y.size())) << isa << " " << bad;
+                    if (std::isnan(bad) || t >= NBI_KV_INT8) { /* an infinity cannot be stored as a code */
+                        EXPECT_TRUE(std::isnan(y.back()));
+                        EXPECT_FALSE(std::isnan(y[(at - 1) * 32]));
+                    }
                 }
             }
-        }
 }
 
 TEST(Attention, what_has_no_kernel_is_refused_with_the_reason)
@@ -299,6 +324,9 @@ TEST(Attention, what_has_no_kernel_is_refused_with_the_reason)
     kv.head_dim = 4;
     kv.type = NBI_N_KV_TYPES;
     EXPECT_FAILS(NB_EUNSUPPORTED, "unknown", b->attention(b.be, s, x, 1, &kv, 1, x, NBI_FORM_FLOAT));
+    kv.type = NBI_KV_INT4;
+    kv.head_dim = 3;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "INT4", b->attention(b.be, s, x, 1, &kv, 1, x, NBI_FORM_FLOAT));
     kv.type = NBI_KV_F32;
     kv.n_kv_heads = 2;
     EXPECT_FAILS(NB_EUNSUPPORTED, "3 query heads", b->attention(b.be, s, x, 3, &kv, 1, x, NBI_FORM_FLOAT));

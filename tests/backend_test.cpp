@@ -1,78 +1,10 @@
 /* The CPU backend: every instruction set, thread count and batch gives the bits of the scalar kernels, and those agree
  * with double precision within bounds that follow from the order of summation in docs/numerics.md. */
 #include "backend_util.h"
+#include "weight_util.h"
 
 namespace
 {
-
-/* ---- weights ---- */
-
-struct Weight {
-    nbi_weight w = {};
-    std::vector<unsigned char> dense;
-    Weight() = default;
-    Weight(Weight &&o) noexcept : w(o.w), dense(std::move(o.dense)) { o.w = {}; }
-    Weight(const Weight &) = delete;
-    ~Weight() { nbi_weight_free(&w); }
-};
-
-Weight make_weight(nbi_scheme s, nbi_dtype dtype, size_t n, size_t k, uint64_t seed, bool bias)
-{
-    Weight out;
-    nbi_weight &w = out.w;
-    w.n = n;
-    w.k = k;
-    w.scheme = s;
-    if (!s.bits) {
-        w.dense_dtype = dtype;
-        out.dense.resize(n * k * nbi_dtype_size(dtype));
-        nbi_from_f32(out.dense.data(), dtype, noise(n * k, seed, 0.1f).data(), n * k);
-        w.dense = out.dense.data();
-    } else {
-        EXPECT_NB_OK(nbi_weight_alloc(&w));
-        size_t groups = nbi_scheme_groups(&s, k);
-        int half = 1 << (s.bits - 1);
-        for (size_t i = 0; i < n * k; i++)
-            w.codes[i] = (int8_t)((int)(nbi_rng(seed, i) % (2u * (unsigned)half)) - half);
-        for (size_t i = 0; i < n * groups; i++) {
-            w.scales[i] = 0.001f + 0.01f * nbi_rng_uniform(seed + 2, s.strategy == NBI_PER_TENSOR ? 0 : i);
-            if (w.zeros)
-                w.zeros[i] = (int8_t)((int)(nbi_rng(seed + 3, i) % (2u * (unsigned)half)) - half);
-        }
-        w.act_scale = 0.021f;
-        w.act_zero = s.act == NBI_ACT_TENSOR && !s.act_symmetric ? 37 : 0;
-    }
-    if (bias) {
-        w.bias = (float *)malloc(n * sizeof(float));
-        std::vector<float> b = noise(n, seed + 4);
-        std::copy(b.begin(), b.end(), w.bias);
-    }
-    return out;
-}
-
-nbi_scheme scheme(unsigned bits, uint32_t group, bool sym, nbi_act act, bool act_sym, bool tensor = false)
-{
-    nbi_scheme s = {};
-    s.bits = (uint8_t)bits;
-    s.symmetric = sym;
-    s.strategy = group ? NBI_PER_GROUP : (tensor ? NBI_PER_TENSOR : NBI_PER_CHANNEL);
-    s.group = group;
-    s.act = act;
-    s.act_symmetric = act_sym;
-    return s;
-}
-
-struct Case {
-    nbi_scheme s;
-    nbi_dtype dtype;
-    std::string name() const
-    {
-        char buf[48];
-        nbi_scheme_name(&s, buf);
-        std::string n = s.bits ? std::string(buf) + (s.act == NBI_ACT_TOKEN ? " token" : "") : nbi_dtype_name(dtype);
-        return n;
-    }
-};
 
 std::vector<Case> all_cases()
 {

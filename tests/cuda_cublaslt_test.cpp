@@ -1,6 +1,8 @@
 /* Linear layers by cuBLASLt: the library is found or named in a sentence, its products are right in every form that linear()
  * asks for, and INT8 ends with the bits of the formula in docs/numerics.md.  On the stand-in driver the library is a stand-in
  * too; on a GPU it is the real one, and the cases are left out where it is not installed. */
+#include <sys/wait.h>
+
 #include <memory>
 
 #include "cuda_util.h"
@@ -247,6 +249,50 @@ TEST(Cublaslt, int8_products_have_the_bits_of_the_formula)
     }
 }
 
+/* ---- a table of embeddings that lies row-major ---- */
+
+TEST(Cublaslt, nb_embed_reads_its_layout)
+{
+    NEEDS_LIBRARY(c, NBI_F16);
+    const size_t n = 40, k = 80;
+    std::vector<uint16_t> dense = to_t(numbers(n * k, 12), NBI_F16);
+    std::vector<int8_t> q(n * k), z(n);
+    std::vector<float> scale = numbers(n, 13, 0.01f);
+    for (size_t i = 0; i < q.size(); i++)
+        q[i] = (int8_t)(nbi_rng(14, i) % 256);
+    for (size_t i = 0; i < n; i++)
+        z[i] = (int8_t)(nbi_rng(15, i) % 256);
+    for (uint8_t bits : {0, 8}) {
+        nbi_weight w = {};
+        w.n = n;
+        w.k = k;
+        w.dense_dtype = NBI_F16;
+        w.dense = bits ? nullptr : dense.data();
+        w.scheme.bits = bits;
+        w.scheme.strategy = NBI_PER_CHANNEL;
+        w.scheme.act = NBI_ACT_TOKEN;
+        w.scheme.act_symmetric = true;
+        w.codes = bits ? q.data() : nullptr;
+        w.scales = bits ? scale.data() : nullptr;
+        w.zeros = bits ? z.data() : nullptr;
+        Layer table(c, w);
+        Buffer<int32_t> ids(std::vector<int32_t>{39, 0, 7, 7}), pos(std::vector<int32_t>{0, 3, -1, 5});
+        Buffer<float> x(std::vector<float>(4 * k, -1.0f));
+        nb_embed_args a = {};
+        a.table = table.l.p;
+        a.step.ids = ids.ptr();
+        a.step.pos = pos.ptr();
+        a.x = x.ptr();
+        a.rows = 4;
+        a.k = (uint32_t)k;
+        ASSERT_TRUE(launch(NB_K_nb_embed, {4, 1, 1}, 0, a));
+        std::vector<float> want(4 * k, -1.0f), got = x.get();
+        for (size_t r : {0, 1, 3})
+            nbi_weight_row(&w, r == 0 ? 39 : r == 1 ? 0 : 7, &want[r * k]);
+        EXPECT_TRUE(same_bits(want.data(), got.data(), want.size())) << (int)bits << " bits";
+    }
+}
+
 /* ---- what it keeps, and what it refuses ---- */
 
 TEST(Cublaslt, more_shapes_than_it_keeps)
@@ -278,6 +324,23 @@ TEST(Cublaslt, takes_dense_and_int8_by_int8_with_one_group)
     EXPECT_EQ(0u, nbi_cublaslt_scratch(c, 1, 16));
 }
 
+TEST(Cublaslt, a_weight_beyond_float16_is_a_sentence)
+{
+    NEEDS_LIBRARY(c, NBI_F16);
+    std::vector<float> f(32 * 48, 1.0f);
+    f[17 * 48 + 33] = 65536;
+    f[20 * 48] = 1e6f;
+    nbi_weight w = {};
+    w.n = 32;
+    w.k = 48;
+    w.dense_dtype = NBI_F32;
+    w.dense = f.data();
+    nbi_linear *l = nullptr;
+    EXPECT_FAILS(NB_EUNSUPPORTED, "the weight of output 17 and input 33",
+                 nbi_cuda_linear_create(&((nbi_cuda *)c)->base, &l, &w));
+    EXPECT_EQ(nullptr, l);
+}
+
 TEST(Cublaslt, a_library_that_is_missing_or_another_one_is_a_sentence)
 {
     nbi_cuda *c = device();
@@ -293,6 +356,43 @@ TEST(Cublaslt, a_library_that_is_missing_or_another_one_is_a_sentence)
         setenv("NB_CUBLASLT", keep.c_str(), 1);
     else
         unsetenv("NB_CUBLASLT");
+}
+
+/* ---- the command ---- */
+
+/* What `nibble generate` prints on both streams, and its exit status. */
+std::string generate(const std::string &flags, int *status)
+{
+    const std::string command = NIBBLE_BUILD_DIR "/nibble generate '" + repo_file("configs/demo/model") +
+                                "' -p 'Return the number of' -n 6 --device cuda:0 " + flags + " 2>&1";
+    std::string text;
+    char part[512];
+    FILE *f = popen(command.c_str(), "r");
+    while (f && fgets(part, sizeof part, f))
+        text += part;
+    *status = f ? WEXITSTATUS(pclose(f)) : -1;
+    return text;
+}
+
+TEST(Cublaslt, generate_says_what_it_gives_up)
+{
+    { /* sets NB_CUBLASLT */
+        NEEDS_LIBRARY(c, NBI_F16);
+    }
+    int status;
+    const std::string ours = generate("", &status), theirs = generate("--gemm cublaslt", &status);
+    EXPECT_EQ(0, status) << theirs;
+    EXPECT_NE(std::string::npos, theirs.find("cuBLASLt")) << theirs;
+    EXPECT_NE(std::string::npos, theirs.find("may give other bytes")) << theirs;
+    EXPECT_EQ(std::string::npos, ours.find("cuBLASLt")) << ours;
+    if (emulated() && ours.size() > 8) { /* the text comes last; near ties aside it is the same */
+        EXPECT_NE(std::string::npos, theirs.find(ours.substr(ours.size() - 8))) << ours << theirs;
+    }
+    setenv("NB_CUBLASLT", "/nowhere/libcublasLt.so.13", 1);
+    const std::string missing = generate("--gemm cublaslt", &status);
+    EXPECT_EQ(1, status);
+    EXPECT_NE(std::string::npos, missing.find("/nowhere/libcublasLt.so.13")) << missing;
+    unsetenv("NB_CUBLASLT");
 }
 
 } // namespace

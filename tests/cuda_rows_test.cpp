@@ -1,4 +1,5 @@
-/* Row kernels: floats against double precision with bounds counted from the order of sums, codes bit for bit against the CPU. */
+/* Row kernels: floats against double precision with bounds counted from the order of sums, codes bit for bit against
+ * the CPU. */
 #include "cuda_util.h"
 #include "cpu_kernels.h"
 
@@ -21,8 +22,8 @@ size_t up_to(size_t n, size_t m)
     return (n + m - 1) / m * m;
 }
 
-/* A buffer of activations: T [rows][k], codes [rows][k_pad], scales [rows], each aligned to 256 bytes.  Filled with 0xa5, so
- * that what nobody may write shows. */
+/* A buffer of activations: T [rows][k], codes [rows][k_pad], scales [rows], each aligned to 256 bytes.  Filled with
+ * 0xa5, so that what nobody may write shows. */
 struct Act {
     size_t rows, k, k_pad, q_at, s_at;
     Buffer<unsigned char> b;
@@ -56,7 +57,7 @@ bool untouched(const std::vector<V> &v)
     return std::all_of(p, p + v.size() * sizeof(V), [](unsigned char c) { return c == 0xa5; });
 }
 
-/* Where element k of a row lies among its codes: position 4t+i of each 16 holds k = 2t, 2t+8, 2t+1, 2t+9 for i = 0..3. */
+/* Where element k of a row lies among its codes: position 4t+i of each 16 holds k = 2t, 2t+8, 2t+1, 2t+9 (i = 0..3). */
 size_t position(size_t k)
 {
     const size_t j = k % 16, t = j % 8 / 2;
@@ -101,8 +102,8 @@ void expect_codes(const Act::Host &got, size_t row, size_t k, const Codes &want)
         ASSERT_EQ(0, (int)q[i]) << "padding of row " << row;
 }
 
-/* Rows of every kind that needs care, then noise: zeros, a NaN, an infinity, huge, so small that its scale would be subnormal,
- * subnormal numbers, one alone. */
+/* Rows of every kind that needs care, then noise: zeros, a NaN, an infinity, huge, so small that its scale would be
+ * subnormal, subnormal numbers, one alone. */
 void spoil(std::vector<float> &x, size_t rows, size_t k)
 {
     const auto scale = [&](size_t r, float f) {
@@ -196,8 +197,8 @@ TEST_P(CudaRows, rmsnorm_is_within_the_bound_of_its_order)
         for (size_t i = 0; i < k; i++)
             sum += (double)x[r * k + i] * (double)x[r * k + i];
         const double root = std::sqrt(sum / (double)k + (double)eps);
-        /* A square is rounded in the fmas of its lane and in 2 + 5 + 3 joins; the mean and eps add two; the root halves all
-         * that.  Then the root, the division and two products.  One more for the second order. */
+        /* A square is rounded in the fmas of its lane and in 2 + 5 + 3 joins; the mean and eps add two; the root halves
+         * all that.  Then the root, the division and two products.  One more for the second order. */
         const double relative = ((std::ceil((double)k / 1024) + 10 + 2) / 2 + 4 + 1) * U;
         for (size_t i = 0; i < k; i++) {
             const double want = (double)x[r * k + i] / root * (double)w[i], off = std::fabs(want) * relative;

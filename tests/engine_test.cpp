@@ -49,9 +49,11 @@ TEST(Engine, a_request_gives_the_same_alone_in_a_batch_and_through_preemptions)
 TEST(Engine, any_mix_of_requests_arrivals_and_cancels_gives_what_each_gives_alone)
 {
     uint64_t preemptions = 0;
+    size_t on_device = 0, on_host = 0;
     std::map<int, int> finishes;
     for (unsigned seed = 0; seed < 150; seed++) {
         std::mt19937 rng(seed);
+        draws_on_device = seed % 2;
         const uint32_t pages = 1 + rng() % 14, context = 2 + rng() % 200;
         const size_t room = std::min<size_t>(context, pages * NBI_PAGE_TOKENS);
         Model m;
@@ -102,7 +104,14 @@ TEST(Engine, any_mix_of_requests_arrivals_and_cancels_gives_what_each_gives_alon
             }
         }
         preemptions += e.stats().preemptions;
+        if (draws_on_device) {
+            on_device += seen.drawn;
+            on_host += e.stats().output_tokens - std::min<uint64_t>(seen.drawn, e.stats().output_tokens);
+        }
     }
+    draws_on_device = false;
+    EXPECT_GT(on_device, 1000u);
+    EXPECT_GT(on_host, 1000u) << "of the same requests, where one with penalties travels along";
     EXPECT_GT(preemptions, 200u);
     EXPECT_GT(finishes[NB_FINISH_STOP], 200);
     EXPECT_GT(finishes[NB_FINISH_LENGTH], 200);
@@ -280,7 +289,15 @@ TEST(Engine, token_and_last_event_come_in_the_same_step_in_order)
 
 /* ---- failures ---- */
 
-TEST(Engine, a_row_of_nan_fails_its_request_only)
+class NanRow : public ::testing::TestWithParam<bool>
+{
+  protected:
+    void SetUp() override { draws_on_device = GetParam(); }
+    void TearDown() override { draws_on_device = false; }
+};
+INSTANTIATE_TEST_SUITE_P(Engine, NanRow, ::testing::Bool(), [](const auto &i) { return i.param ? "device" : "host"; });
+
+TEST_P(NanRow, fails_its_request_only)
 {
     Model m;
     Engine e(m, options(8, 128, 16, 64));

@@ -99,8 +99,12 @@ struct nbi_workspace {
 static struct {
     std::string wrong; /* the first broken promise of the engine */
     int fail_in = 0;   /* that many calls until one fails */
-    size_t calls = 0, rows = 0, most_seqs = 0;
+    size_t calls = 0, rows = 0, most_seqs = 0, drawn = 0;
 } seen;
+
+/* Logits may stay on the made-up device, which draws from them with the host's sampler. */
+static bool draws_on_device = false;
+static std::vector<float> device_logits;
 
 static void complain(const char *what)
 {
@@ -150,6 +154,7 @@ nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi
                       nbi_tap_fn, void *)
 {
     const auto [rows, n_seqs, n_logits, ids, seqs, logit_rows] = *batch;
+    device_logits.assign(logits ? 0 : n_logits * m->cfg.vocab, 0);
     static uint8_t used[1 << 16];
     memset(used, 0, kv->n_pages);
     seen.calls++;
@@ -196,8 +201,26 @@ nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi
                 complain("a position was never computed");
             h.add(cell_id[cell]);
         }
-        h.logits(logits + l * m->cfg.vocab);
+        h.logits((logits ? logits : device_logits.data()) + l * m->cfg.vocab);
     }
+    return NB_OK;
+}
+
+bool nbi_can_sample(const nb_model *)
+{
+    return draws_on_device;
+}
+
+nb_status nbi_forward_sample(nbi_workspace *, const nbi_draw *how, size_t n, nbi_drawn *out)
+{
+    nbi_sampler *s = nullptr;
+    if (n * VOCAB != device_logits.size())
+        complain("other rows are drawn from than were computed");
+    EXPECT_EQ(NB_OK, nbi_sampler_create(&s, VOCAB));
+    for (size_t i = 0; i < n; i++)
+        nbi_sampler_draw(s, &device_logits[i * VOCAB], &how[i], &out[i]);
+    nbi_sampler_free(s);
+    seen.drawn += n;
     return NB_OK;
 }
 

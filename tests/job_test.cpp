@@ -38,9 +38,11 @@ using std::vector;
 
 struct Model {
     nb_tokenizer tok;
+    nbi_backend be{}; /* its default KV cache is f32 */
     std::unique_ptr<nb_model> m{new nb_model()};
     Model()
     {
+        m->be = &be;
         m->tok = &tok;
         m->cfg.vocab = 258;
         m->cfg.max_context = 4096;
@@ -584,7 +586,9 @@ TEST_F(Job, resume_refuses_another_job_and_names_the_field)
                  with([&] { o.default_max_tokens = 9; }));
     EXPECT_FAILS(NB_EINVAL, "\"shard\" is \"0/1\"", with([&] { o.shard_count = 2; }));
     EXPECT_FAILS(NB_EINVAL, "\"endpoint\" is null", with([&] { o.endpoint = "/v1/completions"; }));
-    EXPECT_FAILS(NB_EINVAL, "\"kv_dtype\"", with([&] { o.engine.kv_dtype = "f16"; }));
+    EXPECT_FAILS(NB_EINVAL, "\"kv_dtype\" is \"f32\", but this run has \"int8\"",
+                 with([&] { o.engine.kv_dtype = "int8"; }));
+    EXPECT_FAILS(NB_EINVAL, "expected f32, f16, int8 or int4", with([&] { o.engine.kv_dtype = "fp8"; }));
     EXPECT_FAILS(NB_EINVAL, "\"max_context\"", with([&] { o.engine.max_context = 99; }));
     EXPECT_FAILS(NB_EINVAL, "\"errors_apart\"", with([&] { o.errors = err.c_str(); }));
     model.m->hash++;

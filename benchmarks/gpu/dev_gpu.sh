@@ -83,10 +83,14 @@ gpu_open_results() {
     gpu_json=$gpu_results/$(python3 -c 'import json,re,sys; print(re.sub("[^a-z0-9]+", "-", json.loads(sys.argv[1])["gpu"].lower()).strip("-"))' "$about")/$(date +%F).json
     mkdir -p "$(dirname "$gpu_json")"
     echo "$about" | gpu_record about "commit=$(git describe --always --dirty 2>/dev/null || echo unknown)"
-    if command -v nvidia-smi >/dev/null; then
-        nvidia-smi --query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu --format=csv,noheader |
-            python3 -c 'import json,sys; print(json.dumps({"nvidia_smi": sys.stdin.readline().strip()}))' | gpu_record conditions
-    fi
+    gpu_conditions before
+}
+
+# Cards slow down when they are hot or at their power limit: what the clocks were belongs to a figure.
+gpu_conditions() {
+    command -v nvidia-smi >/dev/null || return 0
+    nvidia-smi --query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu --format=csv,noheader |
+        python3 -c 'import json,sys; print(json.dumps({"when": sys.argv[1], "nvidia_smi": sys.stdin.readline().strip()}))' "$1" | gpu_record conditions
 }
 
 # One GoogleTest program, serially: a test that fills the memory or faults on purpose must not meet another one.
@@ -99,7 +103,7 @@ gpu_run_test() { # section, program, seconds, prefix of the command
     gpu_record "$section" "gtest=build/results/$name.json" "program=$name" "rc=$rc" "seconds=$((SECONDS - began))" "tool=${gpu_tool:-}" </dev/null
     [ $rc = 0 ] && return
     gpu_note "$name ${gpu_tool:+under $gpu_tool }ended with status $rc$([ $rc = 124 ] && echo " (time limit)"):"
-    grep -E '^\[  FAILED|Failure|ERROR SUMMARY|=========     (at|Invalid|Race|Error)' "build/results/$name.log" | head -n 12
+    grep -E '^\[  FAILED|Failure|^=========+ *[^C =]' "build/results/$name.log" | head -n 12
     return 1
 }
 
@@ -170,6 +174,7 @@ gpu_bench() {
     local end=$(($(date +%s) + $1)) shape recipe left failed=0 shapes=(tinyllama-1.1b llama-3-8b llama-2-7b)
     [ -n "$gpu_quick" ] && shapes=(tiny)
     gpu_bench_kernels $(($1 * 45 / 100)) || failed=1
+    gpu_conditions "after the micro-benchmarks"
     for shape in "${shapes[@]}"; do
         for recipe in w4a16-g128 w8a8-dynamic w8a16 dense; do
             left=$((end - $(date +%s)))

@@ -94,7 +94,7 @@ def tests_lines(rows):
     out = [f"{len(rows)} programs: {total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped."]
     for r in rows:
         if r.get("rc"):
-            why = "time limit" if r["rc"] == 124 else r.get("note") or ", ".join(r.get("failures", [])[:8]) or f"status {r['rc']}"
+            why = "time limit" if r["rc"] == 124 else "it has findings" if r["rc"] == 99 and r.get("tool") else r.get("note") or ", ".join(r.get("failures", [])[:8]) or f"status {r['rc']}"
             out.append(f"- {r['program']}{' under ' + r['tool'] if r.get('tool') else ''}: {why}")
     return out
 
@@ -109,8 +109,10 @@ def describe(run):
         facts.append(f"copy on the device {number(header['copy_gbs'])} GB/s of {number(header['dram_gbs'])} by the data sheet's clock")
         facts.append(f"peak {number(header['peak_f16_tops'])} TFLOPS fp16, {number(header['peak_int8_tops'])} TOPS INT8")
     for c in run.get("conditions", []):
-        facts.append("driver, clocks (SM, SM at most, memory), power limit, temperature: " + c["nvidia_smi"])
+        facts.append(f"{c['when']}: driver, clocks (SM, SM at most, memory), power and its limit, temperature {c['nvidia_smi']}")
     out += ["; ".join(facts) + ".", ""]
+    if a["gpu"].startswith("ptxemu"):
+        out += ["**A rehearsal on the stand-in driver: the times mean nothing.**", ""]
     return out
 
 

@@ -5,11 +5,8 @@
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
-#ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
-#include "backend/cuda/create.h"
-#endif
 #ifdef NIBBLE_HAS_CUDA
-nb_status nbi_cublaslt_use(nbi_backend *b, char note[200]); /* cuda/cublaslt.h */
+#include "backend/cuda/create.h"
 #endif
 
 static nb_status open_cpu(nbi_backend **out, const nbi_backend_options *o)
@@ -19,7 +16,7 @@ static nb_status open_cpu(nbi_backend **out, const nbi_backend_options *o)
     return nbi_cpu_create(out, o->threads);
 }
 
-#ifdef NIBBLE_CUDA_WHOLE /* until the operations are all there */
+#ifdef NIBBLE_HAS_CUDA
 static nb_status open_cuda(nbi_backend **out, const nbi_backend_options *o, int index)
 {
     const char *t = o->act_dtype ? o->act_dtype : "f16";

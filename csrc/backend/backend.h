@@ -40,7 +40,7 @@ typedef struct nbi_step nbi_step;     /* the device's copy of what a batch is: s
  *   INT8      codes [16][head_dim], then one fp32 scale a token [16]:  x ~ q * s,  s = absmax/127, q = clamp(rne(x/s),
  *             -127, 127); an s that would be zero or subnormal is 1 (its codes are 0)
  *   INT4      codes [16][head_dim/2] (low nibble first), then for each token and each run of 32 elements two fp16 {s, m}:
- *             [16][ceil(head_dim/32)][2]:  x ~ fma(q, s, m),  m = fp16(min), s = fp16((max - m)/15),
+ *             [16][ceil(head_dim/32)][2]:  x ~ fma(q, s, m),  m = fp16(min) (+0 for -0), s = fp16((max - m)/15),
  *             q = clamp(rne((x - m)/s), 0, 15); an s of zero is 1 (its codes are 0)
  * Every operation is one fp32 operation.  Numbers that cannot be stored show: a token (INT8) or run (INT4) that holds a
  * NaN or an infinity, or whose m or s leaves the range of fp16, has codes 0 and NaN for s (and m); attention carries it
@@ -102,6 +102,21 @@ typedef enum nbi_dst {
     NBI_DST_F32       /* y = result, fp32 */
 } nbi_dst;
 
+/* How a token is chosen from a row of logits; engine/sampler.c has the rules. */
+typedef struct nbi_draw {
+    float temperature, top_p, min_p; /* temperature 0: the best token */
+    int32_t top_k;                   /* 0: off */
+    uint32_t share;                  /* the random number u in [0, 1), times 2^24 */
+    uint32_t want_sum;               /* for a log-probability */
+} nbi_draw;
+
+typedef struct nbi_drawn {
+    uint64_t sum; /* of the weights of all tokens at temperature 1, in units of 2^-43 of the best one's; if wanted */
+    float logit, best; /* of the token, and the largest of the row */
+    int32_t token;     /* -1: the row holds a NaN or +infinity, or nothing finite */
+    uint32_t unused;
+} nbi_drawn;
+
 struct nbi_backend {
     const struct nbi_backend_ops *ops;
     const char *name;     /* "cpu", "cuda" */
@@ -142,6 +157,7 @@ typedef struct nbi_backend_ops {
     /* -- a batch: its description goes to the device once and all operations of the step read it there -- */
     nb_status (*step_create)(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
     void (*step_free)(nbi_backend *b, nbi_step *s);
+    size_t (*step_bytes)(nbi_backend *b, const nbi_step_limits *limits); /* on the device; NULL: none of its memory */
     nb_status (*step_begin)(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
     /* Recorded steps (CUDA graphs); NULL where a device has none.  *replayed: the whole step between these two calls was
      * launched from a recording and the caller skips both it and step_end().  Else the operations up to step_end() are issued
@@ -174,6 +190,11 @@ typedef struct nbi_backend_ops {
     nb_status (*swiglu)(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
     /* y[i] = x[logit_rows[i]] of the batch: residual rows of k elements */
     nb_status (*gather)(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y);
+    /* Chooses a token for each of n rows of logits; how and out are host memory, scratch has sample_bytes(n).  Waits.  NULL
+     * where logits are in host memory anyway. */
+    nb_status (*sample)(nbi_backend *b, const float *logits, size_t n, size_t vocab, const nbi_draw *how,
+                        nbi_drawn *out, void *scratch);
+    size_t (*sample_bytes)(nbi_backend *b, size_t n);
     /* Activations to fp32 on the host (the form NBI_FORM_FLOAT must be there). */
     nb_status (*download_act)(nbi_backend *b, float *dst, const void *x, size_t n);
     /* fp32 on the host to activations, rounded. */

@@ -22,6 +22,13 @@ nb_status nbi_kv_type_parse(nbi_kv_type *out, const char *name)
     return nbi_fail(NB_EINVAL, "\"%s\" is not a type of the KV cache: expected f32, f16, int8 or int4", name);
 }
 
+nb_status nbi_kv_option(nbi_kv_type *out, const nbi_backend *b, const char *name)
+{
+    *out = b->default_kv;
+    nb_status st = name ? nbi_kv_type_parse(out, name) : NB_OK;
+    return st == NB_OK ? st : nbi_fail_in(st, "kv_dtype: ");
+}
+
 size_t nbi_kv_block_bytes(nbi_kv_type type, uint32_t head_dim)
 {
     size_t bytes = nbi_kv_scales_at(type, head_dim);
@@ -64,7 +71,7 @@ static void encode4(uint8_t *q, uint16_t *s_m, uint32_t n, const float *x)
         lo = x[i] < lo ? x[i] : lo;
         hi = x[i] > hi ? x[i] : hi;
     }
-    m = nbi_f16_to_f32(nbi_f32_to_f16(lo));
+    m = nbi_f16_to_f32(nbi_f32_to_f16(lo + 0.0f)); /* no -0: which zero comes first must not matter */
     s = nbi_f16_to_f32(nbi_f32_to_f16((hi - m) / 15.0f));
     if (!finite || !isfinite(m) || !isfinite(s)) {
         memset(q, 0, n / 2);

@@ -6,6 +6,9 @@
 
 #include "backend/backend.h"
 
+/* The option kv_dtype of the public API: a name, or NULL for the type that suits the device. */
+nb_status nbi_kv_option(nbi_kv_type *out, const nbi_backend *b, const char *name);
+
 /* Where the scales begin in a block of INT8 or INT4 (nbi_kv_block_bytes() for the other types, which have none). */
 static inline size_t nbi_kv_scales_at(nbi_kv_type type, uint32_t head_dim)
 {

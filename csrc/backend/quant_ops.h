@@ -3,15 +3,15 @@
  * quant/rtn.h, histograms quant/observer.h, clips quant/clip.h, Gram matrices quant/gram.h.
  *
  * Pointers are device memory of the backend unless they say "host".  Operations are asynchronous where the device is; those
- * with results on the host wait for them.  A scheme without a kernel is NB_EUNSUPPORTED, and the caller computes on the
- * host. */
+ * with results on the host wait for them.  All belong between lock() and unlock().  A scheme without a kernel is
+ * NB_EUNSUPPORTED, and the caller computes on the host. */
 #ifndef NB_BACKEND_QUANT_OPS_H
 #define NB_BACKEND_QUANT_OPS_H
 
 #include "backend/backend.h"
 #include "base/histogram.h"
 
-/* Row-major [rows][k] without gaps, F32, F16 or BF16, 16-byte aligned; less than 2^32 rows and k. */
+/* Row-major [rows][k] without gaps, F32, F16 or BF16, 16-byte aligned; less than 2^31 rows and k. */
 typedef struct nbi_matrix {
     const void *x;
     nbi_dtype dtype;

@@ -11,10 +11,15 @@ static inline uint64_t nbi_rng(uint64_t seed, uint64_t counter)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
+/* Uniform in [0, 2^24). */
+static inline uint32_t nbi_rng_24(uint64_t seed, uint64_t counter)
+{
+    return (uint32_t)(nbi_rng(seed, counter) >> 40);
+}
 /* Uniform in [0, 1), 24 bits: exact in fp32. */
 static inline float nbi_rng_uniform(uint64_t seed, uint64_t counter)
 {
-    return (float)(nbi_rng(seed, counter) >> 40) * 0x1p-24f;
+    return (float)nbi_rng_24(seed, counter) * 0x1p-24f;
 }
 
 #endif

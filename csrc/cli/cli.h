@@ -80,6 +80,11 @@ typedef struct cli_model_flags {
     {                                                                                                                  \
         "--threads", "-t", CLI_INT, &(m).threads, "N", "CPU threads (default: one for each core)", 1, 1024             \
     }
+#define CLI_KV_FLAG(v)                                                                                                 \
+    {                                                                                                                  \
+        "--kv-dtype", NULL, CLI_STRING, &(v), "T",                                                                     \
+            "KV cache: f32, f16, int8 or int4 (default f32 on the CPU, f16 on a GPU)", 0, 0                            \
+    }
 #define CLI_MODEL_FLAGS(m)                                                                                             \
     CLI_DEVICE_FLAGS(m),                                                                                               \
         {"--act-dtype", NULL, CLI_STRING, &(m).act_dtype, "T", "activations on a GPU: f16, bf16 (default f16)", 0, 0}, \

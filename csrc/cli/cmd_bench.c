@@ -33,7 +33,7 @@ static void print_table(const char *text)
 
 static int run(const cli_command *c, int argc, char **argv)
 {
-    const char *model[1] = {NULL}, *shape = NULL, *recipe = NULL;
+    const char *model[1] = {NULL}, *shape = NULL, *recipe = NULL, *kv = NULL;
     cli_model_flags f = {0};
     cli_list prompt = {{128}, 1}, gen = {{32}, 1}, batch = {{1}, 1};
     int64_t reps = 0;
@@ -46,6 +46,7 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--n-gen", "-n", CLI_LIST, &gen, "N,..", "tokens to generate, 0: none (default 32)", 0, 1 << 24},
         {"--batch", "-b", CLI_LIST, &batch, "B,..", "sequences decoded together (default 1)", 1, 65536},
         {"--repetitions", NULL, CLI_INT, &reps, "N", "after one warm-up (default 5)", 1, 1024},
+        CLI_KV_FLAG(kv),
         {"--json", NULL, CLI_BOOL, &json, NULL, "print JSON with llama-bench's keys", 0, 0},
         CLI_MODEL_FLAGS(f),
         {0}};
@@ -74,6 +75,7 @@ static int run(const cli_command *c, int argc, char **argv)
     o.batch = batch.v;
     o.n_batch = batch.n;
     o.repetitions = (uint32_t)reps;
+    o.kv_dtype = kv;
     o.callbacks = cli_callbacks();
     if (nb_bench(m, &o, &out) != NB_OK)
         rc = cli_failed(c);

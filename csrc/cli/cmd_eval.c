@@ -5,11 +5,11 @@
 
 static void print_json(const nb_eval_result *r, const nb_eval_options *o, const char *model, const char *base)
 {
-    json_t *j =
-        json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:I, s:I, s:I, s:f}", "model", model, "text", o->text, "protocol",
-                  o->protocol ? o->protocol : "hf", "ctx", (int)(o->ctx ? o->ctx : 512), "perplexity", r->perplexity,
-                  "perplexity_error", r->perplexity_error, "tokens", (json_int_t)r->tokens, "scored",
-                  (json_int_t)r->scored, "windows", (json_int_t)r->windows, "seconds", r->seconds);
+    json_t *j = json_pack("{s:s, s:s, s:s, s:s, s:i, s:f, s:f, s:I, s:I, s:I, s:f}", "model", model, "text", o->text,
+                          "protocol", o->protocol ? o->protocol : "hf", "kv_dtype",
+                          o->kv_dtype ? o->kv_dtype : "default", "ctx", (int)(o->ctx ? o->ctx : 512), "perplexity",
+                          r->perplexity, "perplexity_error", r->perplexity_error, "tokens", (json_int_t)r->tokens,
+                          "scored", (json_int_t)r->scored, "windows", (json_int_t)r->windows, "seconds", r->seconds);
     if (j && base) {
         json_t *b =
             json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "base", base, "base_perplexity", r->base_perplexity, "mean_kld",
@@ -35,7 +35,7 @@ static void print_table(const nb_eval_result *r, const nb_eval_options *o, const
 
 static int run(const cli_command *c, int argc, char **argv)
 {
-    const char *model[1] = {NULL}, *text = NULL, *base = NULL, *protocol = NULL;
+    const char *model[1] = {NULL}, *text = NULL, *base = NULL, *protocol = NULL, *kv = NULL;
     cli_model_flags f = {0};
     int64_t ctx = 0, windows = 0;
     bool json = false;
@@ -45,6 +45,7 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--windows", NULL, CLI_INT, &windows, "N", "use the first N windows only", 1, 1 << 30},
         {"--protocol", NULL, CLI_STRING, &protocol, "P", "hf (default) or llama.cpp", 0, 0},
         {"--base", NULL, CLI_STRING, &base, "MODEL", "compare with this model: KL divergence, same top token", 0, 0},
+        CLI_KV_FLAG(kv),
         {"--json", NULL, CLI_BOOL, &json, NULL, "print JSON", 0, 0},
         CLI_MODEL_FLAGS(f),
         {0}};
@@ -59,6 +60,7 @@ static int run(const cli_command *c, int argc, char **argv)
     o.ctx = (uint32_t)ctx;
     o.max_windows = (uint32_t)windows;
     o.protocol = protocol;
+    o.kv_dtype = kv;
     o.callbacks = cli_callbacks();
     nb_eval_result r = {.struct_size = sizeof r};
     nb_model *m = cli_load_model(c, model[0], &f), *b = NULL;

@@ -141,7 +141,7 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--logprobs", NULL, CLI_INT, &logprobs, "K", "with --json: K alternatives a token", 0, 20},
         {"--chat", NULL, CLI_BOOL, &chat, NULL, "put the prompt through the model's chat template", 0, 0},
         {"--ignore-eos", NULL, CLI_BOOL, &ignore_eos, NULL, "go on after the end of the text", 0, 0},
-        {"--kv-dtype", NULL, CLI_STRING, &kv, "T", "f32 or f16 (default f32)", 0, 0},
+        CLI_KV_FLAG(kv),
         {"--json", NULL, CLI_BOOL, &json, NULL, "print JSON", 0, 0},
         CLI_MODEL_FLAGS(f),
         {0}};

@@ -9,6 +9,22 @@ static uint64_t num(const json_t *o, const char *key)
     return (uint64_t)json_integer_value(json_object_get(o, key));
 }
 
+/* "  (f32; f16 3.0 KiB, int8 1.5 KiB ...)": the type that the figures are for, and the others. */
+static void print_kv_types(const json_t *m)
+{
+    const char *type = json_string_value(json_object_get(m, "kv_dtype")), *key, *between = ";";
+    json_t *v;
+    char b[24];
+    printf("  (%s", type);
+    json_object_foreach(json_object_get(m, "kv_bytes_per_token_by_dtype"), key, v) if (strcmp(key, type) != 0)
+    {
+        cli_bytes(b, (uint64_t)json_integer_value(v));
+        printf("%s %s %s", between, key, b);
+        between = ",";
+    }
+    printf(")");
+}
+
 static void print_memory(const json_t *m)
 {
     static const char *const rows[][2] = {{"weights", "weights"},
@@ -19,7 +35,10 @@ static void print_memory(const json_t *m)
     char b[24];
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         cli_bytes(b, num(m, rows[i][0]));
-        printf("  %-24s %12s\n", rows[i][1], b);
+        printf("  %-24s %12s", rows[i][1], b);
+        if (i == 1)
+            print_kv_types(m);
+        printf("\n");
     }
     printf("  %-24s %12llu\n", "full contexts that fit", (unsigned long long)num(m, "full_contexts_that_fit"));
 }

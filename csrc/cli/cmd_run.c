@@ -71,7 +71,7 @@ static int run(const cli_command *c, int argc, char **argv)
         {"--prefill-chunk", NULL, CLI_INT, &chunk, "N", "prompt tokens a step (default 256)", 1, 1 << 20},
         {"--kv-pages", NULL, CLI_INT, &pages, "N", "pages of 16 tokens in the KV cache", 1, 1 << 30},
         {"--kv-bytes", NULL, CLI_INT, &kv_bytes, "N", "or its size in bytes", 1, 1e15},
-        {"--kv-dtype", NULL, CLI_STRING, &kv, "T", "f32 or f16 (default f32)", 0, 0},
+        CLI_KV_FLAG(kv),
         {"--max-tokens", NULL, CLI_INT, &max_tokens, "N", "where a request has none (default 128)", 1, 1 << 24},
         {"--endpoint", NULL, CLI_STRING, &endpoint, "URL", "for rows without url: /v1/completions or ...", 0, 0},
         {"--fail-on-error", NULL, CLI_BOOL, &fail, NULL, "exit status 1 when a row failed", 0, 0},

@@ -3,13 +3,15 @@
  *   ppN    N tokens of prompt through the model at once (chunks of 512), logits of the last one
  *   tgN    N single tokens one after the other from an empty context; with B sequences: B tokens a step, all counted
  *
- * Tokens are random, sampling and tokenisation are not timed.  One warm-up, then the repetitions. */
+ * Tokens are random, sampling and tokenisation are not timed; but where a device can sample, logits stay there and the best
+ * token is chosen, as the engine does it.  One warm-up, then the repetitions. */
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "backend/kv.h"
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/options.h"
@@ -25,12 +27,15 @@ void nb_bench_options_init(nb_bench_options *o)
 
 typedef struct bench {
     const nb_model *m;
+    nbi_kv_type type;
     nbi_kv kv;
     nbi_workspace *w;
     int32_t *ids, *pages;
     uint32_t *logit_rows;
     nbi_seq *seqs;
-    float *logits;
+    float *logits;   /* [n_seqs][vocab] */
+    nbi_draw *draws; /* [n_seqs] greedy; or NULL: the device cannot sample */
+    nbi_drawn *drawn;
     size_t n_prompt, n_gen, n_seqs, pages_a_seq;
 } bench;
 
@@ -43,6 +48,8 @@ static void bench_close(bench *b)
     free(b->logit_rows);
     free(b->seqs);
     free(b->logits);
+    free(b->draws);
+    free(b->drawn);
 }
 
 static nb_status bench_open(bench *b)
@@ -59,12 +66,16 @@ static nb_status bench_open(bench *b)
     b->pages = malloc(pages * sizeof *b->pages);
     b->logit_rows = malloc(b->n_seqs * sizeof *b->logit_rows);
     b->seqs = malloc(b->n_seqs * sizeof *b->seqs);
-    b->logits = malloc(bytes);
-    if (!b->ids || !b->pages || !b->logit_rows || !b->seqs || !b->logits)
+    if (nbi_can_sample(b->m)) {
+        b->draws = calloc(b->n_seqs, sizeof *b->draws);
+        b->drawn = malloc(b->n_seqs * sizeof *b->drawn);
+    } else
+        b->logits = malloc(bytes);
+    if (!b->ids || !b->pages || !b->logit_rows || !b->seqs || !(b->logits || (b->draws && b->drawn)))
         return nbi_fail_nomem("the benchmark", bytes);
     for (size_t i = 0; i < pages; i++)
         b->pages[i] = (int32_t)i;
-    NB_TRY(nbi_kv_create(&b->kv, b->m, (uint32_t)pages, b->m->be->default_kv));
+    NB_TRY(nbi_kv_create(&b->kv, b->m, (uint32_t)pages, b->type));
     NB_TRY(nbi_workspace_create(
         &b->w, b->m, &(nbi_workspace_limits){.rows = rows, .seqs = b->n_seqs, .logits = b->n_seqs, .context = len}));
 done:
@@ -74,6 +85,12 @@ done:
 static int32_t token(const bench *b, size_t i)
 {
     return (int32_t)(nbi_rng(42, i) % b->m->cfg.vocab);
+}
+
+static nb_status forward(bench *b, const nbi_batch *batch)
+{
+    nb_status st = nbi_forward(b->m, &b->kv, b->w, batch, b->logits, NULL, NULL);
+    return st == NB_OK && b->draws ? nbi_forward_sample(b->w, b->draws, batch->n_logits, b->drawn) : st;
 }
 
 static nb_status prefill(bench *b)
@@ -91,7 +108,7 @@ static nb_status prefill(bench *b)
                            .ids = b->ids,
                            .seqs = &s,
                            .logit_rows = &last};
-        NB_TRY(nbi_forward(b->m, &b->kv, b->w, &batch, b->logits, NULL, NULL));
+        NB_TRY(forward(b, &batch));
     }
 done:
     return st;
@@ -113,7 +130,7 @@ static nb_status decode(bench *b)
                            .ids = b->ids,
                            .seqs = b->seqs,
                            .logit_rows = b->logit_rows};
-        NB_TRY(nbi_forward(b->m, &b->kv, b->w, &batch, b->logits, NULL, NULL));
+        NB_TRY(forward(b, &batch));
     }
 done:
     return st;
@@ -163,7 +180,8 @@ static json_t *row(const bench *b, const double *seconds, size_t n)
                           "test_time", when, "avg_ns", (json_int_t)avg_ns, "stddev_ns", (json_int_t)dev_ns, "avg_ts",
                           avg_ts, "stddev_ts", dev_ts, "samples_ns", samples_ns, "samples_ts", samples_ts);
     json_t *how = json_pack("{s:i, s:i, s:i, s:s, s:s, s:i}", "n_threads", (int)b->m->be->threads, "n_batch",
-                            PREFILL_ROWS, "n_ubatch", PREFILL_ROWS, "type_k", "f32", "type_v", "f32", "n_depth", 0);
+                            PREFILL_ROWS, "n_ubatch", PREFILL_ROWS, "type_k", nbi_kv_type_name(b->type), "type_v",
+                            nbi_kv_type_name(b->type), "n_depth", 0);
     if (j && how)
         json_object_update(j, how);
     json_decref(how);
@@ -171,10 +189,10 @@ static json_t *row(const bench *b, const double *seconds, size_t n)
 }
 
 /* One line of the table. */
-static nb_status measure(const nb_model *m, size_t n_prompt, size_t n_gen, size_t n_seqs, uint32_t reps, json_t *out,
-                         const nb_callbacks *cb)
+static nb_status measure(const nb_model *m, nbi_kv_type kv, size_t n_prompt, size_t n_gen, size_t n_seqs, uint32_t reps,
+                         json_t *out, const nb_callbacks *cb)
 {
-    bench b = {.m = m, .n_prompt = n_prompt, .n_gen = n_gen, .n_seqs = n_seqs};
+    bench b = {.m = m, .type = kv, .n_prompt = n_prompt, .n_gen = n_gen, .n_seqs = n_seqs};
     double seconds[1024];
     nb_status st;
     if (n_prompt > m->cfg.max_context || n_gen > m->cfg.max_context)
@@ -203,11 +221,13 @@ nb_status nb_bench(const nb_model *m, const nb_bench_options *options, char **js
     nb_status st;
     json_t *out = json_array();
     nb_bench_options o;
+    nbi_kv_type kv = NBI_KV_F32;
     if (!m || !json)
         return nbi_fail(NB_EINVAL, "nb_bench: model and json must not be NULL");
     *json = NULL;
     nb_bench_options_init(&o);
     NB_TRY(nbi_take_options(&o, sizeof o, options, "nb_bench_options"));
+    NB_TRY(nbi_kv_option(&kv, m->be, o.kv_dtype));
     if (!o.n_prompt && !o.n_gen) {
         o.prompt = pp;
         o.gen = tg;
@@ -223,12 +243,12 @@ nb_status nb_bench(const nb_model *m, const nb_bench_options *options, char **js
         NB_TRY(nbi_fail(NB_EINVAL, "%u repetitions, expected 1 to 1024", o.repetitions));
     for (size_t i = 0; i < o.n_prompt; i++)
         if (o.prompt[i])
-            NB_TRY(measure(m, o.prompt[i], 0, 1, o.repetitions, out, &o.callbacks));
+            NB_TRY(measure(m, kv, o.prompt[i], 0, 1, o.repetitions, out, &o.callbacks));
     for (size_t i = 0; i < o.n_gen; i++)
         for (size_t b = 0; o.gen[i] && b < o.n_batch; b++) {
             if (o.batch[b] < 1 || o.batch[b] > 65536)
                 NB_TRY(nbi_fail(NB_EINVAL, "a batch of %u, expected 1 to 65536", o.batch[b]));
-            NB_TRY(measure(m, 0, o.gen[i], o.batch[b], o.repetitions, out, &o.callbacks));
+            NB_TRY(measure(m, kv, 0, o.gen[i], o.batch[b], o.repetitions, out, &o.callbacks));
         }
     if (!(*json = json_dumps(out, JSON_INDENT(2))))
         st = nbi_fail_nomem("the benchmark", 0);

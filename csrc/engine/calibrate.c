@@ -116,10 +116,14 @@ done:
 static nb_status read_observers(nbi_calibration *c)
 {
     nb_status st = NB_OK;
+    if (c->be->ops->lock)
+        c->be->ops->lock(c->be);
     for (size_t i = 0; c->on_device && i < (size_t)c->n_layers * N_INPUTS; i++)
         NB_TRY(c->be->quant->observer_read(c->be, c->on_device + i * c->be->quant->observer_bytes(), &c->obs[i]));
-    leave_device(c);
 done:
+    if (c->be->ops->unlock)
+        c->be->ops->unlock(c->be);
+    leave_device(c);
     return st;
 }
 
@@ -190,7 +194,7 @@ nb_status nbi_calibrate(nbi_calibration **out, const nb_model *m, const char *pa
     if (ctx > n)
         ctx = n;
     NB_TRY(create(&c, m, ROWS));
-    NB_TRY(nbi_sequence_create(&seq, m, ctx, ROWS));
+    NB_TRY(nbi_sequence_create(&seq, m, ctx, ROWS, m->be->default_kv));
     double start = nbi_now();
     for (size_t at = 0; at < n; at += ctx) {
         size_t len = n - at < ctx ? n - at : ctx;

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/kv.h"
 #include "base/options.h"
 #include "base/checked.h"
 #include "base/log.h"
@@ -43,6 +44,8 @@ struct nb_engine {
     nbi_seq *seqs;        /* [max_batch] */
     uint32_t *logit_rows; /* [max_batch] */
     float *logits;        /* [max_batch][vocab] */
+    nbi_draw *draws;      /* [max_batch] how tokens are chosen on the device */
+    nbi_drawn *drawn;     /* [max_batch] and what came of it */
     nb_logprob *top;      /* [max_batch][MAX_TOP] */
     nb_event *events;     /* [2 * max_batch + CANCEL_ROOM] */
     size_t *text_at;      /* of each event: where its text (or error) begins in `text` */
@@ -93,11 +96,7 @@ static nb_status read_options(nb_engine_options *opt, const nb_model *m, const n
     NB_TRY(in_range("kv_pages", &opt->kv_pages, 0, INT32_MAX));
     if (opt->max_queue == 0)
         opt->max_queue = DEFAULT_QUEUE;
-    *kv = m->be->default_kv;
-    if (opt->kv_dtype && (st = nbi_kv_type_parse(kv, opt->kv_dtype)) != NB_OK) {
-        nbi_fail_in(st, "kv_dtype: ");
-        goto done;
-    }
+    NB_TRY(nbi_kv_option(kv, m->be, opt->kv_dtype));
     opt->kv_dtype = NULL; /* the caller's memory */
 done:
     return st;
@@ -148,12 +147,15 @@ static nb_status alloc_step(nb_engine *e)
     e->seqs = malloc(batch * sizeof *e->seqs);
     e->logit_rows = malloc(batch * sizeof *e->logit_rows);
     e->logits = malloc(logits);
+    e->draws = malloc(batch * sizeof *e->draws);
+    e->drawn = malloc(batch * sizeof *e->drawn);
     e->top = malloc(batch * MAX_TOP * sizeof *e->top);
     e->events = malloc(n_events * sizeof *e->events);
     e->text_at = malloc(n_events * sizeof *e->text_at);
     for (size_t i = 0; i < 2 * batch + 64; i++)
         nbi_str_puts(&e->text, "                                "); /* room ahead of time */
-    if (!e->ids || !e->seqs || !e->logit_rows || !e->logits || !e->top || !e->events || !e->text_at || e->text.failed)
+    if (!e->ids || !e->seqs || !e->logit_rows || !e->logits || !e->draws || !e->drawn || !e->top || !e->events ||
+        !e->text_at || e->text.failed)
         return nbi_fail_nomem("the engine's buffers", logits);
     return NB_OK;
 }
@@ -227,6 +229,8 @@ void nb_engine_free(nb_engine *e)
     free(e->seqs);
     free(e->logit_rows);
     free(e->logits);
+    free(e->draws);
+    free(e->drawn);
     free(e->top);
     free(e->events);
     free(e->text_at);
@@ -532,15 +536,23 @@ static bool is_eos(const nb_model *m, int32_t token)
     return m->tok && nbi_tokenizer_is_eos(m->tok, token);
 }
 
-/* The next token of a request: one TOKEN event, and FINISHED or FAILED where it is the last.  EOS is no part of the
+/* The next token of a request, whose logits are row `row`: drawn on the device, or here. */
+static nb_status choose(nb_engine *e, nbi_req *r, size_t row, bool on_device, int32_t *token, float *logprob)
+{
+    if (on_device)
+        return nbi_draw_result(&e->drawn[row], r->n, token, logprob);
+    return nbi_sample(e->sampler, e->logits + row * e->m->cfg.vocab, &r->sampling, r->ids, r->n_prompt, r->n,
+                      r->logprobs, token, logprob, e->top + row * MAX_TOP);
+}
+
+/* Chooses the next token of a request: one TOKEN event, and FINISHED or FAILED where it is the last.  EOS is no part of the
  * output: it has no event, no text and is not counted. */
-static void next_token(nb_engine *e, nbi_req *r, float *logits, nb_logprob *top)
+static void next_token(nb_engine *e, nbi_req *r, size_t row, bool on_device)
 {
     int32_t token;
     float logprob = 0;
     bool stopped;
-    nb_status st =
-        nbi_sample(e->sampler, logits, &r->sampling, r->ids, r->n_prompt, r->n, r->logprobs, &token, &logprob, top);
+    nb_status st = choose(e, r, row, on_device, &token, &logprob);
     if (st != NB_OK) {
         emit_failure(e, r, st);
         retire(e, r);
@@ -558,7 +570,7 @@ static void next_token(nb_engine *e, nbi_req *r, float *logits, nb_logprob *top)
     nb_event *ev = emit(e, r, NB_EVENT_TOKEN, at);
     ev->token = token;
     ev->logprob = logprob;
-    ev->top = r->logprobs > 0 ? top : NULL;
+    ev->top = r->logprobs > 0 ? e->top + row * MAX_TOP : NULL;
     ev->n_top = r->logprobs <= 0                          ? 0
                 : (uint32_t)r->logprobs < e->m->cfg.vocab ? (uint32_t)r->logprobs
                                                           : e->m->cfg.vocab;
@@ -591,6 +603,20 @@ static size_t make_batch(nb_engine *e, size_t *n_logits)
     return rows;
 }
 
+/* Whether the device draws all tokens of this step; if so, e->draws says how.  Where one request needs more than it can, all
+ * logits come to the host: the tokens are the same. */
+static bool plan_draws(nb_engine *e)
+{
+    size_t row = 0;
+    bool all = nbi_can_sample(e->m);
+    for (uint32_t i = 0; all && i < e->sched.n_plan; i++) {
+        const nbi_part *p = &e->sched.plan[i];
+        if (p->r->n_done + p->n_rows == p->r->n)
+            all = nbi_draw_for(&e->draws[row++], &p->r->sampling, p->r->n, p->r->logprobs);
+    }
+    return all;
+}
+
 /* Rows that are prompt, or output that a preemption made the engine forget. */
 static uint64_t prefill_rows(const nbi_part *p)
 {
@@ -616,7 +642,10 @@ static nb_status compute(nb_engine *e)
                              .ids = e->ids,
                              .seqs = e->seqs,
                              .logit_rows = e->logit_rows};
-    nb_status st = nbi_forward(e->m, &e->kv, e->ws, &batch, e->logits, NULL, NULL);
+    const bool on_device = plan_draws(e);
+    nb_status st = nbi_forward(e->m, &e->kv, e->ws, &batch, on_device ? NULL : e->logits, NULL, NULL);
+    if (st == NB_OK && on_device)
+        st = nbi_forward_sample(e->ws, e->draws, n_logits, e->drawn);
     if (st != NB_OK)
         return st;
     for (uint32_t i = 0; i < e->sched.n_plan; i++)
@@ -626,8 +655,7 @@ static nb_status compute(nb_engine *e)
         nbi_req *r = e->sched.plan[i].r;
         if (r->n_done < r->n)
             continue;
-        next_token(e, r, e->logits + row * e->m->cfg.vocab, e->top + row * MAX_TOP);
-        row++;
+        next_token(e, r, row++, on_device);
     }
     return NB_OK;
 }

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/kv.h"
 #include "base/log.h"
 #include "base/options.h"
 #include "engine/calibrate.h"
@@ -195,6 +196,7 @@ nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options
     nbi_sequence *seq = NULL, *base_seq = NULL;
     eval e = {0};
     sums total = {0};
+    nbi_kv_type kv = NBI_KV_F32;
     nb_eval_result result = {.struct_size = sizeof result};
     if (!m || !options || !r)
         return nbi_fail(NB_EINVAL, "nb_eval: model, options and result must not be NULL");
@@ -205,6 +207,7 @@ nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options
     bool llama_cpp = o.protocol && strcmp(o.protocol, "llama.cpp") == 0;
     if (o.protocol && !llama_cpp && strcmp(o.protocol, "hf") != 0)
         NB_TRY(nbi_fail(NB_EINVAL, "the protocol is \"%s\", expected hf or llama.cpp", o.protocol));
+    NB_TRY(nbi_kv_option(&kv, m->be, o.kv_dtype));
     if (!o.text)
         NB_TRY(nbi_fail(NB_EINVAL, "no text was given (-f FILE)"));
     e.ctx = o.ctx ? o.ctx : 512;
@@ -226,9 +229,9 @@ nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options
         e.base_logits = malloc(e.ctx * e.vocab * sizeof *e.base_logits);
     if (!e.scores || (base && !e.base_logits))
         NB_TRY(nbi_fail_nomem("eval", e.ctx * e.vocab * sizeof *e.base_logits));
-    NB_TRY(nbi_sequence_create(&seq, m, e.ctx, 256));
+    NB_TRY(nbi_sequence_create(&seq, m, e.ctx, 256, kv));
     if (base)
-        NB_TRY(nbi_sequence_create(&base_seq, base, e.ctx, 256));
+        NB_TRY(nbi_sequence_create(&base_seq, base, e.ctx, 256, base->be->default_kv));
     double start = nbi_now();
     NB_TRY(run_windows(&e, &total, seq, base_seq, ids, windows,
                        llama_cpp && nbi_tokenizer_adds_bos(m->tok) ? nb_tokenizer_bos(m->tok) : -1, &o.callbacks));

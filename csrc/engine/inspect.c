@@ -8,6 +8,7 @@
 #include "engine/plan.h"
 #include "format/gguf.h"
 #include "model/checkpoint.h"
+#include "model/model.h"
 
 /* "model.layers.0.mlp.up_proj.weight_packed" -> the module's scheme, "" for tensors outside linear layers. */
 static nb_status scheme_of(const nbi_ct_config *ct, const char *tensor, char out[48])
@@ -69,7 +70,12 @@ static json_t *memory(const nbi_config *c, uint64_t weights)
 {
     nbi_plan p;
     nbi_plan_make(&p, c, weights);
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "weights", (json_int_t)p.weights, "kv_bytes_per_token",
+    json_t *by_type = json_object();
+    for (int t = 0; t < NBI_N_KV_TYPES; t++)
+        json_object_set_new(by_type, nbi_kv_type_name((nbi_kv_type)t),
+                            json_integer((json_int_t)(nbi_kv_page_bytes(c, (nbi_kv_type)t) / NBI_PAGE_TOKENS)));
+    return json_pack("{s:I, s:s, s:o, s:I, s:I, s:I, s:I, s:I}", "weights", (json_int_t)p.weights, "kv_dtype",
+                     nbi_kv_type_name(p.kv), "kv_bytes_per_token_by_dtype", by_type, "kv_bytes_per_token",
                      (json_int_t)p.kv_per_token, "kv_bytes_full_context", (json_int_t)p.kv_full_context, "workspace",
                      (json_int_t)p.workspace, "free", (json_int_t)p.free, "full_contexts_that_fit",
                      (json_int_t)p.contexts_that_fit);

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "backend/kv.h"
 #include "base/options.h"
 #include "base/checked.h"
 #include "base/log.h"
@@ -38,6 +39,7 @@ typedef struct row {
 typedef struct job {
     const nb_model *m;
     nb_run_options o;
+    nbi_kv_type kv;
     nbi_openai_env env;
     nbi_job_input input;
     nbi_job_log log;
@@ -111,6 +113,8 @@ static nb_status read_options(job *j, const nb_model *m, const nb_run_options *o
         j->o.engine.max_batch = DEFAULT_BATCH;
     if (!j->o.default_max_tokens)
         j->o.default_max_tokens = DEFAULT_MAX_TOKENS;
+    if ((st = nbi_kv_option(&j->kv, m->be, j->o.engine.kv_dtype)) != NB_OK)
+        return st;
     if (!m->tok)
         return nbi_fail(NB_EUNSUPPORTED, "%s: has no tokenizer.json, which a job needs", m->path);
     uint32_t context = j->o.engine.max_context;
@@ -154,7 +158,7 @@ static json_t *make_header(const job *j)
     bad |= json_object_set_new(h, "endpoint", o->endpoint ? json_string(o->endpoint) : json_null());
     bad |= json_object_set_new(h, "default_max_tokens", json_integer(o->default_max_tokens));
     bad |= json_object_set_new(h, "max_context", json_integer(j->env.max_context));
-    bad |= json_object_set_new(h, "kv_dtype", json_string(o->engine.kv_dtype ? o->engine.kv_dtype : "default"));
+    bad |= json_object_set_new(h, "kv_dtype", json_string(nbi_kv_type_name(j->kv)));
     bad |= json_object_set_new(
         h, "shard", json_sprintf("%u/%u", o->shard_count ? o->shard_index : 0, o->shard_count ? o->shard_count : 1));
     bad |= json_object_set_new(h, "errors_apart", json_boolean(o->errors != NULL));

@@ -2,9 +2,11 @@
 #ifndef NB_ENGINE_PLAN_H
 #define NB_ENGINE_PLAN_H
 
+#include "backend/backend.h"
 #include "model/config.h"
 
 typedef struct nbi_plan {
+    nbi_kv_type kv; /* what kv_* below are counted for: the device's default */
     uint64_t weights, kv_per_token, kv_full_context, workspace, free, contexts_that_fit; /* bytes; a count */
 } nbi_plan;
 

@@ -2,8 +2,9 @@
  *
  * Tokens are ranked by (logit descending, id ascending), so that every truncation is a cut in one total order and ties
  * never depend on an algorithm.  Weights are w = exp((x - max) / T): the best token has w = 1 exactly, and neither a
- * small T nor a large logit overflows.  Everything is IEEE arithmetic in a fixed order (no libm in what decides a token),
- * so a draw is the same on every machine.
+ * small T nor a large logit overflows.  They are counted in units of 2^-43: sums of integers do not depend on an order,
+ * so a device that adds with a thousand threads (cuda/sample.cu) draws the same token.  Everything else is IEEE
+ * arithmetic, with no libm in what decides a token: a draw is the same on every machine.
  */
 #include "engine/sampler.h"
 
@@ -13,11 +14,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "base/rng.h"
 
-#define EXP_MIN (-87.0f) /* e^-87 is the last normal fp32: what lies below weighs nothing against the best token's 1 */
-#define BUCKETS (87 * 16 + 1)
+#define WEIGHT_BITS 43        /* also in cuda/kernels.h */
+#define MAX_VOCAB   (1 << 20) /* as many weights fit into 64 bits */
+#define EXP_MIN     (-30.0f)  /* e^-30 is less than one unit */
+#define BUCKETS     (30 * 16 + 1)
 
 struct nbi_sampler {
     size_t vocab;
@@ -25,14 +27,15 @@ struct nbi_sampler {
     uint32_t *id;    /* [vocab] candidates, ascending */
     float *d, *w;    /* [vocab] (x - max) / T <= 0 of a candidate, and its weight */
     uint32_t *heap;  /* [vocab] */
-    double mass[BUCKETS];
+    uint64_t mass[BUCKETS];
 };
 
 nb_status nbi_sampler_create(nbi_sampler **out, size_t vocab)
 {
     size_t bytes;
-    if (vocab == 0 || vocab > UINT32_MAX || !nbi_mul(vocab, sizeof(float), &bytes))
-        return nbi_fail(NB_EINVAL, "sampler: a vocabulary of %zu tokens, expected 1 to %u", vocab, UINT32_MAX);
+    if (vocab == 0 || vocab > MAX_VOCAB)
+        return nbi_fail(NB_EINVAL, "sampler: a vocabulary of %zu tokens, expected 1 to %d", vocab, MAX_VOCAB);
+    bytes = vocab * sizeof(float);
     nbi_sampler *s = calloc(1, sizeof *s);
     if (!s)
         return nbi_fail_nomem("the sampler", sizeof *s);
@@ -92,8 +95,8 @@ nb_status nbi_sampling_check(const nb_sampling *p)
 }
 
 /* e^x for EXP_MIN <= x <= 0.  x = n ln2 + r with |r| <= ln2/2, e^x = 2^n e^r; e^r by its Taylor series to r^7, whose
- * remainder is below 0.347^8 / 8! = 6e-9.  ln2 is split so that n * hi is exact; adding 1.5 * 2^23 rounds to nearest and
- * leaves n in the low bits. */
+ * remainder is below 0.347^8 / 8! = 6e-9.  ln2 is split so that n * hi is exact; adding 1.5 * 2^23 rounds to nearest
+ * and leaves n in the low bits. */
 static inline float exp_neg(float x)
 {
     const float magic = 12582912.0f, hi = 0x1.62e4p-1f, lo = 0x1.7f7d1cp-20f;
@@ -114,6 +117,11 @@ static inline float exp_neg(float x)
     float scale;
     memcpy(&scale, &bits, sizeof scale);
     return p * scale;
+}
+
+static inline uint64_t units(float w)
+{
+    return (uint64_t)(int64_t)(w * (float)(1ull << WEIGHT_BITS)); /* by way of int64: one instruction */
 }
 
 /* The best token; false for NaN, +infinity or nothing finite. */
@@ -211,32 +219,8 @@ static void select_best(uint32_t *heap, size_t k, const float *x, size_t n)
         }
 }
 
-/* Natural log-probabilities of `token` and of the n_top best. */
-static void log_probs(nbi_sampler *s, const float *x, uint32_t best, uint32_t token, size_t n_top, float *logprob,
-                      nb_logprob *top)
-{
-    double max = x[best], sum = 0;
-    for (size_t i = 0; i < s->vocab; i++) {
-        float d = x[i] - x[best];
-        s->w[i] = exp_neg(d > EXP_MIN ? d : EXP_MIN);
-    }
-    for (size_t i = 0; i < s->vocab; i++)
-        sum += x[i] - x[best] >= EXP_MIN ? s->w[i] : 0;
-    double log_sum = log(sum);
-    *logprob = (float)((double)x[token] - max - log_sum);
-    if (n_top == 0)
-        return;
-    select_best(s->heap, n_top, x, s->vocab);
-    for (size_t n = n_top; n > 0; n--) { /* the worst leaves first */
-        top[n - 1].token = (int32_t)s->heap[0];
-        top[n - 1].logprob = (float)((double)x[s->heap[0]] - max - log_sum);
-        s->heap[0] = s->heap[n - 1];
-        sift_down(s->heap, n - 1, 0, x, true);
-    }
-}
-
 /* Temperature and top-k: fills id, d, w with the candidates in ascending order, returns how many. */
-static size_t candidates(nbi_sampler *s, const float *x, uint32_t best, const nb_sampling *p)
+static size_t candidates(nbi_sampler *s, const float *x, uint32_t best, const nbi_draw *p)
 {
     size_t n = 0;
     bool cut = p->top_k > 0 && (size_t)p->top_k < s->vocab;
@@ -257,11 +241,11 @@ static size_t candidates(nbi_sampler *s, const float *x, uint32_t best, const nb
     return n;
 }
 
-static double total(const float *w, size_t n)
+static uint64_t total(const float *w, size_t n)
 {
-    double sum = 0;
+    uint64_t sum = 0;
     for (size_t i = 0; i < n; i++)
-        sum += w[i];
+        sum += units(w[i]);
     return sum;
 }
 
@@ -274,16 +258,14 @@ static inline size_t bucket_of(float d)
  * reached gets ordered: buckets are intervals of d, so they agree with the ranking. */
 static size_t keep_top_p(nbi_sampler *s, const float *x, uint32_t best, size_t n, float temperature, float top_p)
 {
-    const double want = total(s->w, n) * (double)top_p;
+    const uint64_t want = (uint64_t)((double)total(s->w, n) * (double)top_p);
     memset(s->mass, 0, sizeof s->mass);
     for (size_t i = 0; i < n; i++)
-        s->mass[bucket_of(s->d[i])] += s->w[i];
-    double have = 0;
+        s->mass[bucket_of(s->d[i])] += units(s->w[i]);
+    uint64_t have = 0;
     size_t b = 0;
-    while (b < BUCKETS && have + s->mass[b] < want)
+    while (have + s->mass[b] < want) /* the sum of all is at least that */
         have += s->mass[b++];
-    if (b == BUCKETS) /* only rounding can leave the share unreached */
-        return n;
 
     size_t in_bucket = 0;
     for (size_t i = 0; i < n; i++)
@@ -293,7 +275,7 @@ static size_t keep_top_p(nbi_sampler *s, const float *x, uint32_t best, size_t n
     uint32_t last = s->heap[0];
     while (in_bucket > 0 && have < want) {
         last = s->heap[0];
-        have += exp_neg((x[last] - x[best]) / temperature);
+        have += units(exp_neg((x[last] - x[best]) / temperature));
         s->heap[0] = s->heap[--in_bucket];
         sift_down(s->heap, in_bucket, 0, x, false);
     }
@@ -318,39 +300,102 @@ static size_t keep_min_p(nbi_sampler *s, size_t n, float min_p)
     return kept;
 }
 
-/* The candidate in whose part of the cumulated weight, in ascending order of ids, the share u < 1 falls. */
-static uint32_t draw(const nbi_sampler *s, size_t n, float u)
+/* The candidate in whose part of the cumulated weight, in ascending order of ids, the random share falls. */
+static uint32_t draw(const nbi_sampler *s, size_t n, uint32_t share)
 {
-    const double at = total(s->w, n) * (double)u;
-    double have = 0;
-    for (size_t i = 0; i + 1 < n; i++) {
-        have += s->w[i];
-        if (have > at)
-            return s->id[i];
+    const uint64_t all = total(s->w, n);
+    const uint64_t at = (all >> 24) * share + ((all & 0xffffff) * share >> 24); /* all * share / 2^24, rounded down */
+    uint64_t have = 0;
+    size_t i = 0;
+    while ((have += units(s->w[i])) <= at) /* at < all */
+        i++;
+    return s->id[i];
+}
+
+static uint64_t sum_of_weights(nbi_sampler *s, const float *x, float best)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < s->vocab; i++) {
+        float d = x[i] - best;
+        s->w[i] = exp_neg(d > EXP_MIN ? d : EXP_MIN);
     }
-    return s->id[n - 1];
+    for (size_t i = 0; i < s->vocab; i++)
+        sum += x[i] - best >= EXP_MIN ? units(s->w[i]) : 0;
+    return sum;
+}
+
+void nbi_sampler_draw(nbi_sampler *s, const float *x, const nbi_draw *how, nbi_drawn *out)
+{
+    uint32_t best, choice;
+    *out = (nbi_drawn){.token = -1};
+    if (!find_best(x, s->vocab, &best))
+        return;
+    choice = best;
+    if (how->temperature > 0) {
+        size_t n = candidates(s, x, best, how);
+        if (how->top_p < 1)
+            n = keep_top_p(s, x, best, n, how->temperature, how->top_p);
+        if (how->min_p > 0)
+            n = keep_min_p(s, n, how->min_p);
+        choice = draw(s, n, how->share);
+    }
+    out->token = (int32_t)choice;
+    out->logit = x[choice];
+    out->best = x[best];
+    if (how->want_sum)
+        out->sum = sum_of_weights(s, x, x[best]);
+}
+
+/* ---- from a request's parameters to what is drawn, and back ---- */
+
+bool nbi_draw_for(nbi_draw *out, const nb_sampling *p, size_t n_history, int n_top)
+{
+    *out = (nbi_draw){.temperature = p->temperature,
+                      .top_p = p->top_p,
+                      .min_p = p->min_p,
+                      .top_k = p->top_k,
+                      .share = nbi_rng_24(p->seed, n_history),
+                      .want_sum = n_top >= 0};
+    return p->repetition_penalty == 1 && p->presence_penalty == 0 && p->frequency_penalty == 0 && n_top <= 0;
+}
+
+static float log_prob(float logit, const nbi_drawn *d)
+{
+    return (float)((double)logit - (double)d->best - log((double)d->sum / (double)(1ull << WEIGHT_BITS)));
+}
+
+nb_status nbi_draw_result(const nbi_drawn *d, size_t n_history, int32_t *token, float *logprob)
+{
+    if (d->token < 0)
+        return nbi_fail(NB_EINTERNAL, "the logits at position %zu hold NaN, +infinity or no finite value", n_history);
+    *token = d->token;
+    if (d->sum > 0)
+        *logprob = log_prob(d->logit, d);
+    return NB_OK;
+}
+
+/* The n best tokens. */
+static void alternatives(nbi_sampler *s, const float *x, size_t n, const nbi_drawn *d, nb_logprob *top)
+{
+    select_best(s->heap, n, x, s->vocab);
+    for (; n > 0; n--) { /* the worst leaves first */
+        top[n - 1].token = (int32_t)s->heap[0];
+        top[n - 1].logprob = log_prob(x[s->heap[0]], d);
+        s->heap[0] = s->heap[n - 1];
+        sift_down(s->heap, n - 1, 0, x, true);
+    }
 }
 
 nb_status nbi_sample(nbi_sampler *s, float *logits, const nb_sampling *p, const int32_t *history, size_t n_prompt,
                      size_t n_history, int n_top, int32_t *token, float *logprob, nb_logprob *top)
 {
-    uint32_t best;
-    if (!find_best(logits, s->vocab, &best))
-        return nbi_fail(NB_EINTERNAL, "the logits at position %zu hold NaN, +infinity or no finite value", n_history);
+    nbi_draw how;
+    nbi_drawn drawn;
+    nbi_draw_for(&how, p, n_history, n_top);
     penalise(s, logits, p, history, n_prompt, n_history);
-    find_best(logits, s->vocab, &best);
-
-    uint32_t choice = best;
-    if (p->temperature > 0) {
-        size_t n = candidates(s, logits, best, p);
-        if (p->top_p < 1)
-            n = keep_top_p(s, logits, best, n, p->temperature, p->top_p);
-        if (p->min_p > 0)
-            n = keep_min_p(s, n, p->min_p);
-        choice = draw(s, n, nbi_rng_uniform(p->seed, n_history));
-    }
-    *token = (int32_t)choice;
-    if (n_top >= 0)
-        log_probs(s, logits, best, choice, (size_t)n_top < s->vocab ? (size_t)n_top : s->vocab, logprob, top);
-    return NB_OK;
+    nbi_sampler_draw(s, logits, &how, &drawn);
+    nb_status st = nbi_draw_result(&drawn, n_history, token, logprob);
+    if (st == NB_OK && n_top > 0)
+        alternatives(s, logits, (size_t)n_top < s->vocab ? (size_t)n_top : s->vocab, &drawn, top);
+    return st;
 }

@@ -2,6 +2,7 @@
 #ifndef NB_ENGINE_SAMPLER_H
 #define NB_ENGINE_SAMPLER_H
 
+#include "backend/backend.h"
 #include "base/status.h"
 
 typedef struct nbi_sampler nbi_sampler; /* scratch for one vocabulary; one thread at a time */
@@ -18,5 +19,13 @@ nb_status nbi_sampling_check(const nb_sampling *p);
  * check. */
 nb_status nbi_sample(nbi_sampler *s, float *logits, const nb_sampling *p, const int32_t *history, size_t n_prompt,
                      size_t n_history, int n_top, int32_t *token, float *logprob, nb_logprob *top);
+
+/* The same in two halves, for choices that are made where the logits are (backend.h).  nbi_draw_for() says what to
+ * draw; false: the request also has penalties or wants alternatives, which it cannot say.  nbi_draw_result() reads the
+ * answer; it leaves *logprob alone where none was wanted. */
+bool nbi_draw_for(nbi_draw *out, const nb_sampling *p, size_t n_history, int n_top);
+nb_status nbi_draw_result(const nbi_drawn *d, size_t n_history, int32_t *token, float *logprob);
+/* What a backend's sample() does for one row: what it draws is this, to the bit. */
+void nbi_sampler_draw(nbi_sampler *s, const float *logits, const nbi_draw *how, nbi_drawn *out);
 
 #endif

@@ -19,9 +19,10 @@ struct nbi_workspace {
     float *last;   /* [max_logits][hidden]  rows of x that become logits */
     float *logits; /* [max_logits][vocab] */
     void *scratch;
+    void *drawing; /* of sample() */
 };
 
-enum { N_PARTS = 9 };
+enum { N_PARTS = 10 };
 typedef struct part {
     void **p;
     size_t bytes; /* SIZE_MAX: too large */
@@ -51,6 +52,7 @@ static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size
         {(void **)&w->last, floats(logits, c->hidden)},
         {(void **)&w->logits, floats(logits, c->vocab)},
         {&w->scratch, m->be->ops->scratch_bytes(m->be, most, widest > q ? widest : q)},
+        {&w->drawing, m->be->ops->sample ? m->be->ops->sample_bytes(m->be, logits) : 0},
     };
     size_t total = 0;
     for (int i = 0; i < N_PARTS; i++) {
@@ -60,11 +62,32 @@ static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size
     return total;
 }
 
-uint64_t nbi_workspace_bytes(const nb_model *m, size_t max_rows, size_t max_logits)
+static nbi_step_limits step_limits(const nb_model *m, const nbi_workspace_limits *l)
+{
+    return (nbi_step_limits){.rows = l->rows,
+                             .seqs = l->seqs,
+                             .logits = l->logits,
+                             .seq_pages = nbi_ceil_div(l->context, NBI_PAGE_TOKENS),
+                             .head_dim = m->cfg.head_dim,
+                             .inv_freq = m->inv_freq,
+                             .n_heads = m->cfg.n_heads,
+                             .n_kv_heads = m->cfg.n_kv_heads};
+}
+
+/* All of it: the buffers, and what a step takes. */
+static size_t plan(part out[N_PARTS], nbi_workspace *w, const nb_model *m, const nbi_workspace_limits *l)
+{
+    const nbi_step_limits step = step_limits(m, l);
+    const size_t buffers = parts(out, w, m, l->rows, l->logits),
+                 more = m->be->ops->step_bytes ? m->be->ops->step_bytes(m->be, &step) : 0;
+    return more > SIZE_MAX - buffers ? SIZE_MAX : buffers + more;
+}
+
+uint64_t nbi_workspace_bytes(const nb_model *m, const nbi_workspace_limits *limits)
 {
     nbi_workspace w;
     part p[N_PARTS];
-    return parts(p, &w, m, max_rows, max_logits);
+    return plan(p, &w, m, limits);
 }
 
 nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi_workspace_limits *lim)
@@ -78,18 +101,11 @@ nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi
     w->be = m->be;
     w->max_rows = lim->rows;
     w->max_logits = lim->logits;
-    NB_TRY(nbi_memory_check(m, parts(p, w, m, lim->rows, lim->logits), "the buffers"));
+    NB_TRY(nbi_memory_check(m, plan(p, w, m, lim), "the buffers"));
     for (int i = 0; i < N_PARTS; i++)
         NB_TRY(m->be->ops->alloc(m->be, p[i].p, p[i].bytes, "the workspace"));
-    NB_TRY(m->be->ops->step_create(m->be, &w->step,
-                                   &(nbi_step_limits){.rows = lim->rows,
-                                                      .seqs = lim->seqs,
-                                                      .logits = lim->logits,
-                                                      .seq_pages = nbi_ceil_div(lim->context, NBI_PAGE_TOKENS),
-                                                      .head_dim = m->cfg.head_dim,
-                                                      .inv_freq = m->inv_freq,
-                                                      .n_heads = m->cfg.n_heads,
-                                                      .n_kv_heads = m->cfg.n_kv_heads}));
+    const nbi_step_limits step = step_limits(m, lim);
+    NB_TRY(m->be->ops->step_create(m->be, &w->step, &step));
     *out = w;
     w = NULL;
 done:
@@ -101,7 +117,7 @@ void nbi_workspace_free(nbi_workspace *w)
 {
     if (!w)
         return;
-    void *all[N_PARTS] = {w->x, w->h, w->qkv, w->att, w->gate_up, w->act, w->last, w->logits, w->scratch};
+    void *all[N_PARTS] = {w->x, w->h, w->qkv, w->att, w->gate_up, w->act, w->last, w->logits, w->scratch, w->drawing};
     w->be->ops->step_free(w->be, w->step);
     for (int i = 0; i < N_PARTS; i++)
         w->be->ops->release(w->be, all[i]);
@@ -243,7 +259,7 @@ static nb_status run_step(run *r, nbi_kv *kv, const nbi_batch *batch, float *log
             ended = ops->step_end(m->be, step, ran == NB_OK);
         NB_TRY(ran != NB_OK ? ran : ended);
     }
-    if (batch->n_logits)
+    if (batch->n_logits && logits)
         NB_TRY(ops->download(m->be, logits, r->w->logits, batch->n_logits * m->cfg.vocab * sizeof(float)));
 done:
     return st;
@@ -265,16 +281,38 @@ nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi
     return st;
 }
 
+bool nbi_can_sample(const nb_model *m)
+{
+    return m->be->ops->sample != NULL;
+}
+
+nb_status nbi_forward_sample(nbi_workspace *w, const nbi_draw *how, size_t n, nbi_drawn *out)
+{
+    const nbi_backend_ops *ops = w->be->ops;
+    if (n == 0)
+        return NB_OK;
+    if (ops->lock)
+        ops->lock(w->be);
+    nb_status st = ops->sample(w->be, w->logits, n, w->m->cfg.vocab, how, out, w->drawing);
+    if (ops->unlock)
+        ops->unlock(w->be);
+    return st;
+}
+
 /* ---- a layer at a time: the residual stream rests on the host in between ---- */
 
 nb_status nbi_forward_embed(const nb_model *m, nbi_workspace *w, const nbi_batch *batch, float *x)
 {
     const nbi_backend_ops *ops = m->be->ops;
     nb_status st;
+    if (ops->lock)
+        ops->lock(m->be);
     NB_TRY(ops->step_begin(m->be, w->step, batch));
     NB_TRY(ops->embed(m->be, w->step, m->embed, w->x));
     NB_TRY(ops->download(m->be, x, w->x, batch->rows * m->cfg.hidden * sizeof *x));
 done:
+    if (ops->unlock)
+        ops->unlock(m->be);
     return st;
 }
 
@@ -285,10 +323,14 @@ nb_status nbi_forward_layer(const nb_model *m, uint32_t layer, const nbi_kv_laye
     const size_t bytes = batch->rows * m->cfg.hidden * sizeof *x;
     const run r = {m, w, batch->rows, 0, tap, tap_user};
     nb_status st;
+    if (ops->lock)
+        ops->lock(m->be);
     NB_TRY(ops->step_begin(m->be, w->step, batch));
     NB_TRY(ops->upload(m->be, w->x, x, bytes));
     NB_TRY(run_layer(&r, layer, kv));
     NB_TRY(ops->download(m->be, x, w->x, bytes));
 done:
+    if (ops->unlock)
+        ops->unlock(m->be);
     return st;
 }

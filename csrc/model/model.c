@@ -68,7 +68,7 @@ nb_status nb_model_logits(const nb_model *m, const int32_t *ids, size_t n, float
     if (n == 0 || n > m->cfg.max_context)
         return nbi_fail(NB_EINVAL, "nb_model_logits: %zu tokens, expected 1 to %u", n, m->cfg.max_context);
     nbi_sequence *s = NULL;
-    nb_status st = nbi_sequence_create(&s, m, n, 256);
+    nb_status st = nbi_sequence_create(&s, m, n, 256, m->be->default_kv);
     if (st == NB_OK)
         st = nbi_sequence_run(s, ids, n, copy_logits, &(copy){logits, m->cfg.vocab}, NULL, NULL);
     nbi_sequence_free(s);

@@ -46,15 +46,19 @@ typedef struct nbi_workspace_limits {
 typedef struct nbi_workspace nbi_workspace;
 nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi_workspace_limits *limits);
 void nbi_workspace_free(nbi_workspace *w);
-uint64_t nbi_workspace_bytes(const nb_model *m, size_t max_rows, size_t max_logits);
+uint64_t nbi_workspace_bytes(const nb_model *m, const nbi_workspace_limits *limits);
 
 /* Sees the input of every linear layer, before it is quantized: rows x k activations on the device. */
 typedef nb_status (*nbi_tap_fn)(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k);
 
-/* One batch through the model; the logits of its logit_rows go to `logits` [n_logits][vocab], fp32 on the host.  No
- * allocation.  tap may be NULL. */
+/* One batch through the model; the logits of its logit_rows go to `logits` [n_logits][vocab], fp32 on the host; NULL: they
+ * stay on the device.  No allocation.  tap may be NULL. */
 nb_status nbi_forward(const nb_model *m, nbi_kv *kv, nbi_workspace *w, const nbi_batch *batch, float *logits,
                       nbi_tap_fn tap, void *tap_user);
+
+/* Chooses a token from each row of logits that the last batch left on the device, where nbi_can_sample(). */
+bool nbi_can_sample(const nb_model *m);
+nb_status nbi_forward_sample(nbi_workspace *w, const nbi_draw *how, size_t n, nbi_drawn *out);
 
 /* The same a layer at a time, for calibration: x [rows][hidden] fp32 on the host, changed in place by a layer. */
 nb_status nbi_forward_embed(const nb_model *m, nbi_workspace *w, const nbi_batch *batch, float *x);

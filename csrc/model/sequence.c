@@ -15,7 +15,7 @@ struct nbi_sequence {
     size_t max_tokens, chunk;
 };
 
-nb_status nbi_sequence_create(nbi_sequence **out, const nb_model *m, size_t max_tokens, size_t chunk)
+nb_status nbi_sequence_create(nbi_sequence **out, const nb_model *m, size_t max_tokens, size_t chunk, nbi_kv_type kv)
 {
     nb_status st;
     size_t n_pages = nbi_ceil_div(max_tokens, NBI_PAGE_TOKENS), bytes;
@@ -38,7 +38,7 @@ nb_status nbi_sequence_create(nbi_sequence **out, const nb_model *m, size_t max_
         s->pages[i] = (int32_t)i;
     for (size_t i = 0; i < chunk; i++)
         s->rows[i] = (uint32_t)i;
-    NB_TRY(nbi_kv_create(&s->kv, m, (uint32_t)n_pages, m->be->default_kv));
+    NB_TRY(nbi_kv_create(&s->kv, m, (uint32_t)n_pages, kv));
     NB_TRY(nbi_workspace_create(
         &s->w, m, &(nbi_workspace_limits){.rows = chunk, .seqs = 1, .logits = chunk, .context = max_tokens}));
     *out = s;

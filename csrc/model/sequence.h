@@ -7,7 +7,7 @@
 typedef struct nbi_sequence nbi_sequence;
 
 /* Room for max_tokens positions; computes `chunk` of them at a time. */
-nb_status nbi_sequence_create(nbi_sequence **out, const nb_model *m, size_t max_tokens, size_t chunk);
+nb_status nbi_sequence_create(nbi_sequence **out, const nb_model *m, size_t max_tokens, size_t chunk, nbi_kv_type kv);
 void nbi_sequence_free(nbi_sequence *s);
 
 /* Starts again at position 0 and feeds n <= max_tokens ids.  For each chunk, `sink` receives the fp32 logits

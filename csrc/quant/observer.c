@@ -74,8 +74,8 @@ void nbi_observer_add(nbi_observer *o, const float *x, size_t n)
         o->bad = true;
         return;
     }
-    o->lo = o->count && o->lo < lo ? o->lo : lo;
-    o->hi = o->count && o->hi > hi ? o->hi : hi;
+    o->lo = o->count ? nbi_lower(o->lo, lo) : lo;
+    o->hi = o->count ? -nbi_lower(-o->hi, -hi) : hi;
     o->count += n;
     float absmax = fmaxf(-lo, hi);
     if (absmax > 0 && range_for(absmax) > o->half_range)

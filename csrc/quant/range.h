@@ -2,6 +2,7 @@
 #ifndef NB_QUANT_RANGE_H
 #define NB_QUANT_RANGE_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -13,6 +14,12 @@
 static inline int32_t nbi_order_of(int32_t bits)
 {
     return bits ^ ((bits >> 31) & INT32_MAX);
+}
+
+/* The lower of two in that order, which has -0 below 0. */
+static inline float nbi_lower(float a, float b)
+{
+    return a < b || (a == b && signbit(a)) ? a : b;
 }
 
 /* *lo and *hi of x[0..n), n > 0 (for n == 0: lo > hi, both finite).  False if some value is NaN or infinite; then lo and

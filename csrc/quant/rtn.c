@@ -174,6 +174,8 @@ static nb_status on_device(rtn_job *j, nbi_backend *be)
     nb_status st;
     nbi_grid g = {0};
     nbi_rtn_stream s = {.be = be, .src = j->src, .out = j->out, .threads = j->threads};
+    if (be->ops->lock)
+        be->ops->lock(be);
     NB_TRY(nbi_rtn_stream_open(&s, SLAB_BYTES));
     if (j->out->scheme.strategy == NBI_PER_TENSOR) {
         float lo, hi;
@@ -188,6 +190,8 @@ static nb_status on_device(rtn_job *j, nbi_backend *be)
     }
 done:
     nbi_rtn_stream_close(&s);
+    if (be->ops->unlock)
+        be->ops->unlock(be);
     return st;
 }
 

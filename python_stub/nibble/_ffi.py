@@ -118,7 +118,7 @@ class nb_run_summary(Structure):
 
 class nb_eval_options(Structure):
     _fields_ = [("struct_size", c_size_t), ("text", c_char_p), ("ctx", c_uint32), ("max_windows", c_uint32),
-                ("protocol", c_char_p), ("callbacks", nb_callbacks)]
+                ("protocol", c_char_p), ("callbacks", nb_callbacks), ("kv_dtype", c_char_p)]
 
 
 class nb_eval_result(Structure):
@@ -131,7 +131,7 @@ class nb_eval_result(Structure):
 class nb_bench_options(Structure):
     _fields_ = [("struct_size", c_size_t), ("prompt", POINTER(c_uint32)), ("n_prompt", c_size_t),
                 ("gen", POINTER(c_uint32)), ("n_gen", c_size_t), ("batch", POINTER(c_uint32)), ("n_batch", c_size_t),
-                ("repetitions", c_uint32), ("callbacks", nb_callbacks)]
+                ("repetitions", c_uint32), ("callbacks", nb_callbacks), ("kv_dtype", c_char_p)]
 
 
 STRUCTS = [nb_progress, nb_callbacks, nb_model_options, nb_model_info, nb_engine_options, nb_sampling, nb_request,

@@ -41,10 +41,11 @@ def run(model, input, output, errors=None, resume=False, retry_failed=False, ove
     return as_dict(summary)
 
 
-def evaluate(model, text_file, ctx=512, base=None, max_windows=0, protocol="hf", progress=None):
+def evaluate(model, text_file, ctx=512, base=None, max_windows=0, protocol="hf", progress=None, kv_dtype=None):
     """Perplexity of `model` on a UTF-8 file, as a dict; with `base`, another Model, also how far the two are apart
-    (KL divergence, share of equal top tokens).  protocol: "hf" or "llama.cpp"."""
-    opt = options("eval_options", text=text_file, ctx=ctx, max_windows=max_windows, protocol=protocol)
+    (KL divergence, share of equal top tokens).  protocol: "hf" or "llama.cpp".  kv_dtype: as in Engine, of `model`."""
+    opt = options("eval_options", text=text_file, ctx=ctx, max_windows=max_windows, protocol=protocol,
+                  kv_dtype=kv_dtype)
     r = result("eval_result")
     with Callbacks(progress) as cb:
         opt.callbacks = cb.struct
@@ -56,10 +57,10 @@ def evaluate(model, text_file, ctx=512, base=None, max_windows=0, protocol="hf",
     return values
 
 
-def bench(model, prompt=(128,), gen=(32,), batch=(1,), repetitions=5, progress=None):
+def bench(model, prompt=(128,), gen=(32,), batch=(1,), repetitions=5, progress=None, kv_dtype=None):
     """Tokens per second for prompts of these lengths, and for generating `gen` tokens in batches of these sizes: a
     list of dicts with llama-bench's keys (test, avg_ts, stddev_ts, samples_ts ...)."""
-    opt = options("bench_options", repetitions=repetitions)
+    opt = options("bench_options", repetitions=repetitions, kv_dtype=kv_dtype)
     for name, counts in (("prompt", prompt), ("gen", gen), ("batch", batch)):
         counts = [set_fields(_Count(), n=n).n for n in counts]
         setattr(opt, name, (c_uint32 * max(len(counts), 1))(*counts))

@@ -3,11 +3,15 @@
 
 #include <string.h>
 
+#include "backend/kv.h"
+
 static nb_status check_cache(const nbi_kv_layer *kv)
 {
-    if (kv->type != NBI_KV_F32 && kv->type != NBI_KV_F16)
-        return nbi_fail(NB_EUNSUPPORTED, "a KV cache of type %s has no CPU kernel: expected f32 or f16",
-                        kv->type < NBI_N_KV_TYPES ? nbi_kv_type_name(kv->type) : "unknown");
+    if (kv->type >= NBI_N_KV_TYPES)
+        return nbi_fail(NB_EUNSUPPORTED, "a KV cache of an unknown type (%d) has no CPU kernel", (int)kv->type);
+    if (kv->type == NBI_KV_INT4 && kv->head_dim % 2)
+        return nbi_fail(NB_EUNSUPPORTED, "a head dimension of %u has no INT4 KV cache: expected an even number",
+                        kv->head_dim);
     if (!kv->head_dim || kv->head_dim > NBI_MAX_HEAD_DIM)
         return nbi_fail(NB_EUNSUPPORTED, "a head dimension of %u has no CPU kernel: expected 1 to %d", kv->head_dim,
                         NBI_MAX_HEAD_DIM);
@@ -28,9 +32,8 @@ static void rotate(float *x, const float *cos_sin, size_t head_dim)
 /* A head of one token into the cache. */
 static void put(const nbi_kv_layer *kv, void *cache, int32_t page, size_t slot, size_t head, const float *src)
 {
-    size_t at = (((size_t)page * kv->n_kv_heads + head) * NBI_PAGE_TOKENS + slot) * kv->head_dim;
-    nbi_dtype t = kv->type == NBI_KV_F32 ? NBI_F32 : NBI_F16;
-    nbi_from_f32((char *)cache + at * nbi_dtype_size(t), t, src, kv->head_dim);
+    char *block = (char *)cache + ((size_t)page * kv->n_kv_heads + head) * nbi_kv_block_bytes(kv->type, kv->head_dim);
+    nbi_kv_encode(kv->type, block, (uint32_t)slot, kv->head_dim, src);
 }
 
 /* One row: [q heads][k heads][v heads], each of head_dim. */
@@ -107,6 +110,7 @@ nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *step, const void *qk
                             .kv_head = h,
                             .len = s->pos0 + t + 1,
                             .kv = kv,
+                            .block_bytes = nbi_kv_block_bytes(kv->type, kv->head_dim),
                             .pages = s->pages,
                             .scale = scale};
         c->kern->attend(&a);

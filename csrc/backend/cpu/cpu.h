@@ -71,6 +71,7 @@ typedef struct nbi_cpu_attend {
     float *y;                   /* [heads][head_dim] */
     size_t heads, kv_head, len; /* keys 0 .. len-1 */
     const nbi_kv_layer *kv;
+    size_t block_bytes;
     const int32_t *pages;
     float scale;
 } nbi_cpu_attend;

@@ -3,6 +3,7 @@
  * Sums over a row have a fixed shape: lane i takes elements i, i+16, ... in ascending order with fused multiply-adds
  * from 0, then the tree 8, 4, 2, 1 joins the lanes.  Lanes beyond the end add 0 and change nothing. */
 #include "backend/cpu/cpu.h"
+#include "backend/kv.h"
 
 static void rmsnorm_row(const float *x, const float *weight, float eps, size_t k, float *y)
 {
@@ -78,31 +79,51 @@ typedef struct att_state {
     float max[ATT_HEADS], sum[ATT_HEADS];
 } att_state;
 
-V16_INLINE v16 load_kv(const void *p, size_t at, size_t n, bool half)
-{
-    return half ? v16_load_f16_n((const uint16_t *)p + at, n) : v16_load_n((const float *)p + at, n);
-}
-
-/* The element where position `pos` of this kv head begins. */
-V16_INLINE size_t kv_at(const nbi_cpu_attend *a, size_t pos)
+/* The block of keys (or values) of this kv head that holds position `pos`. */
+V16_INLINE const char *kv_block(const nbi_cpu_attend *a, const void *cache, size_t pos)
 {
     size_t page = (size_t)a->pages[pos / NBI_PAGE_TOKENS];
-    return ((page * a->kv->n_kv_heads + a->kv_head) * NBI_PAGE_TOKENS + pos % NBI_PAGE_TOKENS) * a->kv->head_dim;
+    return (const char *)cache + (page * a->kv->n_kv_heads + a->kv_head) * a->block_bytes;
 }
 
-V16_INLINE void att_scores(const nbi_cpu_attend *a, att_state *st, size_t heads, size_t c0, size_t n, bool half)
+/* Elements d .. d+n-1 of token `slot` of a block; d is a multiple of 16, lanes beyond n read as the code 0 does. */
+V16_INLINE v16 load_kv(const char *block, size_t D, size_t slot, size_t d, size_t n, nbi_kv_type type)
+{
+    const size_t at = slot * D + d;
+    unsigned char tail[16] = {0};
+    if (type == NBI_KV_F32)
+        return v16_load_n((const float *)block + at, n);
+    if (type == NBI_KV_F16)
+        return v16_load_f16_n((const uint16_t *)block + at, n);
+    if (type == NBI_KV_INT8) {
+        const int8_t *q = (const int8_t *)block + at;
+        const float *s = (const float *)(block + nbi_kv_scales_at(type, (uint32_t)D)) + slot;
+        if (n < 16)
+            q = memcpy(tail, q, n);
+        return v16_mul(v16_load_i8(q), v16_set1(*s));
+    }
+    const uint8_t *q = (const uint8_t *)block + at / 2;
+    const uint16_t *s_m = (const uint16_t *)(block + nbi_kv_scales_at(type, (uint32_t)D)) +
+                          2 * (slot * nbi_kv4_runs((uint32_t)D) + d / NBI_KV4_RUN);
+    if (n < 16)
+        q = memcpy(tail, q, n / 2);
+    return v16_fma(v16_load_u4(q), v16_set1_f16(s_m[0]), v16_set1_f16(s_m[1]));
+}
+
+V16_INLINE void att_scores(const nbi_cpu_attend *a, att_state *st, size_t heads, size_t c0, size_t n, nbi_kv_type type)
 {
     const size_t D = a->kv->head_dim, full = D & ~(size_t)15;
     for (size_t t0 = 0; t0 < n; t0 += NBI_PAGE_TOKENS) {
-        size_t base = kv_at(a, c0 + t0), nt = n - t0 < NBI_PAGE_TOKENS ? n - t0 : NBI_PAGE_TOKENS;
+        const char *keys = kv_block(a, a->kv->k, c0 + t0);
+        size_t nt = n - t0 < NBI_PAGE_TOKENS ? n - t0 : NBI_PAGE_TOKENS;
         for (size_t h = 0; h < heads; h++)
             for (size_t t = 0; t < nt; t++) {
                 v16 acc = v16_set1(0);
-                size_t at = base + t * D, d = 0;
+                size_t d = 0;
                 for (; d < full; d += 16)
-                    acc = v16_fma(v16_load(st->q[h] + d), load_kv(a->kv->k, at + d, 16, half), acc);
+                    acc = v16_fma(v16_load(st->q[h] + d), load_kv(keys, D, t, d, 16, type), acc);
                 if (d < D)
-                    acc = v16_fma(v16_load(st->q[h] + d), load_kv(a->kv->k, at + d, D - d, half), acc);
+                    acc = v16_fma(v16_load(st->q[h] + d), load_kv(keys, D, t, d, D - d, type), acc);
                 st->s[h][t0 + t] = v16_sum(acc) * a->scale;
             }
     }
@@ -133,16 +154,17 @@ static void att_softmax(float *s, size_t n, float *max, float *sum)
 
 /* out[d0 ..] = sum over n keys of p * v, for B blocks of 16 (the last one `last` wide). */
 V16_INLINE void att_values(const nbi_cpu_attend *a, const float *p, size_t c0, size_t n, size_t d0, int B, size_t last,
-                           bool half, float *out)
+                           nbi_kv_type type, float *out)
 {
     v16 o[4];
     UNROLL for (int b = 0; b < B; b++) o[b] = v16_set1(0);
     for (size_t t0 = 0; t0 < n; t0 += NBI_PAGE_TOKENS) {
-        size_t at = kv_at(a, c0 + t0) + d0, nt = n - t0 < NBI_PAGE_TOKENS ? n - t0 : NBI_PAGE_TOKENS;
-        for (size_t t = 0; t < nt; t++, at += a->kv->head_dim) {
+        const char *values = kv_block(a, a->kv->v, c0 + t0);
+        size_t nt = n - t0 < NBI_PAGE_TOKENS ? n - t0 : NBI_PAGE_TOKENS;
+        for (size_t t = 0; t < nt; t++) {
             v16 pt = v16_set1(p[t0 + t]);
-            UNROLL for (int b = 0; b < B; b++) o[b] =
-                v16_fma(pt, load_kv(a->kv->v, at + 16 * (size_t)b, b == B - 1 ? last : 16, half), o[b]);
+            UNROLL for (int b = 0; b < B; b++) o[b] = v16_fma(
+                pt, load_kv(values, a->kv->head_dim, t, d0 + 16 * (size_t)b, b == B - 1 ? last : 16, type), o[b]);
         }
     }
     UNROLL for (int b = 0; b < B; b++) v16_store(out + d0 + 16 * (size_t)b, o[b]);
@@ -166,7 +188,7 @@ V16_INLINE void att_merge(att_state *st, size_t h, size_t padded, float m, float
     st->sum[h] = __builtin_fmaf(l, d[1], st->sum[h] * d[0]);
 }
 
-V16_INLINE void att_heads(const nbi_cpu_attend *a, size_t h0, size_t heads, bool half)
+V16_INLINE void att_heads(const nbi_cpu_attend *a, size_t h0, size_t heads, nbi_kv_type type)
 {
     const size_t D = a->kv->head_dim, padded = (D + 15) & ~(size_t)15;
     att_state st;
@@ -176,15 +198,15 @@ V16_INLINE void att_heads(const nbi_cpu_attend *a, size_t h0, size_t heads, bool
     }
     for (size_t c0 = 0; c0 < a->len; c0 += NBI_ATTN_CHUNK) {
         size_t n = a->len - c0 < NBI_ATTN_CHUNK ? a->len - c0 : NBI_ATTN_CHUNK;
-        att_scores(a, &st, heads, c0, n, half);
+        att_scores(a, &st, heads, c0, n, type);
         for (size_t h = 0; h < heads; h++) {
             float m, l;
             size_t d0 = 0;
             att_softmax(st.s[h], n, &m, &l);
             for (; D - d0 >= 64; d0 += 64)
-                att_values(a, st.s[h], c0, n, d0, 4, 16, half, st.chunk);
+                att_values(a, st.s[h], c0, n, d0, 4, 16, type, st.chunk);
             for (; d0 < D; d0 += 16)
-                att_values(a, st.s[h], c0, n, d0, 1, D - d0 < 16 ? D - d0 : 16, half, st.chunk);
+                att_values(a, st.s[h], c0, n, d0, 1, D - d0 < 16 ? D - d0 : 16, type, st.chunk);
             att_merge(&st, h, padded, m, l, c0 == 0);
         }
     }
@@ -197,9 +219,19 @@ static void attend(const nbi_cpu_attend *a)
 {
     for (size_t h = 0; h < a->heads; h += ATT_HEADS) {
         size_t n = a->heads - h < ATT_HEADS ? a->heads - h : ATT_HEADS;
-        if (a->kv->type == NBI_KV_F16)
-            att_heads(a, h, n, true);
-        else
-            att_heads(a, h, n, false);
+        switch (a->kv->type) { /* four bodies, each of one type */
+        case NBI_KV_F32:
+            att_heads(a, h, n, NBI_KV_F32);
+            break;
+        case NBI_KV_F16:
+            att_heads(a, h, n, NBI_KV_F16);
+            break;
+        case NBI_KV_INT8:
+            att_heads(a, h, n, NBI_KV_INT8);
+            break;
+        default:
+            att_heads(a, h, n, NBI_KV_INT4);
+            break;
+        }
     }
 }

@@ -68,11 +68,29 @@ V16_INLINE v16 v16_load_bf16(const uint16_t *p)
 {
     return v16_make(v16_bf16_half(p), v16_bf16_half(p + 8));
 }
-V16_INLINE v16 v16_load_u8(const uint8_t *p)
+V16_INLINE v16 v16_from_u8(__m128i b)
 {
-    __m128i b = _mm_loadu_si128((const __m128i *)p);
     return v16_make(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)),
                     _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8))));
+}
+V16_INLINE v16 v16_load_u8(const uint8_t *p)
+{
+    return v16_from_u8(_mm_loadu_si128((const __m128i *)p));
+}
+V16_INLINE v16 v16_load_i8(const int8_t *p)
+{
+    __m128i b = _mm_loadu_si128((const __m128i *)p);
+    return v16_make(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8))));
+}
+V16_INLINE v16 v16_load_u4(const uint8_t *p) /* eight bytes, the low nibble first */
+{
+    __m128i b = _mm_loadl_epi64((const __m128i *)p), mask = _mm_set1_epi8(15);
+    return v16_from_u8(_mm_unpacklo_epi8(_mm_and_si128(b, mask), _mm_and_si128(_mm_srli_epi16(b, 4), mask)));
+}
+V16_INLINE v16 v16_set1_f16(uint16_t h)
+{
+    return v16_set1(_cvtsh_ss(h));
 }
 V16_INLINE void v16_store(float *p, v16 a)
 {

@@ -58,6 +58,20 @@ V16_INLINE v16 v16_load_u8(const uint8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+V16_INLINE v16 v16_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+V16_INLINE v16 v16_load_u4(const uint8_t *p) /* eight bytes, the low nibble first */
+{
+    __m128i b = _mm_loadl_epi64((const __m128i *)p), mask = _mm_set1_epi8(15);
+    b = _mm_unpacklo_epi8(_mm_and_si128(b, mask), _mm_and_si128(_mm_srli_epi16(b, 4), mask));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b));
+}
+V16_INLINE v16 v16_set1_f16(uint16_t h)
+{
+    return v16_set1(_cvtsh_ss(h));
+}
 V16_INLINE void v16_store(float *p, v16 a)
 {
     _mm512_storeu_ps(p, a);

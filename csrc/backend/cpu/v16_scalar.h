@@ -80,6 +80,22 @@ V16_INLINE v16 v16_load_u8(const uint8_t *p)
     V16_EACH r.f[i] = (float)p[i];
     return r;
 }
+V16_INLINE v16 v16_load_i8(const int8_t *p)
+{
+    v16 r;
+    V16_EACH r.f[i] = (float)p[i];
+    return r;
+}
+V16_INLINE v16 v16_load_u4(const uint8_t *p) /* eight bytes, the low nibble first */
+{
+    v16 r;
+    V16_EACH r.f[i] = (float)(p[i / 2] >> 4 * (i % 2) & 15);
+    return r;
+}
+V16_INLINE v16 v16_set1_f16(uint16_t h)
+{
+    return v16_set1(nbi_f16_to_f32(h));
+}
 V16_INLINE void v16_store(float *p, v16 a)
 {
     memcpy(p, a.f, sizeof a.f);

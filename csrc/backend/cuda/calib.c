@@ -23,13 +23,14 @@ static nbi_dtype act_dtype(nbi_backend *b)
     return nbi_cuda_of(b)->act;
 }
 
-/* Sizes that kernels count in 32 bits; the number of groups is the number of teams that are launched. */
+/* Sizes that kernels count in 32 bits, a stride beyond the end included; the number of groups is the number of teams that are
+ * launched. */
 static nb_status check(const nbi_matrix *m, size_t group)
 {
     size_t n;
     if (!nbi_dtype_is_float(m->dtype))
         return nbi_fail(NB_EINVAL, "an array to quantize is %s, expected F32, F16 or BF16", nbi_dtype_name(m->dtype));
-    if (m->rows > UINT32_MAX || m->k > UINT32_MAX || !nbi_mul(m->rows, m->k, &n))
+    if (m->rows > INT_MAX || m->k > INT_MAX || !nbi_mul(m->rows, m->k, &n))
         return nbi_fail(NB_ELIMIT, "an array of %zu x %zu is too large to quantize on the device", m->rows, m->k);
     if (!group || m->k % group)
         return nbi_fail(NB_EINVAL, "rows of %zu elements cannot be cut into groups of %zu", m->k, group);

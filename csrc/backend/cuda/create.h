@@ -8,4 +8,7 @@
  * or it is too old. */
 nb_status nbi_cuda_create(nbi_backend **out, int index, nbi_dtype act);
 
+/* --gemm cublaslt, before the first linear_create().  note: a line for the log. */
+nb_status nbi_cublaslt_use(nbi_backend *b, char note[200]);
+
 #endif

@@ -8,10 +8,12 @@
 #include "backend/cuda/cublaslt.h"
 
 #include <dlfcn.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/cuda/create.h"
 #include "base/checked.h"
 
 /* ---- the part of the library's interface that we use, with the values of its documentation (12 and 13 agree) ---- */
@@ -235,20 +237,24 @@ size_t nbi_cublaslt_plan(const nbi_cuda *c, size_t n, size_t k, const nbi_scheme
     return n && k < SIZE_MAX / 16 / n ? cut(n, k, s, bias).bytes : SIZE_MAX;
 }
 
-/* Row n of a dense weight as T. */
-static void dense_row(const nbi_weight *w, size_t n, nbi_dtype act, uint16_t *dst)
+/* Row n of a dense weight as T; the first k whose finite number became an infinity, or K. */
+static size_t dense_row(const nbi_weight *w, size_t n, nbi_dtype act, uint16_t *dst)
 {
     const char *src = (const char *)w->dense + n * w->k * nbi_dtype_size(w->dense_dtype);
     float some[256];
     if (w->dense_dtype == act) {
         memcpy(dst, src, w->k * 2);
-        return;
+        return w->k;
     }
     for (size_t k = 0, m; k < w->k; k += m) {
         m = w->k - k < 256 ? w->k - k : 256;
         nbi_to_f32(some, src + k * nbi_dtype_size(w->dense_dtype), w->dense_dtype, m);
         nbi_from_f32(dst + k, act, some, m);
+        for (size_t i = 0; act == NBI_F16 && i < m; i++)
+            if ((dst[k + i] & 0x7fff) == 0x7c00 && isfinite(some[i]))
+                return k + i;
     }
+    return w->k;
 }
 
 /* Codes stand as the activations' codes do, whose order within 16 is the one that our kernels want: a dot product does not
@@ -272,12 +278,27 @@ static nb_status send_rows(nbi_cuda *c, const nbi_weight *w, char *dst)
         const size_t rows = w->n - n0 < most ? w->n - n0 : most;
         char *host;
         NB_TRY(nbi_cuda_stage_get(c, (void **)&host));
+        size_t lost_n = w->n, lost_k = 0;
+#pragma omp parallel for schedule(static)
         for (size_t i = 0; i < rows; i++) {
+            size_t k = w->k;
             if (w->scheme.bits)
                 code_row(w, n0 + i, (int8_t *)(host + i * row));
             else
-                dense_row(w, n0 + i, c->act, (uint16_t *)(host + i * row));
+                k = dense_row(w, n0 + i, c->act, (uint16_t *)(host + i * row));
+            if (k < w->k) {
+#pragma omp critical(nbi_cublaslt_lost)
+                if (n0 + i < lost_n) {
+                    lost_n = n0 + i;
+                    lost_k = k;
+                }
+            }
         }
+        if (lost_n < w->n)
+            return nbi_fail(NB_EUNSUPPORTED,
+                            "the weight of output %zu and input %zu does not fit into float16 (up to 65504): use "
+                            "--act-dtype bf16",
+                            lost_n, lost_k);
         NB_TRY(nbi_cuda_stage_send(c, dst + n0 * row, rows * row));
     }
 done:

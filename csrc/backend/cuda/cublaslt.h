@@ -12,8 +12,6 @@
 /* Loads NB_CUBLASLT, or libcublasLt.so.13 or .12, for this device.  Later linear_create() calls ask nbi_cublaslt_takes(). */
 nb_status nbi_cublaslt_open(nbi_cuda *c);
 void nbi_cublaslt_close(nbi_cuda *c); /* nothing if it is not open */
-/* The same for backend.h's nbi_backend_set_gemm(), with a line for the log. */
-nb_status nbi_cublaslt_use(nbi_backend *b, char note[200]);
 
 bool nbi_cublaslt_takes(const nbi_cuda *c, size_t n, size_t k, const nbi_scheme *s);
 

@@ -100,6 +100,7 @@ static const nbi_backend_ops cuda_ops = {
     .scratch_bytes = nbi_cuda_scratch_bytes,
     .step_create = step_create,
     .step_free = step_free,
+    .step_bytes = nbi_cuda_step_bytes,
     .step_begin = nbi_cuda_step_begin,
     .step_enter = nbi_cuda_step_enter,
     .step_end = nbi_cuda_step_end,
@@ -110,6 +111,8 @@ static const nbi_backend_ops cuda_ops = {
     .attention = nbi_cuda_attention,
     .swiglu = nbi_cuda_swiglu,
     .gather = nbi_cuda_gather,
+    .sample = nbi_cuda_sample,
+    .sample_bytes = nbi_cuda_sample_bytes,
     .download_act = download_act,
     .upload_act = upload_act,
 };

@@ -91,8 +91,8 @@ typedef struct nbi_cuda {
     struct nbi_cuda_staging *staging;
     struct nbi_cuda_arena *weights;
     struct nbi_cublaslt *lt; /* cublaslt.c; NULL: our own kernels multiply */
-    CUresult entered; /* of the last nbi_cuda_enter() */
-    CUresult lost;    /* a sticky error, and its sentence: what every later call fails with */
+    CUresult entered;        /* of the last nbi_cuda_enter() */
+    CUresult lost;           /* a sticky error, and its sentence: what every later call fails with */
     char lost_text[256];
     pthread_mutex_t
         lock; /* recursive: threads share a model, but a stream and its staging buffers serve one at a time */
@@ -113,7 +113,7 @@ nb_status nbi_cuda_check(nbi_cuda *c, CUresult r, const char *what);
 /* Our context is the thread's current one during a call, and only then: the program may use others, and any of its threads
  * may call us. */
 CUresult nbi_cuda_enter(nbi_cuda *c);
-CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r, or why leaving failed */
+CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r); /* r */
 #define NBI_CU(c, call, what)                                                                                          \
     nbi_cuda_check(c, nbi_cuda_enter(c) ? (c)->entered : nbi_cuda_leave(c, (c)->cu.call), what)
 
@@ -192,6 +192,7 @@ struct nbi_step {
 };
 nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
 void nbi_cuda_step_free(nbi_backend *b, nbi_step *s);
+size_t nbi_cuda_step_bytes(nbi_backend *b, const nbi_step_limits *limits);
 nb_status nbi_cuda_step_begin(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
 nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed, size_t *rows, size_t *n_logits);
 nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s, bool ok);
@@ -224,6 +225,9 @@ nb_status nbi_cuda_gather(nbi_backend *b, const nbi_step *s, const float *x, siz
 /* Codes of x (activations) into out->q and out->scale: dynamic per token where act_scale is 0. */
 nb_status nbi_cuda_quantize_rows(nbi_cuda *c, const void *x, size_t rows, size_t k, float act_scale, int32_t act_zero,
                                  const nb_act_out *out);
+nb_status nbi_cuda_sample(nbi_backend *b, const float *logits, size_t n, size_t vocab, const nbi_draw *how,
+                          nbi_drawn *out, void *scratch);
+size_t nbi_cuda_sample_bytes(nbi_backend *b, size_t n);
 /* sums[row][g] = sum of the codes of group g, of `groups` equal ones. */
 nb_status nbi_cuda_group_sums(nbi_cuda *c, const int8_t *q, size_t rows, size_t k, size_t groups, int32_t *sums);
 nb_status nbi_cuda_download_act(nbi_backend *b, float *dst, const void *x, size_t n);
@@ -232,6 +236,7 @@ nb_status nbi_cuda_upload_act(nbi_backend *b, void *dst, const float *src, size_
 /* ---- attention.c ---- */
 nb_status nbi_cuda_attend_plan_create(nbi_cuda *c, struct nbi_attend_plan **out, const nbi_step_limits *limits);
 void nbi_cuda_attend_plan_free(nbi_cuda *c, struct nbi_attend_plan *p);
+size_t nbi_cuda_attend_plan_bytes(nbi_cuda *c, const nbi_step_limits *limits);
 /* Called by step_begin(): works out the pieces of attention for the batch and uploads them.  Where s->bucket is not 0 what is
  * uploaded covers that many rows (those past the batch have nothing to do), and a launch with s->recorded set must serve every
  * batch of the bucket: its grid may depend on s->rows and s->limits only. */

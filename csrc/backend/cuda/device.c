@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/cuda/cublaslt.h"
+
 #define OLDEST_SM   75 /* Turing: the first with integer tensor cores */
 #define OLDEST_BF16 80
 
@@ -91,12 +93,14 @@ void nbi_cuda_close(nbi_cuda *c)
         /* after a lost context these calls fail, and the driver frees all of it with the context */
         if (c->stream)
             c->cu.cuStreamSynchronize(c->stream);
+        nbi_cublaslt_close(c);
         nbi_cuda_modules_free(c);
         nbi_cuda_memory_free(c);
         if (c->stream)
             c->cu.cuStreamDestroy_v2(c->stream);
         c->cu.cuCtxPopCurrent_v2(&old);
     } else {
+        nbi_cublaslt_close(c);
         nbi_cuda_modules_free(c);
         nbi_cuda_memory_free(c);
     }

@@ -55,7 +55,8 @@ nb_status nbi_cuda_driver_load(nbi_cuda_driver *d)
     nb_status st;
     memset(d, 0, sizeof *d);
     snprintf(d->path, sizeof d->path, "%s", path && *path ? path : "libcuda.so.1");
-    d->so = dlopen(d->path, RTLD_NOW | RTLD_LOCAL);
+    /* a driver that has run keeps threads and handlers: it stays in place when we are done with it */
+    d->so = dlopen(d->path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!d->so)
         return nbi_fail(NB_ENODEVICE, "there is no CUDA driver on this machine: %s", dlerror());
     if ((st = find_functions(d)) != NB_OK || (st = check_version(d)) != NB_OK)
@@ -118,8 +119,8 @@ CUresult nbi_cuda_enter(nbi_cuda *c)
 CUresult nbi_cuda_leave(nbi_cuda *c, CUresult r)
 {
     CUcontext old;
-    CUresult pop = c->cu.cuCtxPopCurrent_v2(&old);
-    return r != CUDA_SUCCESS ? r : pop;
+    c->cu.cuCtxPopCurrent_v2(&old); /* should that fail, what was done is done all the same */
+    return r;
 }
 
 nb_status nbi_cuda_check(nbi_cuda *c, CUresult r, const char *what)

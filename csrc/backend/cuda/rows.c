@@ -1,6 +1,8 @@
 /* Operations on rows: each is one launch, but for a residual stream that has none to begin with. */
 #include "backend/cuda/cuda.h"
 
+#include <stddef.h>
+
 #include "base/checked.h"
 
 #define THREADS 256 /* of these kernels */
@@ -110,9 +112,53 @@ nb_status nbi_cuda_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *ta
 {
     nbi_cuda *c = nbi_cuda_of(b);
     const nb_embed_args args = {.table = table->p, .step = s->args, .x = x, .rows = (uint32_t)s->rows, .k = table->p.k};
-    if (s->rows == 0)
-        return NB_OK;
-    return NBI_LAUNCH(c, NB_K_nb_embed, s->rows, 1, 1, 0, args);
+    nb_status st = check_rows("embed", s->rows, table->p.k);
+    if (st != NB_OK || s->rows == 0)
+        return st;
+    return NBI_LAUNCH(c, NB_K_nb_embed, s->rows, pieces_of(c, s->rows, table->p.k, 8), 1, 0, args);
+}
+
+/* ---- the end of a step ---- */
+
+/* scratch: what was drawn [n], then how [n]. */
+size_t nbi_cuda_sample_bytes(nbi_backend *b, size_t n)
+{
+    size_t bytes;
+    (void)b;
+    return nbi_mul(n, sizeof(nb_sampled) + sizeof(nb_sample_row), &bytes) ? bytes : SIZE_MAX;
+}
+
+/* Structs that the engine and the kernel call differently are copied as they are. */
+#define SAME_FIELD(a, b, field)                                                                                        \
+    _Static_assert(offsetof(a, field) == offsetof(b, field) && sizeof(a) == sizeof(b), "the same layout")
+SAME_FIELD(nbi_draw, nb_sample_row, temperature);
+SAME_FIELD(nbi_draw, nb_sample_row, top_p);
+SAME_FIELD(nbi_draw, nb_sample_row, min_p);
+SAME_FIELD(nbi_draw, nb_sample_row, top_k);
+SAME_FIELD(nbi_draw, nb_sample_row, share);
+SAME_FIELD(nbi_draw, nb_sample_row, want_sum);
+SAME_FIELD(nbi_drawn, nb_sampled, sum);
+SAME_FIELD(nbi_drawn, nb_sampled, logit);
+SAME_FIELD(nbi_drawn, nb_sampled, best);
+SAME_FIELD(nbi_drawn, nb_sampled, token);
+
+nb_status nbi_cuda_sample(nbi_backend *b, const float *logits, size_t n, size_t vocab, const nbi_draw *how,
+                          nbi_drawn *out, void *scratch)
+{
+    nbi_cuda *c = nbi_cuda_of(b);
+    nb_sampled *drawn = scratch;
+    nb_sample_row *rows = (nb_sample_row *)(drawn + n);
+    const nb_sample_args args = {
+        .logits = logits, .row = rows, .out = drawn, .n = (uint32_t)n, .vocab = (uint32_t)vocab};
+    nb_status st = NB_OK;
+    if (n > INT32_MAX || vocab == 0 || vocab > 1 << 20)
+        return nbi_fail(NB_EUNSUPPORTED, "cuda: sampling from %zu rows of %zu logits, expected at most 2^20 in a row",
+                        n, vocab);
+    NB_TRY(nbi_cuda_upload(b, rows, how, n * sizeof *how));
+    NB_TRY(NBI_LAUNCH(c, NB_K_nb_sample, n, 1, 1, 0, args));
+    NB_TRY(nbi_cuda_download(b, out, drawn, n * sizeof *out));
+done:
+    return st;
 }
 
 /* ---- activations to the host and back: for taps and tests, so through a buffer of the moment ---- */

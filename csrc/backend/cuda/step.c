@@ -136,6 +136,14 @@ void nbi_cuda_step_free(nbi_backend *b, nbi_step *s)
     free(s);
 }
 
+size_t nbi_cuda_step_bytes(nbi_backend *b, const nbi_step_limits *limits)
+{
+    if (check_limits(limits) != NB_OK)
+        return SIZE_MAX;
+    return layout_of(limits).bytes + nbi_cuda_align(limits->head_dim / 2 * sizeof(float)) +
+           nbi_cuda_attend_plan_bytes(nbi_cuda_of(b), limits);
+}
+
 /* ---- a batch ---- */
 
 /* The recording that would serve this batch: its kind, and its rows in *bucket (0: none). */

@@ -1,0 +1,391 @@
+/* From the canonical weight to what cuda/layout.h draws.
+ *
+ * A weight is one block of the weights' arena: tiles, scales, zero points, corrections, bias.  Each of these parts is
+ * a row of items of one size (a tile; the 16 numbers of a group of a panel), so all are sent the same way: a staging
+ * buffer is filled with as many items as it holds by all threads, and travels while the other buffer is filled. */
+#include "backend/cuda/cuda.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/cublaslt.h"
+#include "base/checked.h"
+
+/* ---- what has a kernel ---- */
+
+#define MAX_K ((size_t)1 << 26) /* kernels count the bytes of 16 rows in 32 bits */
+
+static nb_status check_dense(const nbi_weight *w)
+{
+    if (!nbi_dtype_is_float(w->dense_dtype))
+        return nbi_fail(NB_EUNSUPPORTED, "a dense weight of type %s has no CUDA kernel: expected F32, F16 or BF16",
+                        w->dense_dtype < NBI_N_DTYPES ? nbi_dtype_name(w->dense_dtype) : "unknown");
+    if (!w->dense)
+        return nbi_fail(NB_EINVAL, "a dense weight has no data");
+    return NB_OK;
+}
+
+/* INT8 activations: the zero point and scale are usable, and the exact sum of a group, sum of (q - zx)(code - z),
+ * fits an int32: the rule of the CPU. */
+static nb_status check_act(const nbi_weight *w, size_t group_len)
+{
+    const nbi_scheme *s = &w->scheme;
+    uint64_t x = 127, c = s->symmetric ? 1u << (s->bits - 1) : (1u << s->bits) - 1, longest;
+    if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
+        return nbi_fail(NB_EUNSUPPORTED, "asymmetric INT8 activations measured for each token have no kernel: "
+                                         "expected symmetric ones");
+    if (s->act == NBI_ACT_TENSOR) {
+        if (!(w->act_scale >= 0x1p-126f && w->act_scale <= 0x1.fffffep127f))
+            return nbi_fail(NB_EINVAL, "the activation scale is %g: expected a positive, normal, finite number",
+                            (double)w->act_scale);
+        if (w->act_zero < -128 || w->act_zero > 127 || (s->act_symmetric && w->act_zero != 0))
+            return nbi_fail(NB_EINVAL, "the activation zero point is %d: expected %s", (int)w->act_zero,
+                            s->act_symmetric ? "0, as activations are symmetric" : "-128 to 127");
+        x = (uint64_t)(w->act_zero >= 0 ? 128 + w->act_zero : 127 - w->act_zero);
+    }
+    longest = INT32_MAX / (x * c);
+    if (group_len > longest)
+        return nbi_fail(NB_ELIMIT,
+                        "INT8 activations: %zu products share a scale, and more than %llu may overflow the "
+                        "int32 that sums them",
+                        group_len, (unsigned long long)longest);
+    return NB_OK;
+}
+
+static nb_status check_quantized(const nbi_weight *w)
+{
+    const nbi_scheme *s = &w->scheme;
+    const uint32_t step = s->act == NBI_ACT_NONE ? 16 : 32;
+    /* 2 and 3 bits are kept as 4 */
+    if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8)
+        return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CUDA kernel: expected 2, 3, 4 or 8", s->bits);
+    if (!w->codes || !w->scales || s->symmetric != !w->zeros)
+        return nbi_fail(NB_EINVAL,
+                        "a quantized weight lacks codes or scales, or its zero points do not go with its "
+                        "scheme (%s)",
+                        s->symmetric ? "symmetric" : "asymmetric");
+    if (s->strategy == NBI_PER_GROUP) {
+        if (!s->group || w->k % s->group)
+            return nbi_fail(NB_EUNSUPPORTED, "%zu inputs do not divide into groups of %u", w->k, s->group);
+        if (s->group % step && s->group != w->k)
+            return nbi_fail(NB_EUNSUPPORTED,
+                            "groups of %u have no CUDA kernel: with %s activations the group must be a multiple of %u",
+                            s->group, s->act == NBI_ACT_NONE ? "float" : "INT8", step);
+    }
+    return s->act == NBI_ACT_NONE ? NB_OK : check_act(w, w->k / nbi_scheme_groups(s, w->k));
+}
+
+static nb_status check(const nbi_weight *w)
+{
+    if (!w->n || !w->k)
+        return nbi_fail(NB_EINVAL, "a weight of %zu x %zu has no elements", w->n, w->k);
+    if (w->k % 16 != 0)
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "a weight of %zu x %zu has no CUDA kernel: %zu inputs are not a multiple of 16", w->n, w->k,
+                        w->k);
+    if (w->n > INT32_MAX - NB_TILE_N || w->k > MAX_K)
+        return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", w->n, w->k);
+    return w->scheme.bits ? check_quantized(w) : check_dense(w);
+}
+
+/* ---- the parts of a block ---- */
+
+enum { TILES, SCALES, ZEROS, CORR, BIAS, N_PARTS };
+
+typedef struct layout {
+    size_t item[N_PARTS], count[N_PARTS], at[N_PARTS]; /* bytes of an item, how many, where they begin */
+    size_t bytes;
+} layout;
+
+static unsigned kind_of(const nbi_scheme *s)
+{
+    return s->bits == 0 ? NB_W_DENSE : s->bits == 8 ? NB_W_W8 : NB_W_W4;
+}
+
+/* Corrections have room wherever a scheme may want them, so that the plan does not depend on the zero point. */
+static bool lay_out(layout *l, size_t n, size_t k, const nbi_scheme *s, bool bias)
+{
+    const size_t panels = nbi_ceil_div(n, NB_TILE_N), tiles = nbi_ceil_div(k, NB_TILE_K);
+    const bool grouped = s->strategy == NBI_PER_GROUP && s->group;
+    size_t all, groups = 0;
+    *l = (layout){
+        {(size_t)NB_UNITS(kind_of(s)) * NB_UNIT, NB_TILE_N * 4, NB_TILE_N, NB_TILE_N * 4, NB_TILE_N * 4}, {0}, {0}, 0};
+    if (!nbi_mul(panels, tiles, &all) ||
+        (s->bits && !nbi_mul(panels, grouped ? nbi_ceil_div(k, s->group) : 1, &groups)))
+        return false;
+    l->count[TILES] = all;
+    l->count[SCALES] = groups;
+    l->count[ZEROS] = s->bits && (s->bits < 8 || !s->symmetric) ? groups : 0;
+    l->count[CORR] = s->bits && s->act == NBI_ACT_TENSOR && !s->act_symmetric ? groups : 0;
+    l->count[BIAS] = bias ? panels : 0;
+    for (int i = 0; i < N_PARTS; i++) {
+        size_t bytes;
+        l->at[i] = l->bytes;
+        if (!nbi_mul(l->item[i], l->count[i], &bytes) || !nbi_add(l->bytes, bytes, &bytes) ||
+            !nbi_round_up(bytes, 256, &l->bytes))
+            return false;
+    }
+    return true;
+}
+
+size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
+{
+    layout l;
+    (void)dense; /* becomes the type of the activations */
+    if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, scheme))
+        return nbi_cublaslt_plan(nbi_cuda_of(b), n, k, scheme, bias);
+    return lay_out(&l, n, k, scheme, bias) ? l.bytes : SIZE_MAX;
+}
+
+/* ---- one item of each part ---- */
+
+typedef struct packing {
+    const nbi_weight *w;
+    size_t tiles, groups, group_len; /* of a panel; of a row */
+    nbi_dtype act;
+    bool overflow; /* a finite dense weight became infinite */
+} packing;
+
+/* 16 weights of a row as T. */
+static bool dense_block(const packing *p, size_t n, size_t k, uint16_t out[16])
+{
+    const nbi_weight *w = p->w;
+    const char *src = (const char *)w->dense + (n * w->k + k) * nbi_dtype_size(w->dense_dtype);
+    float f[16];
+    if (w->dense_dtype == p->act) {
+        memcpy(out, src, 32);
+        return true;
+    }
+    nbi_to_f32(f, src, w->dense_dtype, 16);
+    nbi_from_f32(out, p->act, f, 16);
+    if (p->act == NBI_F16)
+        for (int i = 0; i < 16; i++)
+            if ((out[i] & 0x7fff) == 0x7c00 && isfinite(f[i]))
+                return false;
+    return true;
+}
+
+/* Sixteen k of row r of a tile, in block b of its four: see layout.h for where they go. */
+static void put_dense(unsigned char *tile, int r, int b, const uint16_t s[16])
+{
+    for (int t = 0; t < 4; t++) {
+        unsigned char *lane = tile + b * NB_UNIT + (r % 8 * 4 + t) * 16 + r / 8 * 4;
+        memcpy(lane, s + 2 * t, 4);
+        memcpy(lane + 8, s + 2 * t + 8, 4);
+    }
+}
+
+static void put_w8(unsigned char *tile, int r, int b, const int8_t *s)
+{
+    for (int t = 0; t < 4; t++) {
+        const int8_t four[4] = {s[2 * t], s[2 * t + 8], s[2 * t + 1], s[2 * t + 9]};
+        memcpy(tile + b / 2 * NB_UNIT + (r % 8 * 4 + t) * 16 + (b % 2 * 2 + r / 8) * 4, four, 4);
+    }
+}
+
+static void put_w4(unsigned char *tile, int r, int b, const int8_t *s)
+{
+    const int shift = r / 8 * 4;
+    for (int t = 0; t < 4; t++) {
+        unsigned char *d = tile + (r % 8 * 4 + t) * 16 + b * 4;
+        d[0] = (unsigned char)(d[0] | (unsigned)(s[2 * t] + 8) << shift);
+        d[1] = (unsigned char)(d[1] | (unsigned)(s[2 * t + 8] + 8) << shift);
+        d[2] = (unsigned char)(d[2] | (unsigned)(s[2 * t + 1] + 8) << shift);
+        d[3] = (unsigned char)(d[3] | (unsigned)(s[2 * t + 9] + 8) << shift);
+    }
+}
+
+/* What lies beyond the weight: 0, in 4 bits the zero point. */
+static int8_t padding(const packing *p, size_t n)
+{
+    const nbi_weight *w = p->w;
+    return w->scheme.bits < 8 && w->zeros && n < w->n ? w->zeros[(n + 1) * p->groups - 1] : 0;
+}
+
+static bool pack_tile(const packing *p, size_t i, unsigned char *tile)
+{
+    const nbi_weight *w = p->w;
+    const size_t n0 = i / p->tiles * NB_TILE_N, k0 = i % p->tiles * NB_TILE_K;
+    bool fits = true;
+    memset(tile, 0, (size_t)NB_UNITS(kind_of(&w->scheme)) * NB_UNIT);
+    for (int r = 0; r < NB_TILE_N; r++)
+        for (int b = 0; b < 4; b++) {
+            const size_t n = n0 + (size_t)r, k = k0 + (size_t)b * 16;
+            const bool inside = n < w->n && k < w->k;
+            if (w->scheme.bits == 0) {
+                uint16_t s[16];
+                if (inside) {
+                    fits = dense_block(p, n, k, s) && fits;
+                    put_dense(tile, r, b, s);
+                }
+                continue;
+            }
+            int8_t fill[16];
+            if (!inside)
+                memset(fill, padding(p, n), 16);
+            (w->scheme.bits == 8 ? put_w8 : put_w4)(tile, r, b, inside ? w->codes + n * w->k + k : fill);
+        }
+    return fits;
+}
+
+/* corr = -zx * sum of (code - zero), modulo 2^32 */
+static int32_t correction(const packing *p, size_t n, size_t g)
+{
+    const nbi_weight *w = p->w;
+    const int8_t *code = w->codes + n * w->k + g * p->group_len;
+    const int zero = w->zeros ? w->zeros[n * p->groups + g] : 0;
+    int64_t sum = 0;
+    for (size_t k = 0; k < p->group_len; k++)
+        sum += code[k] - zero;
+    return (int32_t)(uint32_t)(-sum * w->act_zero);
+}
+
+/* The 16 numbers of a group of a panel (of a panel: bias). */
+static void pack_numbers(const packing *p, int part, size_t i, unsigned char *out)
+{
+    const nbi_weight *w = p->w;
+    const size_t n0 = i / (part == BIAS ? 1 : p->groups) * NB_TILE_N, g = part == BIAS ? 0 : i % p->groups;
+    for (size_t r = 0; r < NB_TILE_N; r++) {
+        const size_t n = n0 + r, at = n * p->groups + g;
+        const bool inside = n < w->n;
+        if (part == ZEROS) {
+            const int zero = inside && w->zeros ? w->zeros[at] : 0;
+            out[r] = (unsigned char)(zero + (w->scheme.bits < 8 ? 8 : 0));
+        } else if (part == CORR) {
+            const int32_t c = inside ? correction(p, n, g) : 0;
+            memcpy(out + r * 4, &c, 4);
+        } else {
+            const float f = !inside ? 0 : part == SCALES ? w->scales[at] : w->bias[n];
+            memcpy(out + r * 4, &f, 4);
+        }
+    }
+}
+
+/* ---- all of them ---- */
+
+static nb_status send_part(nbi_cuda *c, packing *p, const layout *l, int part, char *dst)
+{
+    nb_status st = NB_OK;
+    const size_t item = l->item[part], most = NBI_STAGE_BYTES / item;
+    for (size_t first = 0, n; first < l->count[part]; first += n) {
+        unsigned char *host;
+        bool fits = true;
+        n = l->count[part] - first < most ? l->count[part] - first : most;
+        NB_TRY(nbi_cuda_stage_get(c, (void **)&host));
+#pragma omp parallel for schedule(static) reduction(&& : fits) if (n * item > 65536)
+        for (size_t i = 0; i < n; i++) {
+            if (part == TILES)
+                fits = pack_tile(p, first + i, host + i * item) && fits;
+            else
+                pack_numbers(p, part, first + i, host + i * item);
+        }
+        p->overflow = p->overflow || !fits;
+        NB_TRY(nbi_cuda_stage_send(c, dst + first * item, n * item));
+    }
+done:
+    return st;
+}
+
+/* The first weight that half cannot hold. */
+static nb_status overflow(const packing *p)
+{
+    const nbi_weight *w = p->w;
+    for (size_t n = 0; n < w->n; n++)
+        for (size_t k = 0; k < w->k; k += 16) {
+            uint16_t h[16];
+            float f[16];
+            if (dense_block(p, n, k, h))
+                continue;
+            nbi_to_f32(f, (const char *)w->dense + (n * w->k + k) * nbi_dtype_size(w->dense_dtype), w->dense_dtype, 16);
+            for (size_t i = 0; i < 16; i++)
+                if ((h[i] & 0x7fff) == 0x7c00 && isfinite(f[i]))
+                    return nbi_fail(NB_EUNSUPPORTED,
+                                    "the weight of output %zu and input %zu is %g, which float16 does not hold (up to "
+                                    "65504): use --act-dtype bf16",
+                                    n, k + i, (double)f[i]);
+        }
+    return nbi_fail(NB_EINTERNAL, "a dense weight changed while it was packed");
+}
+
+static void describe(nbi_linear *out, const nbi_cuda *c, const packing *p, const layout *l)
+{
+    const nbi_weight *w = p->w;
+    char *base = out->block;
+    out->bytes = l->bytes;
+    out->p = (nb_packed){.w = base + l->at[TILES],
+                         .scales = w->scheme.bits ? (const float *)(base + l->at[SCALES]) : NULL,
+                         .zeros = l->count[ZEROS] ? base + l->at[ZEROS] : NULL,
+                         .corr = l->count[CORR] && w->act_zero ? (const int32_t *)(base + l->at[CORR]) : NULL,
+                         .bias = w->bias ? (const float *)(base + l->at[BIAS]) : NULL,
+                         .n = (uint32_t)w->n,
+                         .k = (uint32_t)w->k,
+                         .k_tiles = (uint32_t)p->tiles,
+                         .groups = (uint32_t)p->groups,
+                         .group_len = (uint32_t)p->group_len,
+                         .kind = kind_of(&w->scheme),
+                         .dtype = c->act == NBI_F16 ? NB_T_F16 : NB_T_BF16};
+}
+
+static nb_status pack(nbi_cuda *c, nbi_linear *out, const nbi_weight *w)
+{
+    nb_status st = NB_OK;
+    layout l;
+    packing p = {.w = w, .tiles = nbi_ceil_div(w->k, NB_TILE_K), .groups = 1, .act = c->act};
+    if (w->scheme.bits)
+        p.groups = nbi_scheme_groups(&w->scheme, w->k);
+    p.group_len = w->k / p.groups;
+    if (!lay_out(&l, w->n, w->k, &w->scheme, w->bias != NULL))
+        return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", w->n, w->k);
+    NB_TRY(nbi_cuda_weights_alloc(c, &out->block, l.bytes));
+    describe(out, c, &p, &l);
+    for (int part = 0; part < N_PARTS; part++)
+        if (part != CORR || w->act_zero)
+            NB_TRY(send_part(c, &p, &l, part, (char *)out->block + l.at[part]));
+    if (p.overflow)
+        NB_TRY(overflow(&p));
+done:
+    return st;
+}
+
+nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)
+{
+    nbi_cuda *c = nbi_cuda_of(b);
+    nb_status st = NB_OK;
+    *out = NULL;
+    nbi_linear *l = calloc(1, sizeof *l);
+    if (!l)
+        return nbi_fail_nomem("a packed weight", sizeof *l);
+    NB_TRY(check(w));
+    l->scheme = w->scheme;
+    l->integer = w->scheme.bits && w->scheme.act != NBI_ACT_NONE;
+    if (l->integer && w->scheme.act == NBI_ACT_TENSOR) {
+        l->act_scale = w->act_scale;
+        l->act_zero = w->act_zero;
+    }
+    NB_TRY(nbi_cublaslt_takes(c, w->n, w->k, &w->scheme) ? nbi_cublaslt_pack(c, l, w) : pack(c, l, w));
+    *out = l;
+    l = NULL;
+done:
+    nbi_cuda_linear_free(b, l);
+    return st;
+}
+
+void nbi_cuda_linear_free(nbi_backend *b, nbi_linear *l)
+{
+    if (!l)
+        return;
+    nbi_cuda_weights_free(nbi_cuda_of(b), l->block);
+    free(l);
+}
+
+size_t nbi_cuda_linear_bytes(const nbi_linear *l)
+{
+    return l->bytes;
+}
+
+/* Codes with a static scale are made from the activations themselves, by linear(). */
+unsigned nbi_cuda_linear_form(const nbi_linear *l)
+{
+    return l->integer && l->act_scale == 0 ? NBI_FORM_INT8 : NBI_FORM_FLOAT;
+}
