@@ -39,7 +39,7 @@ class Library
     explicit Library(nbi_dtype act) : c_(device(act))
     {
         if (emulated())
-            setenv("NB_CUBLASLT", NIBBLE_BUILD_DIR "/libptxemu_cublaslt.so", 1);
+            setenv("NB_CUBLASLT", NIBBLE_DRIVER_DIR "/libptxemu_cublaslt.so", 1);
         open_ = nbi_cublaslt_open(c_) == NB_OK;
         if (open_)
             scratch_ = std::make_unique<Buffer<char>>(nbi_cublaslt_scratch(c_, 700, 512));
