@@ -42,9 +42,21 @@ void nbi_weight_free(nbi_weight *w)
     free(w->codes);
     free(w->scales);
     free(w->zeros);
+    free(w->perm);
     free(w->bias);
     free(w->owned);
     *w = (nbi_weight){0};
+}
+
+nb_status nbi_weight_check_order(const nbi_weight *w)
+{
+    if (w->scheme.act_order != (w->perm != NULL) || (w->perm && !w->scheme.bits))
+        return nbi_fail(NB_EINVAL, "an order of columns does not go with the scheme of a weight");
+    for (size_t j = 0; w->perm && j < w->k; j++)
+        if (w->perm[j] >= w->k)
+            return nbi_fail(NB_EINVAL, "column %zu of a weight belongs to input %u, expected less than %zu", j,
+                            w->perm[j], w->k);
+    return NB_OK;
 }
 
 void nbi_weight_row(const nbi_weight *w, size_t n, float *dst)
@@ -60,6 +72,6 @@ void nbi_weight_row(const nbi_weight *w, size_t n, float *dst)
         float s = w->scales[n * groups + g];
         int z = w->zeros ? w->zeros[n * groups + g] : 0;
         for (size_t i = g * len; i < (g + 1) * len; i++)
-            dst[i] = (float)(q[i] - z) * s;
+            dst[w->perm ? w->perm[i] : i] = (float)(q[i] - z) * s;
     }
 }

@@ -172,7 +172,7 @@ static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
 
 /* Where the parts of a packed weight lie in its block; false where a size does not fit. */
 typedef struct parts {
-    size_t total, panel, w, scales, zeros, corr, bias;
+    size_t total, panel, w, scales, zeros, corr, perm, bias;
 } parts;
 
 static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, bool corr, bool bias)
@@ -189,6 +189,7 @@ static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, 
            reserve(&p->total, entries, sizeof(float), &p->scales) &&
            reserve(&p->total, zeros ? entries : 0, 1, &p->zeros) &&
            reserve(&p->total, corr ? entries : 0, sizeof(int32_t), &p->corr) &&
+           reserve(&p->total, l->scheme.act_order ? l->k : 0, sizeof(uint32_t), &p->perm) &&
            reserve(&p->total, bias ? lanes : 0, sizeof(float), &p->bias);
 }
 
@@ -208,6 +209,7 @@ static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
     l->scales = quantized ? (float *)(base + p.scales) : NULL;
     l->zeros = quantized && w->zeros ? base + p.zeros : NULL;
     l->corr = corrected ? (int32_t *)(base + p.corr) : NULL;
+    l->perm = w->perm ? (uint32_t *)(base + p.perm) : NULL;
     l->bias = w->bias ? (float *)(base + p.bias) : NULL;
     return NB_OK;
 }
@@ -245,9 +247,12 @@ nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weig
         l->act_zero = w->act_zero;
     }
     NB_TRY(w->scheme.bits ? check_quantized(w, l) : check_dense(w, l));
+    NB_TRY(nbi_weight_check_order(w));
     NB_TRY(allocate(b, l, w));
     if (l->bias)
         memcpy(l->bias, w->bias, w->n * sizeof(float));
+    if (l->perm)
+        memcpy(l->perm, w->perm, w->k * sizeof *l->perm);
 #pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(nbi_cpu_of(b), l->bytes))
     for (size_t p = 0; p < l->panels; p++) {
         if (l->scheme.bits) {
@@ -290,6 +295,6 @@ void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
         size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
         int zero = l->zeros ? l->zeros[at] : 1 << (l->scheme.bits - 1);
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];
     }
 }

@@ -128,13 +128,19 @@ static bool lay_out(layout *l, size_t n, size_t k, const nbi_scheme *s, bool bia
     return true;
 }
 
+/* k is at most MAX_K where it matters */
+static size_t order_bytes(const nbi_scheme *s, size_t k)
+{
+    return s->act_order && k <= MAX_K ? nbi_cuda_align(k * sizeof(uint32_t)) : 0;
+}
+
 size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
     layout l;
     (void)dense; /* becomes the type of the activations */
     if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, scheme))
         return nbi_cublaslt_plan(nbi_cuda_of(b), n, k, scheme, bias);
-    return lay_out(&l, n, k, scheme, bias) ? l.bytes : SIZE_MAX;
+    return lay_out(&l, n, k, scheme, bias) && nbi_add(l.bytes, order_bytes(scheme, k), &l.bytes) ? l.bytes : SIZE_MAX;
 }
 
 /* ---- one item of each part ---- */
@@ -362,7 +368,13 @@ nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_wei
         l->act_scale = w->act_scale;
         l->act_zero = w->act_zero;
     }
+    NB_TRY(nbi_weight_check_order(w));
     NB_TRY(nbi_cublaslt_takes(c, w->n, w->k, &w->scheme) ? nbi_cublaslt_pack(c, l, w) : pack(c, l, w));
+    if (w->perm) {
+        NB_TRY(nbi_cuda_weights_alloc(c, (void **)&l->perm, w->k * sizeof *l->perm));
+        NB_TRY(nbi_cuda_upload(b, l->perm, w->perm, w->k * sizeof *l->perm));
+        l->bytes += order_bytes(&w->scheme, w->k);
+    }
     *out = l;
     l = NULL;
 done:
@@ -374,6 +386,7 @@ void nbi_cuda_linear_free(nbi_backend *b, nbi_linear *l)
 {
     if (!l)
         return;
+    nbi_cuda_weights_free(nbi_cuda_of(b), l->perm);
     nbi_cuda_weights_free(nbi_cuda_of(b), l->block);
     free(l);
 }
@@ -383,8 +396,8 @@ size_t nbi_cuda_linear_bytes(const nbi_linear *l)
     return l->bytes;
 }
 
-/* Codes with a static scale are made from the activations themselves, by linear(). */
+/* Codes with a static scale, or in another order of the inputs, are made from the activations themselves, by linear(). */
 unsigned nbi_cuda_linear_form(const nbi_linear *l)
 {
-    return l->integer && l->act_scale == 0 ? NBI_FORM_INT8 : NBI_FORM_FLOAT;
+    return l->integer && l->act_scale == 0 && !l->perm ? NBI_FORM_INT8 : NBI_FORM_FLOAT;
 }
