@@ -287,7 +287,7 @@ static nb_status send_rows(nbi_cuda *c, const nbi_weight *w, char *dst)
             else
                 k = dense_row(w, n0 + i, c->act, (uint16_t *)(host + i * row));
             if (k < w->k) {
-#pragma omp critical(nbi_cublaslt_lost)
+#pragma omp critical /* without a name, which would be a symbol of the library */
                 if (n0 + i < lost_n) {
                     lost_n = n0 + i;
                     lost_k = k;
