@@ -68,6 +68,10 @@ typedef struct nbi_weight {
 nb_status nbi_weight_alloc(nbi_weight *w);
 void nbi_weight_free(nbi_weight *w); /* frees the members, zeroes the struct */
 
+/* What every backend asks of a weight for INT8 activations: scale and zero point are usable, and the exact sum of a group,
+ * sum of (q - zx)(code - z) over group_len products, fits an int32.  Intermediate sums may wrap: they are modulo 2^32. */
+nb_status nbi_weight_check_act(const nbi_weight *w, size_t group_len);
+
 /* The order of columns goes with the scheme, and stays within K. */
 nb_status nbi_weight_check_order(const nbi_weight *w);
 

@@ -26,33 +26,6 @@ static nb_status check_dense(const nbi_weight *w)
     return NB_OK;
 }
 
-/* INT8 activations: the zero point and scale are usable, and the exact sum of a group, sum of (q - zx)(code - z),
- * fits an int32: the rule of the CPU. */
-static nb_status check_act(const nbi_weight *w, size_t group_len)
-{
-    const nbi_scheme *s = &w->scheme;
-    uint64_t x = 127, c = s->symmetric ? 1u << (s->bits - 1) : (1u << s->bits) - 1, longest;
-    if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
-        return nbi_fail(NB_EUNSUPPORTED, "asymmetric INT8 activations measured for each token have no kernel: "
-                                         "expected symmetric ones");
-    if (s->act == NBI_ACT_TENSOR) {
-        if (!(w->act_scale >= 0x1p-126f && w->act_scale <= 0x1.fffffep127f))
-            return nbi_fail(NB_EINVAL, "the activation scale is %g: expected a positive, normal, finite number",
-                            (double)w->act_scale);
-        if (w->act_zero < -128 || w->act_zero > 127 || (s->act_symmetric && w->act_zero != 0))
-            return nbi_fail(NB_EINVAL, "the activation zero point is %d: expected %s", (int)w->act_zero,
-                            s->act_symmetric ? "0, as activations are symmetric" : "-128 to 127");
-        x = (uint64_t)(w->act_zero >= 0 ? 128 + w->act_zero : 127 - w->act_zero);
-    }
-    longest = INT32_MAX / (x * c);
-    if (group_len > longest)
-        return nbi_fail(NB_ELIMIT,
-                        "INT8 activations: %zu products share a scale, and more than %llu may overflow the "
-                        "int32 that sums them",
-                        group_len, (unsigned long long)longest);
-    return NB_OK;
-}
-
 static nb_status check_quantized(const nbi_weight *w)
 {
     const nbi_scheme *s = &w->scheme;
@@ -72,7 +45,7 @@ static nb_status check_quantized(const nbi_weight *w)
                             "groups of %u have no CUDA kernel: with %s activations the group must be a multiple of %u",
                             s->group, s->act == NBI_ACT_NONE ? "float" : "INT8", step);
     }
-    return s->act == NBI_ACT_NONE ? NB_OK : check_act(w, w->k / nbi_scheme_groups(s, w->k));
+    return s->act == NBI_ACT_NONE ? NB_OK : nbi_weight_check_act(w, w->k / nbi_scheme_groups(s, w->k));
 }
 
 static nb_status check(const nbi_weight *w)
