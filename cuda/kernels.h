@@ -47,6 +47,7 @@
     X(nb_quantize_rows_bf16, quantize_rows, 256, 48 * 1024, 80, nb_quantize_rows_args)                                 \
     X(nb_group_sums, quantize_rows, 256, 0, 75, nb_group_sums_args)                                                    \
     X(nb_gather_rows, gather_rows, 256, 0, 75, nb_gather_rows_args)                                                    \
+    X(nb_permute_columns, permute_columns, 256, 0, 75, nb_permute_columns_args)                                        \
     X(nb_convert_f16, convert, 256, 0, 75, nb_convert_args)                                                            \
     X(nb_convert_bf16, convert, 256, 0, 80, nb_convert_args)                                                           \
     /* linear layers: gemm for many rows, gemv for up to NB_GEMV_ROWS; the same bits from both */                      \
@@ -163,6 +164,14 @@ typedef struct nb_group_sums_args {
 } nb_group_sums_args;
 /* Lanes of a warp that share a group: a power of two, as many as it has pieces of 16. */
 #define NB_SUM_LANES(len) ((len) <= 16 ? 1u : (len) <= 32 ? 2u : (len) <= 64 ? 4u : (len) <= 128 ? 8u : 32u)
+
+/* y[r][j] = x[r][perm[j]]: the inputs of an act-ordered layer, in the order of its columns. */
+typedef struct nb_permute_columns_args {
+    const void *x; /* T [rows][k] */
+    void *y;
+    const uint32_t *perm; /* [k] */
+    uint32_t rows, k;
+} nb_permute_columns_args;
 
 typedef struct nb_gather_rows_args {
     const float *x; /* [..][k] */

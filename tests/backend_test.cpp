@@ -8,19 +8,7 @@ namespace
 
 std::vector<Case> all_cases()
 {
-    std::vector<Case> v;
-    for (nbi_dtype t : {NBI_F32, NBI_F16, NBI_BF16})
-        v.push_back({nbi_scheme{}, t});
-    for (unsigned bits : {8u, 4u})
-        for (uint32_t group : {0u, 32u, 64u, 128u, 1u}) /* 1 stands for per-tensor */
-            for (bool sym : {true, false}) {
-                bool tensor = group == 1;
-                uint32_t g = tensor ? 0 : group;
-                v.push_back({scheme(bits, g, sym, NBI_ACT_NONE, true, tensor), NBI_F32});
-                v.push_back({scheme(bits, g, sym, NBI_ACT_TOKEN, true, tensor), NBI_F32});
-                v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, true, tensor), NBI_F32});
-                v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, false, tensor), NBI_F32});
-            }
+    std::vector<Case> v = common_cases();
     v.push_back({scheme(8, 1024, true, NBI_ACT_NONE, true), NBI_F32}); /* a group longer than a chunk */
     v.push_back({scheme(4, 704, false, NBI_ACT_NONE, true), NBI_F32});
     v.push_back({scheme(8, 12, false, NBI_ACT_TOKEN, true), NBI_F32});

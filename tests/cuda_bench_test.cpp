@@ -38,7 +38,7 @@ TEST(GpuBench, a_rehearsal_measures_everything)
     const char *driver = getenv("NB_CUDA_DRIVER");
     const bool emulated = driver && strstr(driver, "ptxemu");
     if (emulated)
-        setenv("NB_CUBLASLT", NIBBLE_BUILD_DIR "/libptxemu_cublaslt.so", 1);
+        setenv("NB_CUBLASLT", NIBBLE_DRIVER_DIR "/libptxemu_cublaslt.so", 1);
     int status;
     std::vector<json_t *> lines = run("--quick", &status);
     EXPECT_EQ(0, status);

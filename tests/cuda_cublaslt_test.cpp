@@ -39,7 +39,7 @@ class Library
     explicit Library(nbi_dtype act) : c_(device(act))
     {
         if (emulated())
-            setenv("NB_CUBLASLT", NIBBLE_BUILD_DIR "/libptxemu_cublaslt.so", 1);
+            setenv("NB_CUBLASLT", NIBBLE_DRIVER_DIR "/libptxemu_cublaslt.so", 1);
         open_ = nbi_cublaslt_open(c_) == NB_OK;
         if (open_)
             scratch_ = std::make_unique<Buffer<char>>(nbi_cublaslt_scratch(c_, 700, 512));
@@ -306,8 +306,8 @@ TEST(Cublaslt, more_shapes_than_it_keeps)
 TEST(Cublaslt, takes_dense_and_int8_by_int8_with_one_group)
 {
     NEEDS_LIBRARY(c, NBI_F16);
-    nbi_scheme dense = {}, w8a8 = {8, true, NBI_PER_CHANNEL, 0, NBI_ACT_TOKEN, true}, w8a16 = w8a8, grouped = w8a8,
-               w4a8 = w8a8;
+    nbi_scheme dense = {}, w8a8 = {8, true, NBI_PER_CHANNEL, 0, NBI_ACT_TOKEN, true, false}, w8a16 = w8a8,
+               grouped = w8a8, w4a8 = w8a8;
     w8a16.act = NBI_ACT_NONE;
     grouped.strategy = NBI_PER_GROUP;
     grouped.group = 128;

@@ -94,13 +94,8 @@ TEST_P(Pack, bytes_are_those_that_layout_h_draws)
         }
 }
 
-std::string name_of(const ::testing::TestParamInfo<std::tuple<Kind, nbi_dtype>> &i)
-{
-    return std::string(std::get<0>(i.param).name) + (std::get<1>(i.param) == NBI_F16 ? "_f16" : "_bf16");
-}
-
 INSTANTIATE_TEST_SUITE_P(Kinds, Pack, ::testing::Combine(::testing::ValuesIn(kinds), ::testing::ValuesIn(types())),
-                         name_of);
+                         linear_name);
 
 TEST(PackDense, every_type_becomes_that_of_the_activations)
 {
@@ -282,7 +277,7 @@ class LinearTest : public ::testing::TestWithParam<std::tuple<Kind, nbi_dtype>>
     unsigned form() const { return kind().integer && !kind().zx ? NBI_FORM_INT8 : NBI_FORM_FLOAT; }
 };
 INSTANTIATE_TEST_SUITE_P(Kinds, LinearTest,
-                         ::testing::Combine(::testing::ValuesIn(kinds), ::testing::ValuesIn(types())), name_of);
+                         ::testing::Combine(::testing::ValuesIn(kinds), ::testing::ValuesIn(types())), linear_name);
 
 /* Integers: the codes are those of docs/numerics.md, and so is every bit of the result. */
 TEST_P(LinearTest, results_are_right_whichever_form_the_input_has)

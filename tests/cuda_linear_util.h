@@ -411,4 +411,54 @@ inline ::testing::AssertionResult row_is_right(const Layer &l, const Acts &a, si
     return ::testing::AssertionSuccess();
 }
 
+/* Two and three layers of one launch, for a form run(layers, x, dst, before): each is right in its columns, and what lies
+ * beyond them stays. */
+template <typename Run>
+void check_parts(const Kind &kind, nbi_dtype t, size_t k, size_t rows, Run run)
+{
+    const size_t n[3] = {80, 16, 130}, sum = 226;
+    std::vector<Layer> l;
+    for (size_t i = 0; i < 3; i++)
+        l.push_back(make_layer(kind, t, n[i], k, 64, i == 1, 60 + i));
+    const OnDevice a(l[0]), b(l[1]), c(l[2]);
+    const Acts x = make_acts(rows, k, t, 5);
+    const std::vector<float> before = rounded(noise(rows * (sum + 2), 6), t);
+    for (uint32_t dst : {NB_DST_ACT, NB_DST_RESIDUAL})
+        for (size_t parts : {2, 3}) {
+            std::vector<const OnDevice *> layers = {&a, &b, &c};
+            layers.resize(parts);
+            const std::vector<float> y = run(layers, x, dst, before);
+            size_t column = 0;
+            for (size_t i = 0; i < parts; column += n[i++])
+                for (size_t r : {(size_t)0, rows / 2, rows - 1})
+                    ASSERT_TRUE(row_is_right(l[i], x, r, column, dst, before, y)) << "layer " << i << " of " << parts;
+            for (size_t r = 0; r < rows; r++)
+                ASSERT_TRUE(same_bits(&y[r * (sum + 2) + column], &before[r * (sum + 2) + column], sum + 2 - column));
+        }
+}
+
+template <typename Run>
+void check_wrong_weight(const Kind &kind, nbi_dtype t, Run run)
+{
+    const size_t n = 32, k = 192, rows = 4;
+    Layer l = make_layer(kind, t, n, k, 64, false, 21);
+    const Acts a = make_acts(rows, k, t, 22);
+    const OnDevice d(l);
+    const std::vector<const OnDevice *> layers = {&d};
+    const std::vector<float> before(rows * n), y = run(layers, a, NB_DST_F32, before);
+    if (kind.bits)
+        l.codes[5 * k + 100] = (int8_t)(l.codes[5 * k + 100] ^ 1);
+    else
+        l.dense[5 * k + 100] += 0.01f;
+    int wrong = 0;
+    for (size_t r = 0; r < rows; r++)
+        wrong += !row_is_right(l, a, r, 0, NB_DST_F32, before, y);
+    EXPECT_GT(wrong, 0);
+}
+
+inline std::string linear_name(const ::testing::TestParamInfo<std::tuple<Kind, nbi_dtype>> &i)
+{
+    return std::string(std::get<0>(i.param).name) + (std::get<1>(i.param) == NBI_F16 ? "_f16" : "_bf16");
+}
+
 } // namespace

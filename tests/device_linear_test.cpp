@@ -11,19 +11,7 @@ namespace
 
 std::vector<Case> cases()
 {
-    std::vector<Case> v;
-    for (nbi_dtype t : {NBI_F32, NBI_F16, NBI_BF16})
-        v.push_back({nbi_scheme{}, t});
-    for (unsigned bits : {8u, 4u})
-        for (uint32_t group : {0u, 32u, 64u, 128u, 1u}) /* 1 stands for per-tensor */
-            for (bool sym : {true, false}) {
-                const bool tensor = group == 1;
-                const uint32_t g = tensor ? 0 : group;
-                v.push_back({scheme(bits, g, sym, NBI_ACT_NONE, true, tensor), NBI_F32});
-                v.push_back({scheme(bits, g, sym, NBI_ACT_TOKEN, true, tensor), NBI_F32});
-                v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, true, tensor), NBI_F32});
-                v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, false, tensor), NBI_F32});
-            }
+    std::vector<Case> v = common_cases();
     v.push_back({scheme(8, 1024, true, NBI_ACT_NONE, true), NBI_F32}); /* a group longer than a chunk */
     v.push_back({scheme(4, 704, false, NBI_ACT_NONE, true), NBI_F32});
     v.push_back({scheme(4, 544, false, NBI_ACT_TOKEN, true), NBI_F32});
@@ -369,5 +357,53 @@ TEST(DeviceLinear, what_has_no_kernel_is_refused_with_the_reason)
         refuse(NB_EUNSUPPORTED, "40 inputs are not a multiple of 16", w8a8, 2, 40, nothing);
         refuse(NB_EUNSUPPORTED, "515 inputs are not a multiple of 16", nbi_scheme{}, 2, 515, nothing);
         refuse(NB_EUNSUPPORTED, "multiple of 32", scheme(4, 16, true, NBI_ACT_TOKEN, true), 2, 48, nothing);
+    }
+}
+
+/* An act-ordered layer is the same layer without an order on inputs that were put into that order before: to the bit. */
+TEST(DeviceLinear, act_order_takes_its_inputs_in_the_order_of_its_columns)
+{
+    size_t index = 0;
+    for (Device *dp : devices())
+        for (const Case &c : cases()) {
+            if (!c.s.bits || c.s.group == 1024 || c.s.group == 704 || c.s.group == 544)
+                continue;
+            const Device &d = *dp;
+            const size_t n = 40, k = c.s.group ? c.s.group * 3 : 160, rows = 1 + index++ % 19;
+            Weight plain = make_weight(c.s, c.dtype, n, k, index, index % 2),
+                   ordered = make_weight(c.s, c.dtype, n, k, index, index % 2);
+            std::vector<float> x = d.round(noise(rows * k, 7 + index)), put(x.size());
+            ordered.w.scheme.act_order = true;
+            ordered.w.perm = (uint32_t *)malloc(k * sizeof(uint32_t));
+            for (size_t j = 0; j < k; j++)
+                ordered.w.perm[j] = (uint32_t)((j * 7 + 3) % k); /* 7 divides none of the k */
+            for (size_t i = 0; i < x.size(); i++)
+                put[i] = x[i / k * k + ordered.w.perm[i % k]];
+            Packed p(d, plain.w), o(d, ordered.w);
+            EXPECT_EQ(d->linear_bytes(o.l), d->linear_plan(d.be, n, k, &ordered.w.scheme, c.dtype, index % 2))
+                << c.name();
+            const std::vector<float> want = run(p, plain.w, put, rows), got = run(o, ordered.w, x, rows);
+            ASSERT_TRUE(same_bits(want.data(), got.data(), want.size()))
+                << d.name << " " << c.name() << " rows " << rows;
+            /* beside layers without an order, whose codes must not be taken for its own */
+            const std::vector<float> three = run(d, {p.l, o.l, p.l}, 3 * n, k, x.data(), rows),
+                                     alone = run(p, plain.w, x, rows);
+            for (size_t r = 0; r < rows; r++)
+                for (size_t i = 0; i < 3 * n; i++)
+                    ASSERT_EQ((i / n == 1 ? got : alone)[r * n + i % n], three[r * 3 * n + i]) << c.name();
+        }
+}
+
+TEST(DeviceLinear, an_order_that_leaves_the_inputs_is_refused)
+{
+    for (Device *dp : devices()) {
+        const Device &d = *dp;
+        Weight w = make_weight(scheme(4, 32, true, NBI_ACT_NONE, true), NBI_F32, 16, 64, 1, false);
+        nbi_linear *l = nullptr;
+        w.w.scheme.act_order = true;
+        EXPECT_FAILS(NB_EINVAL, "order of columns", d->linear_create(d.be, &l, &w.w));
+        w.w.perm = (uint32_t *)calloc(64, sizeof(uint32_t));
+        w.w.perm[63] = 64;
+        EXPECT_FAILS(NB_EINVAL, "input 64", d->linear_create(d.be, &l, &w.w));
     }
 }

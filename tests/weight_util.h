@@ -73,4 +73,23 @@ struct Case {
     }
 };
 
+/* Dense weights, and every combination of bits, group, symmetry and activations that all devices take. */
+inline std::vector<Case> common_cases()
+{
+    std::vector<Case> v;
+    for (nbi_dtype t : {NBI_F32, NBI_F16, NBI_BF16})
+        v.push_back({nbi_scheme{}, t});
+    for (unsigned bits : {8u, 4u})
+        for (uint32_t group : {0u, 32u, 64u, 128u, 1u}) /* 1 stands for per-tensor */
+            for (bool sym : {true, false}) {
+                bool tensor = group == 1;
+                uint32_t g = tensor ? 0 : group;
+                v.push_back({scheme(bits, g, sym, NBI_ACT_NONE, true, tensor), NBI_F32});
+                v.push_back({scheme(bits, g, sym, NBI_ACT_TOKEN, true, tensor), NBI_F32});
+                v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, true, tensor), NBI_F32});
+                v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, false, tensor), NBI_F32});
+            }
+    return v;
+}
+
 } // namespace

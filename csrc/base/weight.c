@@ -42,9 +42,46 @@ void nbi_weight_free(nbi_weight *w)
     free(w->codes);
     free(w->scales);
     free(w->zeros);
+    free(w->perm);
     free(w->bias);
     free(w->owned);
     *w = (nbi_weight){0};
+}
+
+nb_status nbi_weight_check_order(const nbi_weight *w)
+{
+    if (w->scheme.act_order != (w->perm != NULL) || (w->perm && !w->scheme.bits))
+        return nbi_fail(NB_EINVAL, "an order of columns does not go with the scheme of a weight");
+    for (size_t j = 0; w->perm && j < w->k; j++)
+        if (w->perm[j] >= w->k)
+            return nbi_fail(NB_EINVAL, "column %zu of a weight belongs to input %u, expected less than %zu", j,
+                            w->perm[j], w->k);
+    return NB_OK;
+}
+
+nb_status nbi_weight_check_act(const nbi_weight *w, size_t group_len)
+{
+    const nbi_scheme *s = &w->scheme;
+    uint64_t x = 127, c = s->symmetric ? 1u << (s->bits - 1) : (1u << s->bits) - 1, longest;
+    if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
+        return nbi_fail(NB_EUNSUPPORTED, "asymmetric INT8 activations measured for each token have no kernel: "
+                                         "expected symmetric ones");
+    if (s->act == NBI_ACT_TENSOR) {
+        if (!(w->act_scale >= 0x1p-126f && w->act_scale <= 0x1.fffffep127f))
+            return nbi_fail(NB_EINVAL, "the activation scale is %g: expected a positive, normal, finite number",
+                            (double)w->act_scale);
+        if (w->act_zero < -128 || w->act_zero > 127 || (s->act_symmetric && w->act_zero != 0))
+            return nbi_fail(NB_EINVAL, "the activation zero point is %d: expected %s", (int)w->act_zero,
+                            s->act_symmetric ? "0, as activations are symmetric" : "-128 to 127");
+        x = (uint64_t)(w->act_zero >= 0 ? 128 + w->act_zero : 127 - w->act_zero);
+    }
+    longest = INT32_MAX / (x * c);
+    if (group_len > longest)
+        return nbi_fail(NB_ELIMIT,
+                        "INT8 activations: %zu products share a scale, and more than %llu may overflow the "
+                        "int32 that sums them",
+                        group_len, (unsigned long long)longest);
+    return NB_OK;
 }
 
 void nbi_weight_row(const nbi_weight *w, size_t n, float *dst)
@@ -60,6 +97,6 @@ void nbi_weight_row(const nbi_weight *w, size_t n, float *dst)
         float s = w->scales[n * groups + g];
         int z = w->zeros ? w->zeros[n * groups + g] : 0;
         for (size_t i = g * len; i < (g + 1) * len; i++)
-            dst[i] = (float)(q[i] - z) * s;
+            dst[w->perm ? w->perm[i] : i] = (float)(q[i] - z) * s;
     }
 }

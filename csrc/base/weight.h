@@ -29,6 +29,7 @@ typedef struct nbi_scheme {
     uint32_t group; /* NBI_PER_GROUP: elements along K that share a scale; else 0 */
     nbi_act act;
     bool act_symmetric;
+    bool act_order; /* columns are stored in another order than the inputs': nbi_weight.perm */
 } nbi_scheme;
 
 /* Groups in a row of K elements: 1 for per-tensor and per-channel.  K must be a multiple of the group. */
@@ -40,7 +41,10 @@ static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
 /* "bf16" has no scheme; else "W8A8 channel", "W4A16 g128 asym", "W8A8-static tensor" ... */
 void nbi_scheme_name(const nbi_scheme *s, char out[48]);
 
-/* W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G). */
+/* With act_order (GPTQ's desc_act) the columns stand in the order in which groups have them: column j belongs to input
+ * perm[j], y[n] = bias[n] + sum over j of W[n][j] * x[perm[j]].
+ *
+ * W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G). */
 typedef struct nbi_weight {
     size_t n, k;
     nbi_scheme scheme;
@@ -52,6 +56,7 @@ typedef struct nbi_weight {
     float *scales; /* [N,G]; per-tensor: N equal values */
     int8_t *zeros; /* [N,G] in the range of the codes; NULL when symmetric */
 
+    uint32_t *perm;   /* [K], each below K; NULL unless scheme.act_order */
     float *bias;      /* [N] or NULL */
     float act_scale;  /* NBI_ACT_TENSOR: x = (q - act_zero) * act_scale */
     int32_t act_zero; /* in -128 .. 127; 0 when act_symmetric */
@@ -63,7 +68,14 @@ typedef struct nbi_weight {
 nb_status nbi_weight_alloc(nbi_weight *w);
 void nbi_weight_free(nbi_weight *w); /* frees the members, zeroes the struct */
 
-/* Row n as fp32: dst[K].  The reference for what a weight means. */
+/* What every backend asks of a weight for INT8 activations: scale and zero point are usable, and the exact sum of a group,
+ * sum of (q - zx)(code - z) over group_len products, fits an int32.  Intermediate sums may wrap: they are modulo 2^32. */
+nb_status nbi_weight_check_act(const nbi_weight *w, size_t group_len);
+
+/* The order of columns goes with the scheme, and stays within K. */
+nb_status nbi_weight_check_order(const nbi_weight *w);
+
+/* Row n as fp32, by inputs: dst[K].  The reference for what a weight means. */
 void nbi_weight_row(const nbi_weight *w, size_t n, float *dst);
 
 #endif

@@ -267,6 +267,11 @@ nb_status nbi_ct_write(nbi_st_writer *out, const char *name, const nbi_weight *w
     char full[512];
     void *data = NULL;
     nb_status st;
+    if (w->perm)
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "%s: its columns are in another order than its inputs (act-order), which "
+                        "compressed-tensors no longer stores",
+                        name);
     NB_TRY(nbi_ct_layout_of(&l, name, w->n, w->k, &w->scheme, scale_dtype));
     for (size_t i = 0; i < l.n_parts; i++) {
         size_t bytes;

@@ -44,6 +44,7 @@ struct nbi_linear {
     unsigned char *w; /* [panels][panel_bytes] */
     float *scales;    /* [panels][groups][16]; NULL when dense */
     uint8_t *zeros;   /* [panels][groups][16]; NULL when symmetric */
+    uint32_t *perm;   /* [K] act-order, or NULL */
     int32_t *corr;    /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
     float *bias;      /* [panels*16] or NULL */
     float act_scale;

@@ -3,8 +3,8 @@
 
 #include "base/checked.h"
 
-/* Scratch of R rows: codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes, scales [R].  A group has at
- * least 4 elements unless it is the only one. */
+/* Scratch of R rows: rows in another order [R][K] fp32, codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes,
+ * scales [R].  A group has at least 4 elements unless it is the only one. */
 static size_t stride_of(size_t k)
 {
     return nbi_ceil_div(k, 32) * 32;
@@ -14,7 +14,7 @@ size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k)
 {
     size_t row, all;
     (void)b;
-    if (k > SIZE_MAX / 8 || !nbi_add(stride_of(k) * 2, (nbi_ceil_div(k, 4) + 1) * sizeof(int32_t), &row) ||
+    if (k > SIZE_MAX / 16 || !nbi_add(stride_of(k) * 6, (nbi_ceil_div(k, 4) + 1) * sizeof(int32_t), &row) ||
         !nbi_mul(rows, row, &all) || !nbi_add(all, 64, &all))
         return SIZE_MAX; /* no allocation will give this */
     return all;
@@ -57,6 +57,16 @@ static void compute_piece(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, siz
     kern->linear[j->l->kind](j, p0, p1, r0, r1);
 }
 
+/* Rows of x as an act-ordered layer wants them: its columns are another order of the inputs. */
+static const float *reorder(const nbi_cpu *c, const nbi_linear *l, const float *x, size_t rows, float *to)
+{
+#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * l->k : 0))
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < l->k; j++)
+            to[r * l->k + j] = x[r * l->k + l->perm[j]];
+    return to;
+}
+
 static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, size_t rows, float *y, size_t ldy,
                        bool accumulate, void *scratch)
 {
@@ -64,6 +74,10 @@ static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, siz
     const bool quantized = l->kind >= NBI_CPU_Q8;
     const cut t = choose_cut(l, rows, (size_t)threads);
     nbi_cpu_job j = {.l = l, .x = x, .y = y, .ldy = ldy, .accumulate = accumulate};
+    if (l->perm) {
+        j.x = reorder(c, l, x, rows, scratch);
+        scratch = (float *)scratch + rows * stride_of(l->k);
+    }
     if (quantized) {
         j.q = scratch;
         j.q_stride = stride_of(l->k);

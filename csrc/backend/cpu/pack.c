@@ -50,33 +50,6 @@ static nb_status check_dense(const nbi_weight *w, nbi_linear *l)
     return NB_OK;
 }
 
-/* INT8 activations: the zero point and scale are usable, and the exact sum of a group,
- * sum of (q - zx)(code - z), fits an int32.  Intermediate sums may wrap: they are taken modulo 2^32. */
-static nb_status check_act(const nbi_weight *w, const nbi_linear *l)
-{
-    const nbi_scheme *s = &w->scheme;
-    uint64_t x = 127, c = s->symmetric ? 1u << (s->bits - 1) : (1u << s->bits) - 1, longest;
-    if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
-        return nbi_fail(NB_EUNSUPPORTED, "asymmetric INT8 activations measured for each token have no kernel: "
-                                         "expected symmetric ones");
-    if (s->act == NBI_ACT_TENSOR) {
-        if (!(w->act_scale >= 0x1p-126f && w->act_scale <= 0x1.fffffep127f))
-            return nbi_fail(NB_EINVAL, "the activation scale is %g: expected a positive, normal, finite number",
-                            (double)w->act_scale);
-        if (w->act_zero < -128 || w->act_zero > 127 || (s->act_symmetric && w->act_zero != 0))
-            return nbi_fail(NB_EINVAL, "the activation zero point is %d: expected %s", (int)w->act_zero,
-                            s->act_symmetric ? "0, as activations are symmetric" : "-128 to 127");
-        x = (uint64_t)(w->act_zero >= 0 ? 128 + w->act_zero : 127 - w->act_zero);
-    }
-    longest = INT32_MAX / (x * c);
-    if (l->group_len > longest)
-        return nbi_fail(NB_ELIMIT,
-                        "INT8 activations: %zu products share a scale, and more than %llu may overflow the "
-                        "int32 that sums them",
-                        l->group_len, (unsigned long long)longest);
-    return NB_OK;
-}
-
 static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
 {
     const nbi_scheme *s = &w->scheme;
@@ -102,7 +75,7 @@ static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
         l->kind = s->bits == 8 ? NBI_CPU_W8 : (s->symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z);
     else
         l->kind = s->bits == 8 ? NBI_CPU_Q8 : NBI_CPU_Q4;
-    return s->act == NBI_ACT_NONE ? NB_OK : check_act(w, l);
+    return s->act == NBI_ACT_NONE ? NB_OK : nbi_weight_check_act(w, l->group_len);
 }
 
 /* ---- packing ---- */
@@ -178,7 +151,7 @@ static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
 
 /* Where the parts of a packed weight lie in its block; false where a size does not fit. */
 typedef struct parts {
-    size_t total, panel, w, scales, zeros, corr, bias;
+    size_t total, panel, w, scales, zeros, corr, perm, bias;
 } parts;
 
 static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, bool corr, bool bias)
@@ -195,6 +168,7 @@ static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, 
            reserve(&p->total, entries, sizeof(float), &p->scales) &&
            reserve(&p->total, zeros ? entries : 0, 1, &p->zeros) &&
            reserve(&p->total, corr ? entries : 0, sizeof(int32_t), &p->corr) &&
+           reserve(&p->total, l->scheme.act_order ? l->k : 0, sizeof(uint32_t), &p->perm) &&
            reserve(&p->total, bias ? lanes : 0, sizeof(float), &p->bias);
 }
 
@@ -214,6 +188,7 @@ static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
     l->scales = quantized ? (float *)(base + p.scales) : NULL;
     l->zeros = quantized && w->zeros ? base + p.zeros : NULL;
     l->corr = corrected ? (int32_t *)(base + p.corr) : NULL;
+    l->perm = w->perm ? (uint32_t *)(base + p.perm) : NULL;
     l->bias = w->bias ? (float *)(base + p.bias) : NULL;
     return NB_OK;
 }
@@ -251,9 +226,12 @@ nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weig
         l->act_zero = w->act_zero;
     }
     NB_TRY(w->scheme.bits ? check_quantized(w, l) : check_dense(w, l));
+    NB_TRY(nbi_weight_check_order(w));
     NB_TRY(allocate(b, l, w));
     if (l->bias)
         memcpy(l->bias, w->bias, w->n * sizeof(float));
+    if (l->perm)
+        memcpy(l->perm, w->perm, w->k * sizeof *l->perm);
 #pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(nbi_cpu_of(b), l->bytes))
     for (size_t p = 0; p < l->panels; p++) {
         if (l->scheme.bits) {
@@ -296,6 +274,6 @@ void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
         size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
         int zero = l->zeros ? l->zeros[at] : 1 << (stored_bits(l) - 1);
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];
     }
 }

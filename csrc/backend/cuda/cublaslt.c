@@ -207,7 +207,7 @@ bool nbi_cublaslt_takes(const nbi_cuda *c, size_t n, size_t k, const nbi_scheme 
     if (s->bits == 0)
         return true;
     /* one sum over the whole of K; INT8 wants n and k in fours */
-    return s->bits == 8 && s->act != NBI_ACT_NONE && nbi_scheme_groups(s, k) == 1 && n % 4 == 0;
+    return s->bits == 8 && s->act != NBI_ACT_NONE && !s->act_order && nbi_scheme_groups(s, k) == 1 && n % 4 == 0;
 }
 
 /* The pieces of a layer's block, one after the other: w, scales, zeros, corr, bias. */
@@ -287,7 +287,7 @@ static nb_status send_rows(nbi_cuda *c, const nbi_weight *w, char *dst)
             else
                 k = dense_row(w, n0 + i, c->act, (uint16_t *)(host + i * row));
             if (k < w->k) {
-#pragma omp critical(nbi_cublaslt_lost)
+#pragma omp critical /* without a name, which would be a symbol of the library */
                 if (n0 + i < lost_n) {
                     lost_n = n0 + i;
                     lost_k = k;

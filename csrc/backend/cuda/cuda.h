@@ -204,6 +204,7 @@ struct nbi_linear {
     bool integer;    /* INT8 activations */
     float act_scale; /* static activations */
     int32_t act_zero;
+    uint32_t *perm; /* device [k]: act-order, or NULL */
     void *block;
     size_t bytes;
 };

@@ -8,10 +8,10 @@
 #include "base/checked.h"
 #include "gemv_plan.h"
 
-/* ---- scratch: codes, their scales, sums of groups, the library's ---- */
+/* ---- scratch: codes, their scales, sums of groups, rows in another order, the library's ---- */
 
 typedef struct scratch_parts {
-    size_t q, scale, sums, library, bytes;
+    size_t q, scale, sums, ordered, library, bytes;
 } scratch_parts;
 
 /* A group has 32 elements at least unless it is the only one. */
@@ -26,7 +26,8 @@ static bool scratch_of(scratch_parts *s, const nbi_cuda *c, size_t rows, size_t 
     s->q = 0;
     s->scale = nbi_cuda_align(q);
     s->sums = s->scale + nbi_cuda_align(rows * sizeof(float));
-    s->library = s->sums + nbi_cuda_align(sums);
+    s->ordered = s->sums + nbi_cuda_align(sums);
+    s->library = s->ordered + nbi_cuda_align(rows * k * 2);
     s->bytes = s->library + library;
     return true;
 }
@@ -167,8 +168,8 @@ static nb_status launch_gemv(nbi_cuda *c, const nbi_linear *l, nb_gemm_args *a)
 
 static bool one_launch(const nbi_linear *a, const nbi_linear *b)
 {
-    return a->p.kind == b->p.kind && a->p.kind <= NB_W_W4 && a->integer == b->integer && a->p.groups == b->p.groups &&
-           same_codes(a, b);
+    return !a->perm && !b->perm && a->p.kind == b->p.kind && a->p.kind <= NB_W_W4 && a->integer == b->integer &&
+           a->p.groups == b->p.groups && same_codes(a, b);
 }
 
 /* The layers l[0 .. n-1] in one launch. */
@@ -204,6 +205,23 @@ done:
     return st;
 }
 
+/* An act-ordered layer: alone, on rows in the order of its columns. */
+static nb_status ordered_layer(nbi_cuda *c, const nbi_linear *l, const input *given, void *y, size_t ldy, nbi_dst dst)
+{
+    input in = {.x = given->scratch + given->at.ordered,
+                .forms = NBI_FORM_FLOAT,
+                .rows = given->rows,
+                .k = given->k,
+                .scratch = given->scratch,
+                .at = given->at};
+    const nb_permute_columns_args a = {given->x, given->scratch + given->at.ordered, l->perm, (uint32_t)given->rows,
+                                       (uint32_t)given->k};
+    if (!(given->forms & NBI_FORM_FLOAT))
+        return nbi_fail(NB_EINTERNAL, "cuda: a layer wants its input as floats, which nobody wrote");
+    nb_status st = NBI_LAUNCH(c, NB_K_nb_permute_columns, given->rows, nbi_ceil_div(given->k, 2048), 1, 0, a);
+    return st == NB_OK ? some_layers(c, &l, 1, &in, y, ldy, dst) : st;
+}
+
 nb_status nbi_cuda_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                           size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch)
 {
@@ -219,7 +237,11 @@ nb_status nbi_cuda_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, 
         size_t columns = l[i]->p.n;
         for (end = i + 1; end < n && end - i < NBI_MAX_FUSED && one_launch(l[i], l[end]); end++)
             columns += l[end]->p.n;
-        NB_TRY(some_layers(c, l + i, end - i, &in, column, ldy, dst));
+        if (l[i]->perm) {
+            NB_TRY(ordered_layer(c, l[i], &in, column, ldy, dst));
+            in.quantized = in.summed = NULL; /* its codes stand where theirs stood */
+        } else
+            NB_TRY(some_layers(c, l + i, end - i, &in, column, ldy, dst));
         column += columns * (dst == NBI_DST_ACT ? 2 : 4);
     }
 done:

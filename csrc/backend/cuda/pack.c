@@ -26,33 +26,6 @@ static nb_status check_dense(const nbi_weight *w)
     return NB_OK;
 }
 
-/* INT8 activations: the zero point and scale are usable, and the exact sum of a group, sum of (q - zx)(code - z),
- * fits an int32: the rule of the CPU. */
-static nb_status check_act(const nbi_weight *w, size_t group_len)
-{
-    const nbi_scheme *s = &w->scheme;
-    uint64_t x = 127, c = s->symmetric ? 1u << (s->bits - 1) : (1u << s->bits) - 1, longest;
-    if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
-        return nbi_fail(NB_EUNSUPPORTED, "asymmetric INT8 activations measured for each token have no kernel: "
-                                         "expected symmetric ones");
-    if (s->act == NBI_ACT_TENSOR) {
-        if (!(w->act_scale >= 0x1p-126f && w->act_scale <= 0x1.fffffep127f))
-            return nbi_fail(NB_EINVAL, "the activation scale is %g: expected a positive, normal, finite number",
-                            (double)w->act_scale);
-        if (w->act_zero < -128 || w->act_zero > 127 || (s->act_symmetric && w->act_zero != 0))
-            return nbi_fail(NB_EINVAL, "the activation zero point is %d: expected %s", (int)w->act_zero,
-                            s->act_symmetric ? "0, as activations are symmetric" : "-128 to 127");
-        x = (uint64_t)(w->act_zero >= 0 ? 128 + w->act_zero : 127 - w->act_zero);
-    }
-    longest = INT32_MAX / (x * c);
-    if (group_len > longest)
-        return nbi_fail(NB_ELIMIT,
-                        "INT8 activations: %zu products share a scale, and more than %llu may overflow the "
-                        "int32 that sums them",
-                        group_len, (unsigned long long)longest);
-    return NB_OK;
-}
-
 static nb_status check_quantized(const nbi_weight *w)
 {
     const nbi_scheme *s = &w->scheme;
@@ -73,7 +46,7 @@ static nb_status check_quantized(const nbi_weight *w)
                             "groups of %u have no CUDA kernel: with %s activations the group must be a multiple of %u",
                             s->group, s->act == NBI_ACT_NONE ? "float" : "INT8", step);
     }
-    return s->act == NBI_ACT_NONE ? NB_OK : check_act(w, w->k / nbi_scheme_groups(s, w->k));
+    return s->act == NBI_ACT_NONE ? NB_OK : nbi_weight_check_act(w, w->k / nbi_scheme_groups(s, w->k));
 }
 
 static nb_status check(const nbi_weight *w)
@@ -129,13 +102,19 @@ static bool lay_out(layout *l, size_t n, size_t k, const nbi_scheme *s, bool bia
     return true;
 }
 
+/* k is at most MAX_K where it matters */
+static size_t order_bytes(const nbi_scheme *s, size_t k)
+{
+    return s->act_order && k <= MAX_K ? nbi_cuda_align(k * sizeof(uint32_t)) : 0;
+}
+
 size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
     layout l;
     (void)dense; /* becomes the type of the activations */
     if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, scheme))
         return nbi_cublaslt_plan(nbi_cuda_of(b), n, k, scheme, bias);
-    return lay_out(&l, n, k, scheme, bias) ? l.bytes : SIZE_MAX;
+    return lay_out(&l, n, k, scheme, bias) && nbi_add(l.bytes, order_bytes(scheme, k), &l.bytes) ? l.bytes : SIZE_MAX;
 }
 
 /* ---- one item of each part ---- */
@@ -363,7 +342,13 @@ nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_wei
         l->act_scale = w->act_scale;
         l->act_zero = w->act_zero;
     }
+    NB_TRY(nbi_weight_check_order(w));
     NB_TRY(nbi_cublaslt_takes(c, w->n, w->k, &w->scheme) ? nbi_cublaslt_pack(c, l, w) : pack(c, l, w));
+    if (w->perm) {
+        NB_TRY(nbi_cuda_weights_alloc(c, (void **)&l->perm, w->k * sizeof *l->perm));
+        NB_TRY(nbi_cuda_upload(b, l->perm, w->perm, w->k * sizeof *l->perm));
+        l->bytes += order_bytes(&w->scheme, w->k);
+    }
     *out = l;
     l = NULL;
 done:
@@ -375,6 +360,7 @@ void nbi_cuda_linear_free(nbi_backend *b, nbi_linear *l)
 {
     if (!l)
         return;
+    nbi_cuda_weights_free(nbi_cuda_of(b), l->perm);
     nbi_cuda_weights_free(nbi_cuda_of(b), l->block);
     free(l);
 }
@@ -384,8 +370,8 @@ size_t nbi_cuda_linear_bytes(const nbi_linear *l)
     return l->bytes;
 }
 
-/* Codes with a static scale are made from the activations themselves, by linear(). */
+/* Codes with a static scale, or in another order of the inputs, are made from the activations themselves, by linear(). */
 unsigned nbi_cuda_linear_form(const nbi_linear *l)
 {
-    return l->integer && l->act_scale == 0 ? NBI_FORM_INT8 : NBI_FORM_FLOAT;
+    return l->integer && l->act_scale == 0 && !l->perm ? NBI_FORM_INT8 : NBI_FORM_FLOAT;
 }

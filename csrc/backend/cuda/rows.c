@@ -110,6 +110,8 @@ nb_status nbi_cuda_gather(nbi_backend *b, const nbi_step *s, const float *x, siz
 
 nb_status nbi_cuda_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x)
 {
+    if (table->perm)
+        return nbi_fail(NB_EUNSUPPORTED, "cuda: a table whose columns are in another order cannot be looked up");
     nbi_cuda *c = nbi_cuda_of(b);
     const nb_embed_args args = {.table = table->p, .step = s->args, .x = x, .rows = (uint32_t)s->rows, .k = table->p.k};
     nb_status st = check_rows("embed", s->rows, table->p.k);
