@@ -30,8 +30,9 @@
 #define NBI_MAX_FUSED    3 /* linear layers that one call computes: q, k, v */
 
 typedef struct nbi_backend nbi_backend;
-typedef struct nbi_linear nbi_linear; /* a weight packed for this backend */
-typedef struct nbi_step nbi_step;     /* the device's copy of what a batch is: see step_begin() */
+typedef struct nbi_linear nbi_linear;       /* a weight packed for this backend */
+typedef struct nbi_step nbi_step;           /* the device's copy of what a batch is: see step_begin() */
+typedef struct nbi_transform nbi_transform; /* what is done to activations before or after linear layers */
 
 /* ---- the KV cache ---- */
 
@@ -58,7 +59,18 @@ typedef struct nbi_kv_layer {
     void *k, *v;
     nbi_kv_type type;
     uint32_t n_kv_heads, head_dim;
+    bool
+        rotate; /* queries and keys are rotated after RoPE (base/rotation.h, order head_dim): scores stay, outliers go */
 } nbi_kv_layer;
+
+/* ---- what is done to activations beside linear layers: nbi_weight says why ---- */
+
+typedef struct nbi_transform_spec {
+    size_t k;
+    const int8_t *signs; /* host [k]: y = T (signs * x) for inputs, y = signs * (T x) for outputs; NULL: no rotation */
+    const uint32_t *outlier; /* host [n_outliers] ascending: left out when x is quantized */
+    size_t n_outliers;
+} nbi_transform_spec;
 
 /* ---- a batch ---- */
 
@@ -154,6 +166,20 @@ typedef struct nbi_backend_ops {
     /* Scratch that linear() needs for up to `rows` rows of up to `k` inputs. */
     size_t (*scratch_bytes)(nbi_backend *b, size_t rows, size_t k);
 
+    /* -- transforms; NULL where a device has none -- */
+    /* Either a rotation or outliers; the spec is copied. */
+    nb_status (*transform_create)(nbi_backend *b, nbi_transform **out, const nbi_transform_spec *spec);
+    void (*transform_free)(nbi_backend *b, nbi_transform *t);                  /* NULL is fine */
+    size_t (*transform_bytes)(nbi_backend *b, const nbi_transform_spec *spec); /* on the device, for the plan */
+    /* Inputs of linear layers, in place: x [rows][k] activations hold NBI_FORM_FLOAT.  A rotation leaves the rotated rows in
+     * `forms`.  Outliers leave the floats as they are and add INT8 codes and scales computed as if these columns were 0 (forms
+     * has NBI_FORM_INT8). */
+    nb_status (*transform_in)(nbi_backend *b, const nbi_transform *t, void *x, size_t rows, unsigned forms);
+    /* Outputs of one linear layer, which it wrote as NBI_DST_F32 to x [rows][k] (destroyed): the rotated rows go to columns
+     * col .. col+k-1 of y, whose rows have ldy elements.  A bias belongs behind the rotation: bias, device fp32 [k] or NULL. */
+    nb_status (*transform_out)(nbi_backend *b, const nbi_transform *t, float *x, size_t rows, const float *bias,
+                               void *y, size_t col, size_t ldy, nbi_dst dst);
+
     /* -- a batch: its description goes to the device once and all operations of the step read it there -- */
     nb_status (*step_create)(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);
     void (*step_free)(nbi_backend *b, nbi_step *s);
@@ -176,7 +202,10 @@ typedef struct nbi_backend_ops {
                          unsigned forms);
     /* For each of the n layers l, which share K: y[r][col .. col+N-1] = (the old y +) x[rows][K] W^T + bias, where col is
      * the sum of the N before it and a row of y has ldy elements.  forms: what x holds; x is quantized first where a
-     * scheme asks for a form that is not there.  The residual form adds the finished dot product (bias included) to y. */
+     * scheme asks for a form that is not there.  The residual form adds the finished dot product (bias included) to y.
+     * A sparse part reads the floats of x and adds its own dot product, summed by fused multiply-add in ascending columns from
+     * 0, to the finished y.  Rotations are not part of it: transform_in(), transform_out().  Of a layer with rotate_out the
+     * bias is left out. */
     nb_status (*linear)(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                         size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
     /* qkv [rows][n_heads + 2 n_kv_heads][head_dim], activations: rotates q and k in place, writes k and v to the cache.

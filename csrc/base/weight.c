@@ -3,7 +3,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <string.h>
+
 #include "base/checked.h"
+#include "base/nf4.h"
+#include "base/rotation.h"
 
 void nbi_scheme_name(const nbi_scheme *s, char out[48])
 {
@@ -16,9 +20,19 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48])
         snprintf(gran, sizeof gran, "g%u", s->group % 1000000000u);
     else
         snprintf(gran, sizeof gran, "%s", s->strategy == NBI_PER_CHANNEL ? "channel" : "tensor");
-    snprintf(out, 48, "W%uA%d%s %s%s", s->bits, s->act == NBI_ACT_NONE ? 16 : 8,
+    if (s->kind != NBI_KIND_INT) {
+        static const char *const kinds[] = {"", "NF4", "E8P", "binary"};
+        snprintf(out, 48, "%s W%uA%d %s", kinds[s->kind], s->bits,
+                 s->act == NBI_ACT_NONE   ? 16
+                 : s->act == NBI_ACT_SIGN ? 1
+                                          : 8,
+                 gran);
+        return;
+    }
+    snprintf(out, 48, "W%uA%d%s %s%s%s%s%s", s->bits, s->act == NBI_ACT_NONE ? 16 : 8,
              s->act == NBI_ACT_TENSOR ? (s->act_symmetric ? "-static" : "-static-asym") : "", gran,
-             s->symmetric ? "" : " asym");
+             s->symmetric ? "" : " asym", s->rotate_in || s->rotate_out ? " rotated" : "",
+             s->outliers ? " outliers" : "", s->sparse && !s->outliers ? " sparse" : "");
 }
 
 nb_status nbi_weight_alloc(nbi_weight *w)
@@ -43,6 +57,12 @@ void nbi_weight_free(nbi_weight *w)
     free(w->scales);
     free(w->zeros);
     free(w->perm);
+    free(w->in_signs);
+    free(w->out_signs);
+    free(w->outlier);
+    free(w->sparse.row);
+    free(w->sparse.col);
+    free(w->sparse.value);
     free(w->bias);
     free(w->owned);
     *w = (nbi_weight){0};
@@ -96,7 +116,29 @@ void nbi_weight_row(const nbi_weight *w, size_t n, float *dst)
     for (size_t g = 0; g < groups; g++) {
         float s = w->scales[n * groups + g];
         int z = w->zeros ? w->zeros[n * groups + g] : 0;
-        for (size_t i = g * len; i < (g + 1) * len; i++)
-            dst[w->perm ? w->perm[i] : i] = (float)(q[i] - z) * s;
+        if (w->scheme.kind == NBI_KIND_NF4)
+            for (size_t i = g * len; i < (g + 1) * len; i++)
+                dst[i] = nbi_nf4[q[i] + 8] * s;
+        else
+            for (size_t i = g * len; i < (g + 1) * len; i++)
+                dst[w->perm ? w->perm[i] : i] = (float)(q[i] - z) * s;
     }
+}
+
+nb_status nbi_weight_dense(const nbi_weight *w, float *dst, int threads)
+{
+    const nbi_scheme *s = &w->scheme;
+    nb_status st = NB_OK;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (size_t n = 0; n < w->n; n++) {
+        float *row = dst + n * w->k;
+        nbi_weight_row(w, n, row);
+        for (size_t i = w->sparse.nnz ? w->sparse.row[n] : 0; w->sparse.nnz && i < w->sparse.row[n + 1]; i++)
+            row[w->sparse.col[i]] += w->sparse.value[i];
+    }
+    if (s->bits && s->rotate_in)
+        st = nbi_rotate_rows(dst, w->n, w->k, NULL, w->in_signs, threads);
+    if (st == NB_OK && s->bits && s->rotate_out)
+        st = nbi_rotate_columns(dst, w->n, w->k, NULL, w->out_signs, threads);
+    return st;
 }

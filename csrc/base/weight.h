@@ -16,21 +16,42 @@
 typedef enum nbi_strategy { NBI_PER_TENSOR, NBI_PER_CHANNEL, NBI_PER_GROUP } nbi_strategy;
 
 typedef enum nbi_act {
-    NBI_ACT_NONE,  /* activations stay in floating point */
-    NBI_ACT_TOKEN, /* INT8, one scale a token, measured at run time: s = absmax/127 */
-    NBI_ACT_TENSOR /* INT8, one scale for all tokens, from calibration */
+    NBI_ACT_NONE,   /* activations stay in floating point */
+    NBI_ACT_TOKEN,  /* INT8, one scale a token, measured at run time: s = absmax/127 */
+    NBI_ACT_TENSOR, /* INT8, one scale for all tokens, from calibration */
+    NBI_ACT_SIGN    /* one bit: x ~ sign(x) * mean|x| of the token, sign(0) = 1 */
 } nbi_act;
+
+/* What a code stands for.  Everything but INT is symmetric. */
+typedef enum nbi_kind {
+    NBI_KIND_INT, /* (code - zero) * scale */
+    NBI_KIND_NF4, /* nbi_nf4[code + 8] * scale: base/nf4.h; 4 bits, groups */
+    NBI_KIND_E8P, /* code * scale, eight codes side by side a point of QuIP#'s lattice: base/e8p.h; 2 or 4 bits, per tensor */
+    NBI_KIND_BINARY /* code * scale, codes -1 and 1; 1 bit, per channel */
+} nbi_kind;
 
 /* How the numbers of one linear layer are mapped to integers.  bits 0: not quantized (then the rest is unused). */
 typedef struct nbi_scheme {
-    uint8_t bits;   /* 0 dense; 4, 8 */
+    uint8_t bits; /* 0 dense; 2, 3, 4, 8, and what the kind says: bits of a code in a file */
+    nbi_kind kind;
     bool symmetric; /* no zero point */
     nbi_strategy strategy;
     uint32_t group; /* NBI_PER_GROUP: elements along K that share a scale; else 0 */
     nbi_act act;
     bool act_symmetric;
-    bool act_order; /* columns are stored in another order than the inputs': nbi_weight.perm */
+    bool act_order;             /* columns are stored in another order than the inputs': nbi_weight.perm */
+    bool rotate_in, rotate_out; /* nbi_weight.in_signs, out_signs */
+    bool outliers;              /* nbi_weight.outlier: columns that INT8 activations leave out; implies sparse */
+    bool sparse;                /* nbi_weight.sparse */
 } nbi_scheme;
+
+/* Single numbers beside the codes, by rows (CSR). */
+typedef struct nbi_sparse {
+    size_t nnz;
+    uint32_t *row; /* [N+1]: row n has the entries row[n] .. row[n+1]-1 */
+    uint32_t *col; /* [nnz], ascending within a row */
+    float *value;  /* [nnz], numbers of fp16 */
+} nbi_sparse;
 
 /* Groups in a row of K elements: 1 for per-tensor and per-channel.  K must be a multiple of the group. */
 static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
@@ -44,6 +65,12 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48]);
 /* With act_order (GPTQ's desc_act) the columns stand in the order in which groups have them: column j belongs to input
  * perm[j], y[n] = bias[n] + sum over j of W[n][j] * x[perm[j]].
  *
+ * With rotations, T the orthogonal, symmetric matrix of base/rotation.h:
+ *     y = bias + diag(out_signs) T_N (W T_K (diag(in_signs) x))
+ * where either side may be missing.  With outliers, the columns listed are 0 in W, activations are quantized as if these inputs
+ * were 0, and the columns are in the sparse part.  The sparse part S adds S x, x as it came.  At most one of act_order, rotation
+ * and the sparse part is used.
+ *
  * W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G). */
 typedef struct nbi_weight {
     size_t n, k;
@@ -56,10 +83,17 @@ typedef struct nbi_weight {
     float *scales; /* [N,G]; per-tensor: N equal values */
     int8_t *zeros; /* [N,G] in the range of the codes; NULL when symmetric */
 
-    uint32_t *perm;   /* [K], each below K; NULL unless scheme.act_order */
-    float *bias;      /* [N] or NULL */
-    float act_scale;  /* NBI_ACT_TENSOR: x = (q - act_zero) * act_scale */
-    int32_t act_zero; /* in -128 .. 127; 0 when act_symmetric */
+    uint32_t *perm; /* [K], each below K; NULL unless scheme.act_order */
+    int8_t
+        *in_signs; /* [K] of 1 and -1; NULL unless scheme.rotate_in.  Layers with the same input have the same ones */
+    int8_t *out_signs; /* [N]; NULL unless scheme.rotate_out */
+    uint32_t *
+        outlier; /* [n_outliers] ascending; NULL where there are none.  Layers with the same input have the same ones */
+    size_t n_outliers;
+    nbi_sparse sparse; /* nnz 0 and NULLs unless scheme.sparse */
+    float *bias;       /* [N] or NULL */
+    float act_scale;   /* NBI_ACT_TENSOR: x = (q - act_zero) * act_scale */
+    int32_t act_zero;  /* in -128 .. 127; 0 when act_symmetric */
 
     void *owned; /* freed by nbi_weight_free() if `dense` is not a view */
 } nbi_weight;
@@ -75,7 +109,10 @@ nb_status nbi_weight_check_act(const nbi_weight *w, size_t group_len);
 /* The order of columns goes with the scheme, and stays within K. */
 nb_status nbi_weight_check_order(const nbi_weight *w);
 
-/* Row n as fp32, by inputs: dst[K].  The reference for what a weight means. */
+/* Row n as fp32, by inputs: dst[K], without rotations and the sparse part. */
 void nbi_weight_row(const nbi_weight *w, size_t n, float *dst);
+
+/* All of it, dst [N][K]: rotated back, the sparse part added, so that y = dst x + bias.  The reference for what a weight means. */
+nb_status nbi_weight_dense(const nbi_weight *w, float *dst, int threads);
 
 #endif

@@ -53,6 +53,8 @@ static nb_status check_dense(const nbi_weight *w, nbi_linear *l)
 static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
 {
     const nbi_scheme *s = &w->scheme;
+    if (s->kind != NBI_KIND_INT || s->act == NBI_ACT_SIGN || s->sparse)
+        return nbi_fail(NB_EUNSUPPORTED, "weights that are not on an even grid have no CPU kernel");
     if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8)
         return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CPU kernel: expected 2, 3, 4 or 8", s->bits);
     if (!w->codes || !w->scales || s->symmetric != !w->zeros)

@@ -31,6 +31,8 @@ static nb_status check_quantized(const nbi_weight *w)
     const nbi_scheme *s = &w->scheme;
     const uint32_t step = s->act == NBI_ACT_NONE ? 16 : 32;
     /* 2 and 3 bits are kept as 4 */
+    if (s->kind != NBI_KIND_INT || s->act == NBI_ACT_SIGN || s->sparse)
+        return nbi_fail(NB_EUNSUPPORTED, "weights that are not on an even grid have no CUDA kernel");
     if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8)
         return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CUDA kernel: expected 2, 3, 4 or 8", s->bits);
     if (!w->codes || !w->scales || s->symmetric != !w->zeros)
