@@ -11,6 +11,8 @@
 
 void nbi_scheme_name(const nbi_scheme *s, char out[48])
 {
+    static const char *const kinds[] = {"", "NF4 ", "E8P ", "binary "};
+    const int act = s->act == NBI_ACT_NONE ? 16 : s->act == NBI_ACT_SIGN ? 1 : 8;
     char gran[16];
     if (!s->bits) {
         snprintf(out, 48, "dense");
@@ -20,19 +22,12 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48])
         snprintf(gran, sizeof gran, "g%u", s->group % 1000000000u);
     else
         snprintf(gran, sizeof gran, "%s", s->strategy == NBI_PER_CHANNEL ? "channel" : "tensor");
-    if (s->kind != NBI_KIND_INT) {
-        static const char *const kinds[] = {"", "NF4", "E8P", "binary"};
-        snprintf(out, 48, "%s W%uA%d %s", kinds[s->kind], s->bits,
-                 s->act == NBI_ACT_NONE   ? 16
-                 : s->act == NBI_ACT_SIGN ? 1
-                                          : 8,
-                 gran);
-        return;
-    }
-    snprintf(out, 48, "W%uA%d%s %s%s%s%s%s", s->bits, s->act == NBI_ACT_NONE ? 16 : 8,
+    snprintf(out, 48, "%.7sW%uA%d%s %s%s%s%s", kinds[s->kind], s->bits % 100u, act % 100,
              s->act == NBI_ACT_TENSOR ? (s->act_symmetric ? "-static" : "-static-asym") : "", gran,
-             s->symmetric ? "" : " asym", s->rotate_in || s->rotate_out ? " rotated" : "",
-             s->outliers ? " outliers" : "", s->sparse && !s->outliers ? " sparse" : "");
+             s->symmetric ? "" : " asym", s->rotate_in || s->rotate_out ? " rot" : "",
+             s->outliers ? " outl"
+             : s->sparse ? " sparse"
+                         : "");
 }
 
 nb_status nbi_weight_alloc(nbi_weight *w)
