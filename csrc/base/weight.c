@@ -13,7 +13,7 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48])
 {
     static const char *const kinds[] = {"", "NF4 ", "E8P ", "binary "};
     const int act = s->act == NBI_ACT_NONE ? 16 : s->act == NBI_ACT_SIGN ? 1 : 8;
-    char gran[16];
+    char gran[16], name[96];
     if (!s->bits) {
         snprintf(out, 48, "dense");
         return;
@@ -22,7 +22,7 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48])
         snprintf(gran, sizeof gran, "g%u", s->group % 1000000000u);
     else
         snprintf(gran, sizeof gran, "%s", s->strategy == NBI_PER_CHANNEL ? "channel" : "tensor");
-    snprintf(out, 48, "%.7sW%uA%d%s %s%s%s%s", kinds[s->kind], s->bits % 100u, act % 100,
+    snprintf(name, sizeof name, "%.7sW%uA%d%s %s%s%s%s", kinds[s->kind], s->bits % 100u, act % 100,
              s->act == NBI_ACT_TENSOR ? (s->act_symmetric ? "-static" : "-static-asym") : "", gran,
              s->symmetric ? "" : " asym", s->rotate_in || s->rotate_out ? " rot" : "",
              s->outliers ? " outl"
