@@ -29,6 +29,10 @@ typedef struct nbi_ct_layout {
 nb_status nbi_ct_layout_of(nbi_ct_layout *l, const char *module, size_t n, size_t k, const nbi_scheme *scheme,
                            nbi_dtype scale_dtype);
 
+bool nbi_ct_part_bytes(const nbi_ct_part *p, size_t *bytes); /* false: overflow */
+/* The data of one part, dst zeroed.  NB_EINVAL for codes, scales and zero points that cannot be stored. */
+nb_status nbi_ct_put_part(void *dst, const char *module, const nbi_weight *w, const nbi_ct_part *p);
+
 /* The reference's rule: integer weights with integer activations are stored one code a byte. */
 static inline bool nbi_ct_is_packed(const nbi_scheme *s)
 {
