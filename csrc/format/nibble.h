@@ -79,6 +79,8 @@ nb_status nbi_nibble_write(nbi_st_writer *out, const char *module, const nbi_wei
 size_t nbi_nibble_bytes(size_t n, size_t k, const nbi_scheme *s, nbi_dtype scale, const nbi_weight *w);
 
 nb_status nbi_nibble_read(nbi_weight *w, const void *config, const nbi_checkpoint *c, const char *module);
+/* Outlier columns mean nothing beside their values: their codes must be zero points. */
+nb_status nbi_nibble_check_outliers(const nbi_weight *w, const char *module);
 /* Numbers in the sparse part of a module, from the headers alone. */
 size_t nbi_nibble_nnz(const nbi_checkpoint *c, const char *module, const nbi_scheme *s);
 
