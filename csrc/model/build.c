@@ -63,9 +63,9 @@ static nb_status load_table(nb_model *m, const nbi_source *src, const char *modu
     nbi_weight w = {0};
     nb_status st;
     NB_TRY(src->linear(src->self, module, m->cfg.vocab, m->cfg.hidden, false, &w));
-    if (w.out_signs || (!in && (w.in_signs || w.n_outliers)))
-        NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated or has outliers, expected that of linear layers only%s",
-                        module, in ? ", and of their inputs" : ""));
+    if (w.out_signs || (!in && w.in_signs))
+        NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, which only %s be", module,
+                        in ? "its inputs may" : "linear layers may"));
     if (in)
         NB_TRY(nbi_port_input_add(in, &w, module));
     NB_TRY(pack(m, &w, module, out));
@@ -80,7 +80,6 @@ static nb_status load_head(nb_model *m, const nbi_source *src)
     nb_status st;
     NB_TRY(load_table(m, src, "lm_head", &m->head, &in));
     NB_TRY(nbi_port_input_create(m, &in, &m->head_in));
-    m->head_keeps = in.spec.n_outliers != 0;
 done:
     nbi_port_input_free(&in);
     return st;
@@ -133,7 +132,6 @@ static nb_status load_port(nb_model *m, const nbi_source *src, uint32_t layer, n
             NB_TRY(nbi_output_create(m, rows, NULL, NULL, &l->out[p], &l->out_bias[p]));
     }
     NB_TRY(nbi_port_input_create(m, &in, &l->in[nbi_port_of(first)]));
-    l->in_keeps[nbi_port_of(first)] = in.spec.n_outliers != 0;
 done:
     nbi_port_input_free(&in);
     return st;

@@ -197,8 +197,7 @@ static port port_of(const run *r, uint32_t layer, nbi_proj first, size_t n)
 {
     const nbi_layer *l = &r->m->layers[layer];
     const nbi_transform *in = l->in[nbi_port_of(first)];
-    const unsigned keeps = l->in_keeps[nbi_port_of(first)] ? NBI_FORM_FLOAT : 0;
-    const unsigned forms = forms_of(r, &l->proj[first], n, in) | keeps;
+    const unsigned forms = forms_of(r, &l->proj[first], n, in);
     return (port){layer, first, n, in, in ? NBI_FORM_FLOAT : forms, forms};
 }
 
@@ -274,8 +273,7 @@ static nb_status run_model(const run *r, const nbi_kv *kv)
     const nbi_backend_ops *ops = be->ops;
     const size_t n = r->n_logits, hidden = m->cfg.hidden;
     const nbi_linear *head = m->head;
-    const unsigned form = ops->linear_form(head) | (m->head_keeps ? NBI_FORM_FLOAT : 0),
-                   produced = m->head_in ? NBI_FORM_FLOAT : form;
+    const unsigned form = ops->linear_form(head), produced = m->head_in ? NBI_FORM_FLOAT : form;
     nb_status st;
     NB_TRY(ops->embed(be, w->step, m->embed, w->x));
     for (uint32_t i = 0; i < m->cfg.n_layers; i++)

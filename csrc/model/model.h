@@ -9,7 +9,6 @@ typedef struct nbi_layer {
     float *attn_norm, *ffn_norm; /* device fp32 [hidden] */
     nbi_linear *proj[NBI_N_PROJ];
     nbi_transform *in[NBI_N_PORTS]; /* of what the layers of a port read; NULL: none */
-    bool in_keeps[NBI_N_PORTS];     /* in[] leaves the floats as they were: outliers */
     nbi_transform *out[NBI_N_PROJ]; /* of what a layer computes; NULL: none */
     float *out_bias[NBI_N_PROJ];    /* device fp32: its bias, which comes behind that; NULL: none */
 } nbi_layer;
@@ -23,7 +22,6 @@ struct nb_model {
     nbi_linear *embed;      /* [vocab, hidden] */
     nbi_linear *head;       /* == embed when tied */
     nbi_transform *head_in; /* of what lm_head reads; NULL: none */
-    bool head_keeps;        /* as in_keeps */
     size_t out_width;       /* outputs of the widest layer with a transform behind it; 0: there is none */
     float *inv_freq;        /* host [head_dim/2] */
     uint64_t weight_bytes;

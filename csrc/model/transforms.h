@@ -1,5 +1,5 @@
-/* What weights ask of the activations around them (base/weight.h: rotations, outliers): collected while the layers of a port are
- * loaded, then made. */
+/* What weights ask of the activations around them (rotations: base/weight.h): collected while the layers of a port are loaded,
+ * then made. */
 #ifndef NB_MODEL_TRANSFORMS_H
 #define NB_MODEL_TRANSFORMS_H
 
@@ -7,12 +7,9 @@
 
 /* What the weights of a port, which read the same input, ask of it. */
 typedef struct nbi_port_input {
-    char floats[96],
-        decided[96]; /* modules: one that takes its input as it is, the one that the spec is from; "": none yet */
-    bool codes;      /* the latter reads INT8 codes of its input as it is */
-    nbi_transform_spec spec;
-    int8_t *signs;
-    uint32_t *outlier;
+    char module[96]; /* the one that decided; "": none yet */
+    size_t k;
+    int8_t *signs; /* [k]; NULL: no rotation */
 } nbi_port_input;
 
 /* `module` names w.  NB_EFORMAT with both names where two weights ask for different things. */

@@ -159,9 +159,7 @@ nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *s, const void *qkv, 
 struct nbi_transform {
     size_t k;
     nbi_cpu_rotation rotation;
-    float *signs;      /* [k] of 1 and -1; NULL: no rotation */
-    uint32_t *outlier; /* [n_outliers] */
-    size_t n_outliers;
+    float *signs; /* [k] of 1 and -1; NULL: no rotation */
 };
 nb_status nbi_cpu_rotation_init(nbi_cpu_rotation *r, size_t k);
 void nbi_cpu_rotation_free(nbi_cpu_rotation *r);

@@ -1,6 +1,4 @@
-/* Rotations of activations beside linear layers (base/rotation.h), a row a thread.
- *
- * Outliers are the other kind of transform: transform_create(), _free() and _in() hand them on. */
+/* Rotations of activations beside linear layers (base/rotation.h), a row a thread. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +35,7 @@ size_t nbi_cpu_transform_bytes(nbi_backend *b, const nbi_transform_spec *spec)
     const size_t h = nbi_rotation_parts(spec->k, &p);
     (void)b;
     if (!spec->signs)
-        return spec->n_outliers * sizeof(uint32_t);
+        return 0;
     return spec->k * sizeof(float) + (h > 1 && h < NBI_CPU_PARTS ? h * h * sizeof(float) : 0);
 }
 
@@ -45,13 +43,8 @@ nb_status nbi_cpu_transform_create(nbi_backend *b, nbi_transform **out, const nb
 {
     nb_status st = NB_OK;
     *out = NULL;
-    if (!spec->k || (spec->signs && spec->n_outliers))
-        return nbi_fail(NB_EINVAL,
-                        "a transform of %zu inputs with %zu outliers: expected some inputs, and a rotation or "
-                        "outliers",
-                        spec->k, spec->n_outliers);
-    if (spec->n_outliers)
-        return nbi_fail(NB_EUNSUPPORTED, "inputs with %zu outliers have no CPU kernel", spec->n_outliers);
+    if (!spec->k)
+        return nbi_fail(NB_EINVAL, "a transform of 0 inputs");
     nbi_transform *t = calloc(1, sizeof *t);
     if (!t)
         return nbi_fail_nomem("a transform", sizeof *t);
@@ -76,7 +69,6 @@ void nbi_cpu_transform_free(nbi_backend *b, nbi_transform *t)
         return;
     nbi_cpu_rotation_free(&t->rotation);
     free(t->signs);
-    free(t->outlier);
     free(t);
 }
 
