@@ -38,7 +38,7 @@ static nb_status add_codes(nbi_nibble_layout *l, const char *module, size_t n, s
             add(l, "weight_words", NBI_I16, 2, n, k / 8 * (s->bits / 2u));
         else
             add(l, "weight_packed", NBI_I32, 2, n, nbi_ct_words(k, 1));
-        add(l, "weight_scale", scale, e8p ? 1 : 2, e8p ? 1 : n, 1);
+        add(l, "weight_scale", e8p ? NBI_F32 : scale, e8p ? 1 : 2, e8p ? 1 : n, 1);
         add(l, "weight_shape", NBI_I64, 1, 2, 0);
         return NB_OK;
     }
