@@ -32,13 +32,15 @@ static nb_status add_codes(nbi_nibble_layout *l, const char *module, size_t n, s
     const nbi_scheme plain = nbi_nibble_plain(s);
     nbi_ct_layout ct;
     nb_status st;
+    if (s->kind == NBI_KIND_NF4 || s->kind == NBI_KIND_E8P) /* their methods do not round it */
+        scale = NBI_F32;
     if (s->kind == NBI_KIND_E8P || s->kind == NBI_KIND_BINARY) {
         const bool e8p = s->kind == NBI_KIND_E8P;
         if (e8p)
             add(l, "weight_words", NBI_I16, 2, n, k / 8 * (s->bits / 2u));
         else
             add(l, "weight_packed", NBI_I32, 2, n, nbi_ct_words(k, 1));
-        add(l, "weight_scale", e8p ? NBI_F32 : scale, e8p ? 1 : 2, e8p ? 1 : n, 1);
+        add(l, "weight_scale", scale, e8p ? 1 : 2, e8p ? 1 : n, 1);
         add(l, "weight_shape", NBI_I64, 1, 2, 0);
         return NB_OK;
     }
