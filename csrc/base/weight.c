@@ -121,6 +121,10 @@ nb_status nbi_weight_check_sparse(const nbi_weight *w)
                                 p->col[i], n, w->k);
     if (s->outliers && (s->act == NBI_ACT_NONE || s->act_order || (w->n_outliers && !w->outlier)))
         return nbi_fail(NB_EINVAL, "outliers do not go with the scheme of a weight: expected INT8 activations");
+    for (size_t n = 0; s->outliers && n < w->n; n++)
+        if (p->row[n + 1] - p->row[n] != w->n_outliers ||
+            (w->n_outliers && memcmp(p->col + p->row[n], w->outlier, w->n_outliers * sizeof *p->col) != 0))
+            return nbi_fail(NB_EINVAL, "row %zu of a sparse part does not hold the columns of the outliers", n);
     for (size_t i = 0; s->outliers && i < w->n_outliers; i++)
         if (w->outlier[i] >= w->k || (i && w->outlier[i] <= w->outlier[i - 1]))
             return nbi_fail(NB_EINVAL, "outlier %zu is input %u: expected ascending ones below %zu", i, w->outlier[i],
