@@ -165,10 +165,11 @@ typedef struct nbi_backend_ops {
     size_t (*scratch_bytes)(nbi_backend *b, size_t rows, size_t k);
 
     /* -- transforms; NULL where a device has none -- */
-    /* The spec is copied. */
+    /* A rotation, or none: then outputs are but placed; the spec is copied. */
     nb_status (*transform_create)(nbi_backend *b, nbi_transform **out, const nbi_transform_spec *spec);
-    void (*transform_free)(nbi_backend *b, nbi_transform *t);                  /* NULL is fine */
-    size_t (*transform_bytes)(nbi_backend *b, const nbi_transform_spec *spec); /* on the device, for the plan */
+    void (*transform_free)(nbi_backend *b, nbi_transform *t); /* NULL is fine */
+    /* On the device, for the plan: what the spec points to is not read. */
+    size_t (*transform_bytes)(nbi_backend *b, const nbi_transform_spec *spec);
     /* Inputs of linear layers, in place: x [rows][k] activations hold NBI_FORM_FLOAT.  The rotated rows are left in
      * `forms`. */
     nb_status (*transform_in)(nbi_backend *b, const nbi_transform *t, void *x, size_t rows, unsigned forms);
