@@ -135,6 +135,7 @@ nb_status nbi_weight_check_act(const nbi_weight *w, size_t group_len);
 /* Room for nested.bits and .rows, which must be set; and scales and zeros made of what is there. */
 nb_status nbi_weight_alloc_nested(nbi_weight *w);
 void nbi_weight_unnest(nbi_weight *w);
+void nbi_weight_unnest_group(nbi_weight *w, size_t row0, size_t n, size_t group); /* of rows row0 .. row0+n-1 */
 
 /* The sparse part and the outliers go with the scheme, and stay within the weight. */
 nb_status nbi_weight_check_sparse(const nbi_weight *w);
