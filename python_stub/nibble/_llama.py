@@ -145,7 +145,10 @@ class Llama(nn.Module):
             w, b = tensor(f"{module}.weight", n, k), tensor(f"{module}.bias", n) if has_bias else None
             if not train:
                 return Linear(w, b)
-            scheme.grouped(w, module)
+            try:
+                scheme.grouped(w, module)
+            except ValueError as e:
+                raise BadFile(str(e)) from e
             return QuantLinear(w, b, scheme, c.dtype, start)
 
         def dense(name, *shape, train=train):

@@ -18,6 +18,9 @@ import numpy as np
 from . import _checkpoint, _grid
 from ._checkpoint import BadFile
 
+# A thread of OpenMP that spins while it waits stops whatever else the machine does; read when torch loads its library.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 try:
     import torch
     from torch.nn import functional as F
@@ -30,6 +33,7 @@ except ModuleNotFoundError as e:
 
 NO_TORCH = "nibble.qat: needs torch, which is not installed: pip install 'nibble[qat]'"
 HELD_OUT_WINDOWS = 16
+STATE = ".qat-state"  # behind the name of the output: the state of a run that has not finished
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -49,7 +53,7 @@ def parse_args(argv=None):
     p.add_argument("--seq", type=int, default=256, help="tokens a window (256)")
     p.add_argument("--lr", type=float, help="of the weights (default: 1e-3 ternary, 5e-4 for 2 bits, 1e-4 else)")
     p.add_argument("--scale-lr", type=float, default=0.1, metavar="F",
-                   help="learning rate of scales and zero points, as a part of --lr (0.1)")
+                   help="learning rate of scales and offsets, as a part of --lr (0.1)")
     p.add_argument("--distill", type=float, default=0.9, metavar="A",
                    help="loss = A * KL to the original's logits + (1 - A) * cross-entropy (0.9)")
     p.add_argument("--start", choices=("rtn", "clip", "twn"),
@@ -147,7 +151,7 @@ class Trainer:
     def __init__(self, args, windows, student, teacher, device):
         self.a, self.windows, self.student, self.teacher, self.device = args, windows, student, teacher, device
         self.step = 0
-        scales = [p for m in student.quantized().values() for p in (m.scale, m.zero) if p is not None]
+        scales = [p for m in student.quantized().values() for p in (m.scale, m.offset) if p is not None]
         known = {id(p) for p in scales}
         weights = [p for p in student.parameters() if p.requires_grad and id(p) not in known]
         self.optimizer = torch.optim.AdamW([{"params": weights, "part": 1.0}, {"params": scales, "part": args.scale_lr}],
@@ -189,13 +193,13 @@ class Trainer:
         self.step += 1
         return value
 
-    @torch.no_grad()
     def perplexity(self, model):
         """Of the held-out end of the text."""
         total = 0.0
-        for row in self.windows.held_out:
-            ids = torch.from_numpy(row.copy()).to(self.device)[None]
-            total += F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:]).item()
+        with torch.no_grad():
+            for row in self.windows.held_out:
+                ids = torch.from_numpy(row.copy()).to(self.device)[None]
+                total += F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:]).item()
         return math.exp(total / len(self.windows.held_out))
 
     # -- states on disk: fp32 weights, optimizer and step; everything else follows from the arguments
@@ -303,7 +307,7 @@ def train(a):
     """The whole job; returns the report."""
     began = time.monotonic()
     a.output = a.output.rstrip("/") or "/"
-    state = a.output + ".qat-state"
+    state = a.output + STATE
     check_output(a, state)
     if a.threads:
         torch.set_num_threads(a.threads)
@@ -355,7 +359,9 @@ def main(argv=None):
         print(f"nibble.qat: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nibble.qat: interrupted; --resume continues from the last state", file=sys.stderr)
+        state = a.output + STATE
+        hint = f"{state} holds what --resume continues" if os.path.exists(state) else "before its first state on disk"
+        print(f"nibble.qat: interrupted; {hint}", file=sys.stderr)
         return 130
     if a.json:
         print(json.dumps(report, indent=2))
