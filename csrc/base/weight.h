@@ -72,6 +72,17 @@ static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
     return s->strategy == NBI_PER_GROUP ? k / s->group : 1;
 }
 
+/* What a scheme is in memory: E8P's codes are packed as the INT8 that they are, whatever their bits in a file. */
+static inline nbi_scheme nbi_scheme_packed(const nbi_scheme *s)
+{
+    nbi_scheme p = *s;
+    if (s->bits && s->kind == NBI_KIND_E8P) {
+        p.kind = NBI_KIND_INT;
+        p.bits = 8;
+    }
+    return p;
+}
+
 /* Codes on an even grid and nothing beside them, in the order of inputs or not: what rounding to nearest makes. */
 static inline bool nbi_scheme_is_plain(const nbi_scheme *s)
 {

@@ -198,7 +198,7 @@ static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
 /* Whether static activations have a zero point is known when the weight is read: room for the correction is counted. */
 size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
-    nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = *scheme};
+    nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = nbi_scheme_packed(scheme)};
     parts p;
     (void)b;
     l.groups = scheme->bits ? nbi_scheme_groups(scheme, k) : 1;
@@ -208,9 +208,12 @@ size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme 
                : SIZE_MAX;
 }
 
-nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)
+nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
 {
+    nbi_weight packed = *weight;
+    const nbi_weight *w = &packed;
     nb_status st = NB_OK;
+    packed.scheme = nbi_scheme_packed(&weight->scheme);
     *out = NULL;
     if (!w->n || !w->k)
         return nbi_fail(NB_EINVAL, "a weight of %zu x %zu has no elements", w->n, w->k);

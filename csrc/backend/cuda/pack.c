@@ -112,11 +112,12 @@ static size_t order_bytes(const nbi_scheme *s, size_t k)
 
 size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
+    const nbi_scheme s = nbi_scheme_packed(scheme);
     layout l;
     (void)dense; /* becomes the type of the activations */
-    if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, scheme))
-        return nbi_cublaslt_plan(nbi_cuda_of(b), n, k, scheme, bias);
-    return lay_out(&l, n, k, scheme, bias) && nbi_add(l.bytes, order_bytes(scheme, k), &l.bytes) ? l.bytes : SIZE_MAX;
+    if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, &s))
+        return nbi_cublaslt_plan(nbi_cuda_of(b), n, k, &s, bias);
+    return lay_out(&l, n, k, &s, bias) && nbi_add(l.bytes, order_bytes(&s, k), &l.bytes) ? l.bytes : SIZE_MAX;
 }
 
 /* ---- one item of each part ---- */
@@ -329,14 +330,17 @@ done:
     return st;
 }
 
-nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)
+nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
 {
     nbi_cuda *c = nbi_cuda_of(b);
+    nbi_weight packed = *weight;
+    const nbi_weight *w = &packed;
     nb_status st = NB_OK;
     *out = NULL;
     nbi_linear *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("a packed weight", sizeof *l);
+    packed.scheme = nbi_scheme_packed(&weight->scheme);
     NB_TRY(check(w));
     l->scheme = w->scheme;
     l->integer = w->scheme.bits && w->scheme.act != NBI_ACT_NONE;
