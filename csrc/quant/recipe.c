@@ -38,6 +38,7 @@ struct nbi_recipe {
     nbi_observer_method method;
     double percentile;
     uint32_t tokens, ctx;
+    bool rotate;
 };
 
 /* ---- keys ------------------------------------------------------------------------------------------------------ */
@@ -370,6 +371,32 @@ static nb_status parse_method(nbi_recipe *r, const json_t *j, const char *where)
     return NB_OK;
 }
 
+static bool has_static_activations(const nbi_recipe *r)
+{
+    bool found = r->base.act == NBI_ACT_TENSOR;
+    for (size_t i = 0; i < r->n_overrides; i++)
+        found = found || r->overrides[i].scheme.act == NBI_ACT_TENSOR;
+    return found;
+}
+
+/* What a rotated model cannot have: scales of inputs that a norm or a layer in front of them would take, and ranges that were seen
+ * before the inputs of down_proj were rotated. */
+static nb_status parse_rotate(nbi_recipe *r, const json_t *j, const char *where)
+{
+    nb_status st = nbi_json_bool(j, "rotate", &r->rotate, where);
+    if (st != NB_OK || !r->rotate)
+        return st;
+    if (r->how->balance != NBI_BALANCE_NONE)
+        return nbi_fail(NB_EFORMAT,
+                        "%s: \"rotate\" is true, but the method %s balances channels: expected one or the other", where,
+                        r->how->name);
+    if (has_static_activations(r))
+        return nbi_fail(NB_EFORMAT,
+                        "%s: \"rotate\" is true with static activations, expected \"strategy\" \"token\" or none",
+                        where);
+    return NB_OK;
+}
+
 static nb_status resolve_scheme(const nbi_recipe *r, nbi_scheme *s, const char *where)
 {
     if (!s->bits)
@@ -412,8 +439,8 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
-    static const char *const keys[] = {"name",        "description", "weights",   "activations", "method",
-                                       "calibration", "ignore",      "overrides", NULL};
+    static const char *const keys[] = {"name",        "description", "weights", "activations", "method",
+                                       "calibration", "rotate",      "ignore",  "overrides",   NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
     *out = NULL;
@@ -433,6 +460,7 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_ignore(r, j, where));
     NB_TRY(parse_overrides(r, j, where));
     NB_TRY(parse_method(r, j, where));
+    NB_TRY(parse_rotate(r, j, where));
     NB_TRY(resolve_schemes(r, where));
     NB_TRY(parse_calibration(r, j, where));
     *out = r;
@@ -476,6 +504,11 @@ const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_option
     if (options)
         *options = &r->how_options;
     return r->how;
+}
+
+bool nbi_recipe_rotates(const nbi_recipe *r)
+{
+    return r->rotate;
 }
 
 bool nbi_recipe_needs_text(const nbi_recipe *r)

@@ -5,6 +5,7 @@
  *     "activations": {"bits": 8, "symmetric": true, "strategy": "tensor"},        or null; strategy token|tensor
  *     "method":      "gptq", or {"name": "gptq", "act_order": true, ...}            how weights are rounded; "rtn" if missing
  *     "calibration": {"method": "mse", "percentile": 99.99, "tokens": 8192, "ctx": 512},
+ *     "rotate": true,                                                             QuaRot: engine/rotate.h; false if missing
  *     "ignore": ["lm_head"],                                                      exact, or "re:..."
  *     "overrides": [{"match": "re:.*down_proj", "weights": {"bits": 8, "strategy": "channel"}}]   later ones win
  *   }
@@ -31,6 +32,7 @@ const char *nbi_recipe_name(const nbi_recipe *r);
 nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, nbi_scheme *out);
 bool nbi_recipe_needs_calibration(const nbi_recipe *r); /* some scheme has static activations */
 const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_options **options);
+bool nbi_recipe_rotates(const nbi_recipe *r);
 bool nbi_recipe_needs_text(const nbi_recipe *r); /* for static activations, or for the method */
 void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, double *percentile, uint32_t *tokens,
                             uint32_t *ctx);
