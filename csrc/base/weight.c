@@ -25,9 +25,10 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48])
     snprintf(name, sizeof name, "%.7sW%uA%d%s %s%s%s%s", kinds[s->kind], s->bits % 100u, act % 100,
              s->act == NBI_ACT_TENSOR ? (s->act_symmetric ? "-static" : "-static-asym") : "", gran,
              s->symmetric ? "" : " asym", s->rotate_in || s->rotate_out ? " rot" : "",
-             s->outliers ? " outl"
+             s->outliers ? " outliers"
              : s->sparse ? " sparse"
                          : "");
+    snprintf(out, 48, "%.47s", name);
 }
 
 nb_status nbi_weight_alloc(nbi_weight *w)
