@@ -11,6 +11,7 @@
 #include "base/options.h"
 #include "engine/calibrate.h"
 #include "engine/calibrated.h"
+#include "engine/mixed.h"
 #include "engine/report.h"
 #include "model/checkpoint.h"
 #include "quant/recipe.h"
@@ -52,10 +53,12 @@ typedef struct job {
     nbi_dtype scale_dtype;
     nbi_outdir out;
     nbi_st_writer *writer;
-    json_t *rows; /* of the report */
+    json_t *rows;             /* of the report */
+    json_t *found, *measured; /* what a search found: a recipe, and the table it was found from; else NULL */
     uint64_t bytes_in, bytes_out;
     nbi_backend *be; /* what computes codes and scales */
     int threads;
+    bool search;
 } job;
 
 static int by_name(const void *a, const void *b)
@@ -78,7 +81,6 @@ static const module *module_of(const job *j, const char *tensor)
 static nb_status list_modules(job *j)
 {
     const nbi_config *c = &j->cfg;
-    nb_status st = NB_OK;
     j->modules = calloc((size_t)c->n_layers * NBI_N_PROJ + 1, sizeof *j->modules);
     if (!j->modules)
         return nbi_fail_nomem("the list of layers", 0);
@@ -93,13 +95,19 @@ static nb_status list_modules(job *j)
         module *m = &j->modules[j->n_modules++];
         *m = (module){.name = "lm_head", .is_head = true, .n = c->vocab, .k = c->hidden};
     }
+    qsort(j->modules, j->n_modules, sizeof *j->modules, by_name);
+    return NB_OK;
+}
+
+static nb_status set_schemes(job *j)
+{
+    nb_status st = NB_OK;
     for (size_t i = 0; i < j->n_modules; i++) {
         module *m = &j->modules[i];
         NB_TRY(nbi_recipe_scheme(j->recipe, m->name, m->k, &m->scheme));
         if (m->is_head && m->scheme.act == NBI_ACT_TENSOR)
             NB_TRY(nbi_fail(NB_EUNSUPPORTED, "the recipe gives lm_head static activations, expected dynamic or none"));
     }
-    qsort(j->modules, j->n_modules, sizeof *j->modules, by_name);
 done:
     return st;
 }
@@ -127,9 +135,10 @@ static nb_status check_complete(const job *j)
 static nb_status open_source(job *j, const char *dst)
 {
     nb_status st;
-    if (!j->o.recipe)
+    const bool target = j->o.target_bits != 0 || j->o.target_bytes != 0;
+    if (!j->o.recipe && !target)
         return nbi_fail(NB_EINVAL, "no recipe was given (--recipe FILE or NAME)");
-    NB_TRY(nbi_recipe_load(&j->recipe, j->o.recipe));
+    NB_TRY(nbi_recipe_load(&j->recipe, j->o.recipe ? j->o.recipe : "mixed"));
     NB_TRY(nbi_model_json(&j->config, j->src, j->where));
     const json_t *q = json_object_get(j->config, "quantization_config");
     if (q && !json_is_null(q))
@@ -138,6 +147,9 @@ static nb_status open_source(job *j, const char *dst)
     NB_TRY(nbi_checkpoint_open(&j->ckpt, j->src));
     NB_TRY(list_modules(j));
     NB_TRY(check_complete(j));
+    j->search = nbi_mixed_wanted(j->recipe, j->o.target_bits, j->o.target_bytes);
+    if (!j->search)
+        NB_TRY(set_schemes(j));
     j->method = nbi_recipe_method(j->recipe, &j->method_options);
     if (nbi_recipe_needs_text(j->recipe) && !j->o.calib)
         NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has %s: give it a text with --calib FILE", nbi_recipe_name(j->recipe),
@@ -147,6 +159,40 @@ static nb_status open_source(job *j, const char *dst)
         NB_TRY(nbi_outdir_open(&j->out, dst, j->o.overwrite != 0));
 done:
     return st;
+}
+
+/* The recipe becomes the one that the search finds: as it is written, so it is used. */
+static nb_status search(job *j)
+{
+    nbi_observer_method observer;
+    double percentile;
+    uint32_t tokens, ctx;
+    nbi_recipe *found = NULL;
+    if (!j->search)
+        return NB_OK;
+    nbi_recipe_calibration(j->recipe, &observer, &percentile, &tokens, &ctx);
+    nb_status st = nbi_mixed_find(&j->found, &j->measured,
+                                  &(nbi_mixed_options){.path = j->src,
+                                                       .cfg = &j->cfg,
+                                                       .ckpt = j->ckpt,
+                                                       .recipe = j->recipe,
+                                                       .scale_dtype = j->scale_dtype,
+                                                       .target_bits = j->o.target_bits,
+                                                       .target_bytes = j->o.target_bytes,
+                                                       .text = j->o.calib,
+                                                       .tokens = j->o.calib_tokens ? j->o.calib_tokens : tokens,
+                                                       .ctx = j->o.calib_ctx ? j->o.calib_ctx : ctx,
+                                                       .device = j->o.device,
+                                                       .threads = j->threads,
+                                                       .callbacks = &j->o.callbacks});
+    if (st == NB_OK)
+        st = nbi_recipe_parse(&found, j->found, "recipe.json");
+    if (st != NB_OK)
+        return st;
+    nbi_recipe_free(j->recipe);
+    j->recipe = found;
+    j->method = nbi_recipe_method(j->recipe, &j->method_options);
+    return set_schemes(j);
 }
 
 static nb_status calibrate(job *j)
@@ -485,6 +531,11 @@ static json_t *make_report(const job *j)
         json_decref(r);
         return NULL;
     }
+    if (r && j->measured &&
+        (json_object_set(r, "search", j->measured) != 0 || json_object_set(r, "recipe_found", j->found) != 0)) {
+        json_decref(r);
+        return NULL;
+    }
     if (r && j->calib &&
         json_object_set_new(r, "calibration_device", json_string(nbi_calibration_device(j->calib))) != 0) {
         json_decref(r);
@@ -514,6 +565,7 @@ static nb_status quantize(job *j, const char *dst, char **report)
     NB_TRY(open_source(j, dst));
     j->scale_dtype = j->cfg.dtype;
     NB_TRY(set_order(j));
+    NB_TRY(search(j));
     NB_TRY(calibrate(j));
     NB_TRY(open_walk(j));
     if (!j->o.dry_run)
@@ -529,6 +581,8 @@ static nb_status quantize(job *j, const char *dst, char **report)
         NB_TRY(write_config(j));
         NB_TRY(copy_companions(j));
         NB_TRY(write_json(j->out.tmp, "quant_report.json", r));
+        if (j->found)
+            NB_TRY(write_json(j->out.tmp, "recipe.json", j->found));
         NB_TRY(nbi_outdir_commit(&j->out));
     }
     NB_TRY(give_report(j, r, report));
@@ -548,6 +602,10 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nb_status st = nbi_take_options(&j.o, sizeof j.o, o, "nb_quantize_options");
     if (st == NB_OK && (j.o.threads < 0 || j.o.threads > 1024))
         st = nbi_fail(NB_EINVAL, "threads is %d, expected 0 (one for each core) to 1024", j.o.threads);
+    if (st == NB_OK && j.o.target_bits != 0 && j.o.target_bytes != 0)
+        st = nbi_fail(NB_EINVAL, "two targets were given, bits a weight and a size: expected one");
+    if (st == NB_OK && j.o.target_bits != 0 && !(j.o.target_bits >= 1 && j.o.target_bits <= 16))
+        st = nbi_fail(NB_EINVAL, "the target is %g bits a weight, expected 1 to 16", j.o.target_bits);
     if (st == NB_OK)
         st = quantize(&j, dst, report);
     nbi_st_writer_free(j.writer);
@@ -563,6 +621,8 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nbi_recipe_free(j.recipe);
     nbi_checkpoint_close(j.ckpt);
     json_decref(j.config);
+    json_decref(j.found);
+    json_decref(j.measured);
     json_decref(j.rows);
     free(j.modules);
     return st;

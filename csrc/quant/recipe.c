@@ -474,9 +474,10 @@ const nbi_search *nbi_recipe_search(const nbi_recipe *r)
     return r->searches ? &r->search : NULL;
 }
 
-const nbi_scheme *nbi_recipe_base(const nbi_recipe *r)
+nb_status nbi_recipe_search_of(const nbi_recipe *r, nbi_search *out, const char *where)
 {
-    return &r->base;
+    const json_t *search = json_object_get(r->json, "search");
+    return nbi_search_parse(out, search && !json_is_null(search) ? search : NULL, &r->base, where);
 }
 
 bool nbi_recipe_needs_calibration(const nbi_recipe *r)
@@ -542,14 +543,15 @@ nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, n
     return NB_OK;
 }
 
-nb_status nbi_recipe_is_fixed(const nbi_recipe *r, const char *module, bool *fixed)
+nb_status nbi_recipe_fate(const nbi_recipe *r, const char *module, nbi_fate *fate)
 {
+    bool ignored = is_never_quantized(module), overridden = false;
     nb_status st = NB_OK;
-    *fixed = is_never_quantized(module);
-    for (size_t i = 0; i < r->n_ignore && st == NB_OK && !*fixed; i++)
-        st = pattern_matches(&r->ignore[i], module, fixed);
-    for (size_t i = 0; i < r->n_overrides && st == NB_OK && !*fixed; i++)
-        st = pattern_matches(&r->overrides[i].match, module, fixed);
+    for (size_t i = 0; i < r->n_ignore && st == NB_OK && !ignored; i++)
+        st = pattern_matches(&r->ignore[i], module, &ignored);
+    for (size_t i = 0; i < r->n_overrides && st == NB_OK && !overridden; i++)
+        st = pattern_matches(&r->overrides[i].match, module, &overridden);
+    *fate = ignored ? NBI_IGNORED : overridden ? NBI_OVERRIDDEN : NBI_FREE;
     return st;
 }
 
