@@ -517,6 +517,17 @@ static nb_status copy_companions(job *j)
     return st;
 }
 
+static nb_status write_html(const job *j, const json_t *report)
+{
+    char *path = nbi_path_join(j->out.tmp, "quant_report.html"), *html = NULL;
+    nb_status st = path ? nbi_report_html(&html, report) : nbi_fail_nomem("a path", 0);
+    if (st == NB_OK)
+        st = nbi_write_file(path, html, strlen(html));
+    free(path);
+    free(html);
+    return st;
+}
+
 static json_t *make_report(const job *j)
 {
     json_t *r =
@@ -581,6 +592,7 @@ static nb_status quantize(job *j, const char *dst, char **report)
         NB_TRY(write_config(j));
         NB_TRY(copy_companions(j));
         NB_TRY(write_json(j->out.tmp, "quant_report.json", r));
+        NB_TRY(write_html(j, r));
         if (j->found)
             NB_TRY(write_json(j->out.tmp, "recipe.json", j->found));
         NB_TRY(nbi_outdir_commit(&j->out));
