@@ -9,7 +9,7 @@
 #include "engine/allocate.h"
 #include "engine/calibrate.h"
 #include "engine/sensitivity.h"
-#include "format/compressed_tensors.h"
+#include "format/quantized.h"
 #include "text/tokenizer.h"
 
 _Static_assert(NBI_SEARCH_CHOICES <= NBI_MOST_CHOICES, "every choice of a recipe fits into an item");
@@ -70,6 +70,20 @@ static nb_status set_target(find *f)
 
 /* ---- the layers and their choices ---- */
 
+/* As the format will store it that can say the scheme. */
+static nb_status stored_bytes(const find *f, const module *m, const nbi_scheme *s, uint64_t *bytes)
+{
+    const nbi_quant_entry e = {.module = m->name, .scheme = *s, .n = m->n, .k = m->k};
+    const nbi_quant_model model = {0};
+    const nbi_quant_format *format = nbi_quant_choose(&e, 1, &model);
+    char name[48];
+    nbi_scheme_name(s, name);
+    if (s->bits && !format)
+        return nbi_fail(NB_EUNSUPPORTED, "%s: no format stores %s", m->name, name);
+    *bytes = s->bits ? nbi_quant_bytes(format, m->n, m->k, s, f->o->scale_dtype, NULL) : m->dense_bytes;
+    return NB_OK;
+}
+
 static nb_status add_choices(find *f, module *m)
 {
     for (size_t c = 0; c < f->search.n; c++) {
@@ -77,7 +91,10 @@ static nb_status add_choices(find *f, module *m)
         if (s->bits && s->strategy == NBI_PER_GROUP && m->k % s->group)
             continue;
         m->choice[m->item.n] = c;
-        m->item.choice[m->item.n++].size = s->bits ? nbi_ct_bytes(m->n, m->k, s, f->o->scale_dtype) : m->dense_bytes;
+        nb_status st = stored_bytes(f, m, s, &m->item.choice[m->item.n].size);
+        if (st != NB_OK)
+            return st;
+        m->item.n++;
     }
     if (m->item.n == 0)
         return nbi_fail(NB_EINVAL,
@@ -104,8 +121,7 @@ static nb_status describe(find *f, module *m)
         return add_choices(f, m);
     if ((st = nbi_recipe_scheme(f->o->recipe, m->name, m->k, &m->fixed)) != NB_OK)
         return st;
-    m->fixed_bytes = m->fixed.bits ? nbi_ct_bytes(m->n, m->k, &m->fixed, f->o->scale_dtype) : m->dense_bytes;
-    return NB_OK;
+    return stored_bytes(f, m, &m->fixed, &m->fixed_bytes);
 }
 
 static nb_status list_modules(find *f)

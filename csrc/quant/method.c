@@ -3,8 +3,10 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/rng.h"
 #include "quant/clipped.h"
 #include "quant/hqq.h"
+#include "quant/quip.h"
 #include "quant/rtn.h"
 
 static nb_status rtn(nbi_weight *out, const nbi_method_job *j)
@@ -43,18 +45,30 @@ static nb_status hqq(nbi_weight *out, const nbi_method_job *j)
     return nbi_hqq(out, j->src, j->scheme, j->scale_dtype, j->threads);
 }
 
+/* The rotations' signs are drawn anew for each layer of the model, and for each output; layers with one input share its signs. */
+static nb_status quip(nbi_weight *out, const nbi_method_job *j)
+{
+    const nbi_quip_options o = nbi_quip_defaults();
+    uint64_t name = 0;
+    for (const char *c = j->module; *c; c++)
+        name = nbi_rng(name, (unsigned char)*c);
+    return nbi_quip(out, j->src, j->scheme, j->in->gram, &o, nbi_rng(j->layer, j->port), nbi_rng(j->layer, name),
+                    j->threads);
+}
+
 static const char *const no_keys[] = {"name", NULL};
 static const char *const gptq_keys[] = {"name", "act_order", "static_groups", "clip", "damp", "block", NULL};
 static const char *const smooth_keys[] = {"name", "alpha", NULL};
 
 static const nbi_method methods[] = {
-    {"rtn", 0, NBI_BALANCE_NONE, rtn, no_keys},
-    {"clip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, clip, no_keys},
-    {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, no_keys},
-    {"hqq", 0, NBI_BALANCE_NONE, hqq, no_keys},
-    {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, gptq_keys},
-    {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, no_keys},
-    {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, smooth_keys},
+    {"rtn", 0, NBI_BALANCE_NONE, rtn, NULL, no_keys},
+    {"clip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, clip, NULL, no_keys},
+    {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, NULL, no_keys},
+    {"hqq", 0, NBI_BALANCE_NONE, hqq, NULL, no_keys},
+    {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, NULL, gptq_keys},
+    {"quip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, quip, nbi_quip_scheme, no_keys},
+    {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, NULL, no_keys},
+    {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, NULL, smooth_keys},
 };
 
 static nb_status unknown(const char *name, const char *where)

@@ -153,7 +153,7 @@ static nb_status parse_weights(const json_t *j, nbi_scheme *s, const char *where
         return st;
     if (!bits && !json_object_get(j, "bits"))
         return nbi_fail(NB_EFORMAT, "%s: \"bits\" is missing, expected 2, 3, 4 or 8", where);
-    if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
+    if (bits != 1 && bits != 2 && bits != 3 && bits != 4 && bits != 8) /* 1: resolve_scheme() */
         return nbi_fail(NB_EFORMAT, "%s: \"bits\" is %lld, expected 2, 3, 4 or 8", where, (long long)bits);
     s->bits = (uint8_t)bits;
     if ((st = nbi_json_bool(j, "symmetric", &s->symmetric, where)) != NB_OK ||
@@ -378,6 +378,44 @@ static nb_status parse_method(nbi_recipe *r, const json_t *j, const char *where)
     return NB_OK;
 }
 
+static nb_status resolve_scheme(const nbi_recipe *r, nbi_scheme *s, const char *where)
+{
+    if (!s->bits)
+        return NB_OK;
+    if (r->how->scheme)
+        return r->how->scheme(s, where);
+    if (s->bits == 1)
+        return nbi_fail(NB_EFORMAT, "%s: weights: \"bits\" is 1, expected 2, 3, 4 or 8", where);
+    return NB_OK;
+}
+
+/* The method has its say when all schemes are complete. */
+static nb_status resolve_schemes(nbi_recipe *r, const char *where)
+{
+    char inner[WHERE_MAX];
+    nb_status st = resolve_scheme(r, &r->base, where);
+    for (size_t i = 0; i < r->n_overrides && st == NB_OK; i++) {
+        snprintf(inner, sizeof inner, "%s: overrides[%zu]", where, i);
+        st = resolve_scheme(r, &r->overrides[i].scheme, inner);
+    }
+    return st;
+}
+
+/* A search's choices, which the method must take like any scheme. */
+static nb_status read_search(const nbi_recipe *r, nbi_search *out, const json_t *search, const char *where)
+{
+    char inner[WHERE_MAX];
+    nb_status st = nbi_search_parse(out, search, &r->base, where);
+    for (size_t i = 0; st == NB_OK && i < out->n; i++) {
+        snprintf(inner, sizeof inner, "%s: choices[%zu]", where, i);
+        st = resolve_scheme(r, &out->scheme[i], inner);
+    }
+    if (st != NB_OK)
+        nbi_search_free(out);
+    return st;
+}
+
+/* Without one there is nothing to check: the defaults are for flags that ask for a search, and must fit then only. */
 static nb_status parse_search(nbi_recipe *r, const json_t *j, const char *where)
 {
     char inner[WHERE_MAX];
@@ -385,10 +423,10 @@ static nb_status parse_search(nbi_recipe *r, const json_t *j, const char *where)
     bool given;
     nb_status st = get_object(j, "search", &search, &given, where);
     snprintf(inner, sizeof inner, "%s: search", where);
-    if (st != NB_OK || !search) /* the defaults are for flags that ask for a search: they must fit then only */
+    if (st != NB_OK || !search)
         return st;
     r->searches = true;
-    return nbi_search_parse(&r->search, search, &r->base, inner);
+    return read_search(r, &r->search, search, inner);
 }
 
 /* "name", or the file's name without folder and .json */
@@ -431,6 +469,7 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_ignore(r, j, where));
     NB_TRY(parse_overrides(r, j, where));
     NB_TRY(parse_method(r, j, where));
+    NB_TRY(resolve_schemes(r, where));
     NB_TRY(parse_calibration(r, j, where));
     NB_TRY(parse_search(r, j, where));
     r->json = json_incref((json_t *)j);
@@ -477,7 +516,7 @@ const nbi_search *nbi_recipe_search(const nbi_recipe *r)
 nb_status nbi_recipe_search_of(const nbi_recipe *r, nbi_search *out, const char *where)
 {
     const json_t *search = json_object_get(r->json, "search");
-    return nbi_search_parse(out, search && !json_is_null(search) ? search : NULL, &r->base, where);
+    return read_search(r, out, search && !json_is_null(search) ? search : NULL, where);
 }
 
 bool nbi_recipe_needs_calibration(const nbi_recipe *r)
