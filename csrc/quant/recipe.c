@@ -39,6 +39,9 @@ struct nbi_recipe {
     double percentile;
     uint32_t tokens, ctx;
     bool rotate;
+    nbi_search search;
+    bool searches; /* the recipe itself asks for it */
+    json_t *json;
 };
 
 /* ---- keys ------------------------------------------------------------------------------------------------------ */
@@ -186,6 +189,11 @@ static nb_status parse_activations(const json_t *j, nbi_scheme *s, const char *w
                         "measured for each token are symmetric)",
                         where);
     return NB_OK;
+}
+
+nb_status nbi_recipe_weights(const json_t *j, nbi_scheme *s, const char *where)
+{
+    return parse_weights(j, s, where);
 }
 
 /* "weights" and "activations" of `j` on top of what *s holds already.  null switches a part off. */
@@ -420,6 +428,34 @@ static nb_status resolve_schemes(nbi_recipe *r, const char *where)
     return st;
 }
 
+/* A search's choices, which the method must take like any scheme. */
+static nb_status read_search(const nbi_recipe *r, nbi_search *out, const json_t *search, const char *where)
+{
+    char inner[WHERE_MAX];
+    nb_status st = nbi_search_parse(out, search, &r->base, where);
+    for (size_t i = 0; st == NB_OK && i < out->n; i++) {
+        snprintf(inner, sizeof inner, "%s: choices[%zu]", where, i);
+        st = resolve_scheme(r, &out->scheme[i], inner);
+    }
+    if (st != NB_OK)
+        nbi_search_free(out);
+    return st;
+}
+
+/* Without one there is nothing to check: the defaults are for flags that ask for a search, and must fit then only. */
+static nb_status parse_search(nbi_recipe *r, const json_t *j, const char *where)
+{
+    char inner[WHERE_MAX];
+    const json_t *search;
+    bool given;
+    nb_status st = get_object(j, "search", &search, &given, where);
+    snprintf(inner, sizeof inner, "%s: search", where);
+    if (st != NB_OK || !search)
+        return st;
+    r->searches = true;
+    return read_search(r, &r->search, search, inner);
+}
+
 /* "name", or the file's name without folder and .json */
 static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 {
@@ -439,8 +475,8 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
-    static const char *const keys[] = {"name",        "description", "weights", "activations", "method",
-                                       "calibration", "rotate",      "ignore",  "overrides",   NULL};
+    static const char *const keys[] = {"name",   "description", "weights",   "activations", "method", "calibration",
+                                       "rotate", "ignore",      "overrides", "search",      NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
     *out = NULL;
@@ -463,6 +499,8 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_rotate(r, j, where));
     NB_TRY(resolve_schemes(r, where));
     NB_TRY(parse_calibration(r, j, where));
+    NB_TRY(parse_search(r, j, where));
+    r->json = json_incref((json_t *)j);
     *out = r;
     r = NULL;
 done:
@@ -478,6 +516,8 @@ void nbi_recipe_free(nbi_recipe *r)
         pattern_free(&r->ignore[i]);
     for (size_t i = 0; i < r->n_overrides; i++)
         pattern_free(&r->overrides[i].match);
+    nbi_search_free(&r->search);
+    json_decref(r->json);
     free(r->ignore);
     free(r->overrides);
     free(r->name);
@@ -489,6 +529,22 @@ void nbi_recipe_free(nbi_recipe *r)
 const char *nbi_recipe_name(const nbi_recipe *r)
 {
     return r->name;
+}
+
+const json_t *nbi_recipe_json(const nbi_recipe *r)
+{
+    return r->json;
+}
+
+const nbi_search *nbi_recipe_search(const nbi_recipe *r)
+{
+    return r->searches ? &r->search : NULL;
+}
+
+nb_status nbi_recipe_search_of(const nbi_recipe *r, nbi_search *out, const char *where)
+{
+    const json_t *search = json_object_get(r->json, "search");
+    return read_search(r, out, search && !json_is_null(search) ? search : NULL, where);
 }
 
 bool nbi_recipe_needs_calibration(const nbi_recipe *r)
@@ -557,6 +613,18 @@ nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, n
                         r->name, module, k, s->group);
     *out = *s;
     return NB_OK;
+}
+
+nb_status nbi_recipe_fate(const nbi_recipe *r, const char *module, nbi_fate *fate)
+{
+    bool ignored = is_never_quantized(module), overridden = false;
+    nb_status st = NB_OK;
+    for (size_t i = 0; i < r->n_ignore && st == NB_OK && !ignored; i++)
+        st = pattern_matches(&r->ignore[i], module, &ignored);
+    for (size_t i = 0; i < r->n_overrides && st == NB_OK && !overridden; i++)
+        st = pattern_matches(&r->overrides[i].match, module, &overridden);
+    *fate = ignored ? NBI_IGNORED : overridden ? NBI_OVERRIDDEN : NBI_FREE;
+    return st;
 }
 
 /* ---- finding a recipe ------------------------------------------------------------------------------------------ */
