@@ -3,9 +3,12 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "quant/binary.h"
 #include "quant/clipped.h"
 #include "quant/hqq.h"
+#include "quant/nf4.h"
 #include "quant/rtn.h"
+#include "quant/ternary.h"
 
 static nb_status rtn(nbi_weight *out, const nbi_method_job *j)
 {
@@ -43,9 +46,34 @@ static nb_status hqq(nbi_weight *out, const nbi_method_job *j)
     return nbi_hqq(out, j->src, j->scheme, j->scale_dtype, j->threads);
 }
 
+/* Layers to which an override gave other bits are rounded to nearest. */
+static nb_status nf4(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->kind == NBI_KIND_NF4 ? nbi_nf4_quantize(out, j->src, j->scheme, j->threads) : rtn(out, j);
+}
+
+static nb_status twn(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->bits == 2
+               ? nbi_twn(out, j->src, j->scheme, j->scale_dtype, j->options->refine, j->threads)
+               : rtn(out, j);
+}
+
+static nb_status absmean(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->bits == 2 ? nbi_absmean(out, j->src, j->scheme, j->scale_dtype, j->threads) : rtn(out, j);
+}
+
+static nb_status binary(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->kind == NBI_KIND_BINARY ? nbi_binary(out, j->src, j->scheme, j->scale_dtype, j->threads)
+                                              : rtn(out, j);
+}
+
 static const char *const no_keys[] = {"name", NULL};
 static const char *const gptq_keys[] = {"name", "act_order", "static_groups", "clip", "damp", "block", NULL};
 static const char *const smooth_keys[] = {"name", "alpha", NULL};
+static const char *const twn_keys[] = {"name", "refine", NULL};
 
 static const nbi_method methods[] = {
     {"rtn", 0, NBI_BALANCE_NONE, rtn, NULL, no_keys},
@@ -55,6 +83,10 @@ static const nbi_method methods[] = {
     {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, NULL, gptq_keys},
     {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, NULL, no_keys},
     {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, NULL, smooth_keys},
+    {"nf4", 0, NBI_BALANCE_NONE, nf4, nbi_nf4_scheme, no_keys},
+    {"twn", 0, NBI_BALANCE_NONE, twn, nbi_ternary_scheme, twn_keys},
+    {"absmean", 0, NBI_BALANCE_NONE, absmean, nbi_ternary_scheme, no_keys},
+    {"binary", 0, NBI_BALANCE_NONE, binary, nbi_binary_scheme, no_keys},
 };
 
 static nb_status unknown(const char *name, const char *where)
@@ -93,6 +125,7 @@ static nb_status parse_options(nbi_method_options *o, const json_t *j, const cha
     NB_TRY(nbi_json_double(j, "damp", 0, 1, &damp, where));
     NB_TRY(nbi_json_int(j, "block", 1, 1 << 20, &block, where));
     NB_TRY(nbi_json_double(j, "alpha", 0, 1, &alpha, where));
+    NB_TRY(nbi_json_bool(j, "refine", &o->refine, where));
     o->gptq.damp = (float)damp;
     o->gptq.block = (uint32_t)block;
     o->alpha = (float)alpha;
@@ -103,7 +136,7 @@ done:
 nb_status nbi_method_parse(const nbi_method **out, nbi_method_options *o, const json_t *j, const char *where)
 {
     const char *name = NULL;
-    *o = (nbi_method_options){nbi_gptq_defaults(), 0.5f};
+    *o = (nbi_method_options){.gptq = nbi_gptq_defaults(), .alpha = 0.5f};
     *out = &methods[0];
     if (!j || json_is_null(j))
         return NB_OK;

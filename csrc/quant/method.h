@@ -14,6 +14,7 @@ typedef enum nbi_balance { NBI_BALANCE_NONE, NBI_BALANCE_SMOOTH, NBI_BALANCE_AWQ
 typedef struct nbi_method_options {
     nbi_gptq_options gptq;
     float alpha; /* of smooth */
+    bool refine; /* of twn */
 } nbi_method_options;
 
 typedef struct nbi_method_job {

@@ -3,6 +3,7 @@
 
 #include "backend/cpu/linear_body.h"
 #include "backend/cpu/rows_body.h"
+#include "backend/cpu/xnor_body.h"
 
 const nbi_cpu_kernels nbi_cpu_scalar = {
     .name = "scalar",
@@ -10,6 +11,7 @@ const nbi_cpu_kernels nbi_cpu_scalar = {
     .q_bytes = sizeof(nbi_qx),
     .linear = LINEAR_KERNELS,
     .quantize_row = quantize_row,
+    .sign_row = sign_row,
     .rmsnorm_row = rmsnorm_row,
     .swiglu = swiglu,
     .exp = exp_n,
