@@ -54,9 +54,8 @@ static nb_status nf4(nbi_weight *out, const nbi_method_job *j)
 
 static nb_status twn(nbi_weight *out, const nbi_method_job *j)
 {
-    return j->scheme->bits == 2
-               ? nbi_twn(out, j->src, j->scheme, j->scale_dtype, j->options->refine, j->threads)
-               : rtn(out, j);
+    return j->scheme->bits == 2 ? nbi_twn(out, j->src, j->scheme, j->scale_dtype, j->options->refine, j->threads)
+                                : rtn(out, j);
 }
 
 static nb_status absmean(nbi_weight *out, const nbi_method_job *j)

@@ -39,10 +39,11 @@ nb_status nbi_nf4_scheme(nbi_scheme *s, const char *where)
     if (s->bits != 4)
         return NB_OK;
     if (!s->symmetric || s->strategy == NBI_PER_TENSOR || s->act != NBI_ACT_NONE)
-        return nbi_fail(NB_EFORMAT,
-                        "%s: NF4 has no zero points, a scale for each group or row, and activations as they are: expected "
-                        "\"symmetric\" true, \"strategy\" \"group\" or \"channel\", and no \"activations\"",
-                        where);
+        return nbi_fail(
+            NB_EFORMAT,
+            "%s: NF4 has no zero points, a scale for each group or row, and activations as they are: expected "
+            "\"symmetric\" true, \"strategy\" \"group\" or \"channel\", and no \"activations\"",
+            where);
     s->kind = NBI_KIND_NF4;
     return NB_OK;
 }

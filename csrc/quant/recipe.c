@@ -383,8 +383,8 @@ static nb_status resolve_scheme(const nbi_recipe *r, nbi_scheme *s, const char *
     if (st != NB_OK || s->kind == NBI_KIND_BINARY)
         return st;
     if (s->bits == 1)
-        return nbi_fail(NB_EFORMAT,
-                        "%s: weights: \"bits\" is 1, which is for the method binary, expected 2, 3, 4 or 8", where);
+        return nbi_fail(NB_EFORMAT, "%s: weights: \"bits\" is 1, which is for the method binary, expected 2, 3, 4 or 8",
+                        where);
     if (s->act == NBI_ACT_SIGN)
         return nbi_fail(NB_EFORMAT,
                         "%s: activations: \"bits\" is 1, which goes with weights of 1 bit by the method binary only, "

@@ -64,8 +64,7 @@ static nb_status rows(const span_job *j, int threads)
             load_row(j, row, x);
             bool fine = all_finite(x, w->k);
             for (size_t g = 0; g < groups && fine; g++) {
-                const float s =
-                    j->fn(w->codes + row * w->k + g * len, x + g * len, len, j->scale_dtype, j->refine);
+                const float s = j->fn(w->codes + row * w->k + g * len, x + g * len, len, j->scale_dtype, j->refine);
                 w->scales[row * groups + g] = s;
                 fine = is_stored(s, j->scale_dtype);
             }
@@ -119,7 +118,8 @@ nb_status nbi_quantize_spans(nbi_weight *out, const nbi_weight *src, const nbi_s
     nbi_weight w = {.n = src->n, .k = src->k, .scheme = *scheme};
     const span_job j = {&w, src, scale_dtype, fn, refine};
     if (src->scheme.bits || !scheme->symmetric || !src->n || !src->k)
-        return nbi_fail(NB_EINVAL, "a weight of %zu x %zu: expected a dense one and a symmetric scheme", src->n, src->k);
+        return nbi_fail(NB_EINVAL, "a weight of %zu x %zu: expected a dense one and a symmetric scheme", src->n,
+                        src->k);
     if (scheme->strategy == NBI_PER_GROUP && (!scheme->group || src->k % scheme->group))
         return nbi_fail(NB_EINVAL, "rows of %zu weights cannot be cut into groups of %u", src->k, scheme->group);
     NB_TRY(nbi_weight_alloc(&w));

@@ -75,10 +75,11 @@ static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
         return nbi_fail(NB_EUNSUPPORTED,
                         "NF4 weights of %u bits, with quantized activations or in another order have no CPU kernel",
                         s->bits);
-    if (is_xnor(s) &&
-        (s->bits != 1 || s->kind != NBI_KIND_BINARY || s->strategy != NBI_PER_CHANNEL || s->act_order || w->k > INT32_MAX))
-        return nbi_fail(NB_EUNSUPPORTED, "activations of one bit have a CPU kernel with binary weights, a scale for each "
-                                         "row, only");
+    if (is_xnor(s) && (s->bits != 1 || s->kind != NBI_KIND_BINARY || s->strategy != NBI_PER_CHANNEL || s->act_order ||
+                       w->k > INT32_MAX))
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "activations of one bit have a CPU kernel with binary weights, a scale for each "
+                        "row, only");
     if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8 && !(s->bits == 1 && s->kind == NBI_KIND_BINARY))
         return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CPU kernel: expected 2, 3, 4 or 8", s->bits);
     if (!w->codes || !w->scales || s->symmetric != !w->zeros)

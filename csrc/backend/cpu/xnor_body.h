@@ -26,8 +26,8 @@
 /* Without an instruction of its own: a table of nibbles, and sums of eight bytes. */
 V16_INLINE __m512i xnor_popcount64(__m512i v)
 {
-    const __m512i mask = _mm512_set1_epi8(15), table = _mm512_broadcast_i32x4(_mm_setr_epi8(
-                                                   0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m512i mask = _mm512_set1_epi8(15),
+                  table = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
     const __m512i low = _mm512_shuffle_epi8(table, _mm512_and_si512(v, mask));
     const __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
     return _mm512_sad_epu8(_mm512_add_epi8(low, high), _mm512_setzero_si512());
@@ -54,8 +54,7 @@ static void xnor_count(const uint64_t *a, const uint64_t *w, size_t words, uint3
             const __m256i v = _mm256_xor_si256(x, _mm256_loadu_si256((const __m256i *)(w + r * words + i)));
             const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(v, mask));
             const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(v, 4), mask));
-            sum[r] =
-                _mm256_add_epi64(sum[r], _mm256_sad_epu8(_mm256_add_epi8(low, high), _mm256_setzero_si256()));
+            sum[r] = _mm256_add_epi64(sum[r], _mm256_sad_epu8(_mm256_add_epi8(low, high), _mm256_setzero_si256()));
         }
     }
     for (size_t r = 0; r < 4; r++) {
