@@ -20,11 +20,6 @@ struct nbi_layerwise {
     nbi_inputs *in;
 };
 
-nbi_port nbi_port_of(nbi_proj p)
-{
-    return p <= NBI_V ? NBI_PORT_ATTN : p == NBI_O ? NBI_PORT_O : p == NBI_DOWN ? NBI_PORT_DOWN : NBI_PORT_FFN;
-}
-
 void nbi_host_layer_free(nbi_host_layer *l)
 {
     for (int p = 0; p < NBI_N_PROJ; p++)

@@ -3,10 +3,12 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/rng.h"
 #include "quant/binary.h"
 #include "quant/clipped.h"
 #include "quant/hqq.h"
 #include "quant/nf4.h"
+#include "quant/quip.h"
 #include "quant/rtn.h"
 #include "quant/ternary.h"
 
@@ -69,6 +71,17 @@ static nb_status binary(nbi_weight *out, const nbi_method_job *j)
                                               : rtn(out, j);
 }
 
+/* The rotations' signs are drawn anew for each layer of the model, and for each output; layers with one input share its signs. */
+static nb_status quip(nbi_weight *out, const nbi_method_job *j)
+{
+    const nbi_quip_options o = nbi_quip_defaults();
+    uint64_t name = 0;
+    for (const char *c = j->module; *c; c++)
+        name = nbi_rng(name, (unsigned char)*c);
+    return nbi_quip(out, j->src, j->scheme, j->in->gram, &o, nbi_rng(j->layer, j->port), nbi_rng(j->layer, name),
+                    j->threads);
+}
+
 static const char *const no_keys[] = {"name", NULL};
 static const char *const gptq_keys[] = {"name", "act_order", "static_groups", "clip", "damp", "block", NULL};
 static const char *const smooth_keys[] = {"name", "alpha", NULL};
@@ -80,6 +93,7 @@ static const nbi_method methods[] = {
     {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, NULL, no_keys},
     {"hqq", 0, NBI_BALANCE_NONE, hqq, NULL, no_keys},
     {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, NULL, gptq_keys},
+    {"quip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, quip, nbi_quip_scheme, no_keys},
     {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, NULL, no_keys},
     {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, NULL, smooth_keys},
     {"nf4", 0, NBI_BALANCE_NONE, nf4, nbi_nf4_scheme, no_keys},

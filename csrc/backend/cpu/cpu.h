@@ -80,6 +80,14 @@ typedef struct nbi_cpu_attend {
     float scale;
 } nbi_cpu_attend;
 
+/* base/rotation.h: T of order h * m, h odd and m a power of two. */
+#define NBI_CPU_PARTS 1024 /* more than h may be: the stack holds sixteen columns of that many parts */
+typedef struct nbi_cpu_rotation {
+    size_t h, m;
+    float unit;     /* 1 / sqrt(h * m) */
+    float *hartley; /* [h][h]; NULL where h is 1 */
+} nbi_cpu_rotation;
+
 typedef struct nbi_cpu_kernels {
     const char *name; /* "avx512-vnni" */
     const char *isa;  /* as NB_CPU_ISA says it */
@@ -92,6 +100,7 @@ typedef struct nbi_cpu_kernels {
     void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */
     void (*attend)(const nbi_cpu_attend *a);
+    void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
 } nbi_cpu_kernels;
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
@@ -103,8 +112,9 @@ extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avx512;
 struct nbi_step {
     const nbi_batch *batch;
     size_t max_rows, head_dim;
-    float *inv_freq; /* [head_dim/2] */
-    float *cos_sin;  /* [max_rows][head_dim/2][2] */
+    float *inv_freq;           /* [head_dim/2] */
+    float *cos_sin;            /* [max_rows][head_dim/2][2] */
+    nbi_cpu_rotation rotation; /* of a head */
 };
 
 typedef struct nbi_cpu {
@@ -148,6 +158,21 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, c
 nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
                             float scale, void *y, unsigned forms);
+
+/* transform.c */
+struct nbi_transform {
+    size_t k;
+    nbi_cpu_rotation rotation;
+    float *signs; /* [k] of 1 and -1; NULL: no rotation */
+};
+nb_status nbi_cpu_rotation_init(nbi_cpu_rotation *r, size_t k);
+void nbi_cpu_rotation_free(nbi_cpu_rotation *r);
+nb_status nbi_cpu_transform_create(nbi_backend *b, nbi_transform **out, const nbi_transform_spec *spec);
+void nbi_cpu_transform_free(nbi_backend *b, nbi_transform *t);
+size_t nbi_cpu_transform_bytes(nbi_backend *b, const nbi_transform_spec *spec);
+nb_status nbi_cpu_transform_in(nbi_backend *b, const nbi_transform *t, void *x, size_t rows, unsigned forms);
+nb_status nbi_cpu_transform_out(nbi_backend *b, const nbi_transform *t, float *x, size_t rows, const float *bias,
+                                void *y, size_t col, size_t ldy, nbi_dst dst);
 
 /* step.c */
 nb_status nbi_cpu_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);

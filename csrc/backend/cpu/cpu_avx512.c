@@ -17,6 +17,7 @@ const nbi_cpu_kernels nbi_cpu_avx512 = {
     .swiglu = swiglu,
     .exp = exp_n,
     .attend = attend,
+    .rotate_row = rotate_row,
 };
 #else
 typedef int nbi_cpu_avx512_is_for_x86_64; /* a translation unit is never empty */

@@ -16,4 +16,5 @@ const nbi_cpu_kernels nbi_cpu_scalar = {
     .swiglu = swiglu,
     .exp = exp_n,
     .attend = attend,
+    .rotate_row = rotate_row,
 };

@@ -130,6 +130,24 @@ V16_INLINE v16 v16_max(v16 a, v16 b)
 {
     return v16_make(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi));
 }
+V16_INLINE __m256 v16_butterfly_half(__m256 x, int len)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    /* the sign bit of the upper lanes: a - b is a + -b */
+    const __m256i upper = _mm256_slli_epi32(_mm256_and_si256(lane, _mm256_set1_epi32(len)), len == 1   ? 31
+                                                                                            : len == 2 ? 30
+                                                                                                       : 29);
+    const __m256 other = len == 1   ? _mm256_permute_ps(x, 0xb1)
+                         : len == 2 ? _mm256_permute_ps(x, 0x4e)
+                                    : _mm256_permute2f128_ps(x, x, 1);
+    return _mm256_add_ps(other, _mm256_xor_ps(x, _mm256_castsi256_ps(upper)));
+}
+V16_INLINE v16 v16_butterfly(v16 x, int len)
+{
+    if (len == 8)
+        return v16_make(_mm256_add_ps(x.lo, x.hi), _mm256_sub_ps(x.lo, x.hi));
+    return v16_make(v16_butterfly_half(x.lo, len), v16_butterfly_half(x.hi, len));
+}
 V16_INLINE v16 v16_min(v16 a, v16 b)
 {
     return v16_make(_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi));

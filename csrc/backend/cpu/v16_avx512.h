@@ -103,6 +103,15 @@ V16_INLINE v16 v16_max(v16 a, v16 b)
 {
     return _mm512_max_ps(a, b);
 }
+V16_INLINE v16 v16_butterfly(v16 x, int len)
+{
+    const v16 other = len == 1   ? _mm512_permute_ps(x, 0xb1)
+                      : len == 2 ? _mm512_permute_ps(x, 0x4e)
+                      : len == 4 ? _mm512_shuffle_f32x4(x, x, 0xb1)
+                                 : _mm512_shuffle_f32x4(x, x, 0x4e);
+    const __mmask16 upper = len == 1 ? 0xaaaa : len == 2 ? 0xcccc : len == 4 ? 0xf0f0 : 0xff00;
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, other), upper, other, x);
+}
 V16_INLINE v16 v16_min(v16 a, v16 b)
 {
     return _mm512_min_ps(a, b);

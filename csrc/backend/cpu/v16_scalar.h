@@ -106,6 +106,13 @@ V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
     memcpy(p, a.f, n * sizeof(float));
 }
 
+/* Lanes at distance len (1, 2, 4, 8): the lower becomes a + b, the upper a - b. */
+V16_INLINE v16 v16_butterfly(v16 x, int len)
+{
+    v16 r;
+    V16_EACH r.f[i] = i & len ? x.f[i - len] - x.f[i] : x.f[i] + x.f[i + len];
+    return r;
+}
 V16_INLINE v16 v16_add(v16 a, v16 b)
 {
     V16_EACH a.f[i] = a.f[i] + b.f[i];
