@@ -76,6 +76,7 @@ TEST(Nf4, middles_between_neighbours_go_down)
                               0.2035212516784668f,    0.2920137718319893f,   0.3893125355243683f,
                               0.5016634166240692f,    0.6427869200706482f,   0.8614784181118011f};
     for (int i = 0; i < 15; i++) {
+        ASSERT_NEAR(((double)nbi_nf4[i] + (double)nbi_nf4[i + 1]) / 2, (double)middle[i], 0x1p-24) << i;
         const std::vector<float> w = {1, middle[i], std::nextafterf(middle[i], 2), std::nextafterf(middle[i], -2)};
         Result r(w, 1, 4, nf4(0));
         ASSERT_NB_OK(r.st);

@@ -2,17 +2,34 @@
 
 #include <math.h>
 
-#include "base/nf4.h"
 #include "quant/spans.h"
+
+/* The middles between neighbours of nbi_nf4, [i] below entry i.  Most lie half way between two floats: which of them
+ * bitsandbytes took decides a code now and then, so its constants are written out. */
+static const float middles[16] = {
+    0.0f,
+    -0.8480964004993439f,
+    -0.6106329262256622f,
+    -0.4599952697753906f,
+    -0.33967943489551544f,
+    -0.23460740596055984f,
+    -0.13791173323988914f,
+    -0.045525018125772476f,
+    0.03979014977812767f,
+    0.1202552504837513f,
+    0.2035212516784668f,
+    0.2920137718319893f,
+    0.3893125355243683f,
+    0.5016634166240692f,
+    0.6427869200706482f,
+    0.8614784181118011f,
+};
 
 static int8_t code_of(float x)
 {
     int u = 0;
-    for (int step = 8; step; step /= 2) {
-        const int i = u + step; /* the middle between entries i - 1 and i */
-        if (x > (float)(((double)nbi_nf4[i - 1] + (double)nbi_nf4[i]) / 2))
-            u = i;
-    }
+    for (int step = 8; step; step /= 2)
+        u += x > middles[u + step] ? step : 0;
     return (int8_t)(u - 8);
 }
 
