@@ -1,5 +1,6 @@
 #include "quant/binary.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "quant/grid.h"
@@ -13,8 +14,9 @@ static float binary_span(int8_t *codes, const float *x, size_t len, nbi_dtype sc
         sum += fabs((double)x[i]);
         codes[i] = (int8_t)(x[i] >= 0 ? 1 : -1);
     }
-    /* no 0 among the codes: a row of zeros has the scale 0 */
-    return sum > 0 ? nbi_grid_stored_scale((float)(sum / (double)len), scale_dtype) : 0.0f;
+    const float mean = (float)(sum / (double)len);
+    /* no 0 among the codes: a row of zeros (or as good as) has the scale 0 */
+    return mean < FLT_MIN ? 0.0f : nbi_grid_scale(mean, scale_dtype);
 }
 
 nb_status nbi_binary(nbi_weight *out, const nbi_weight *src, const nbi_scheme *scheme, nbi_dtype scale_dtype,

@@ -1,6 +1,8 @@
 #include "quant/ternary.h"
 
+#include <float.h>
 #include <math.h>
+#include <string.h>
 
 #include "quant/grid.h"
 #include "quant/spans.h"
@@ -40,12 +42,14 @@ static float twn_span(int8_t *codes, const float *x, size_t len, nbi_dtype scale
     for (int turn = 0; refine && turn < MAX_TURNS && scale > 0; turn++)
         if (!cut_at(scale / 2, codes, x, len, &scale))
             break;
-    return scale > 0 ? nbi_grid_stored_scale((float)scale, scale_dtype) : 1.0f;
+    if (scale < (double)FLT_MIN) /* zeros, or as good as: no scale can be stored */
+        memset(codes, 0, len);
+    return nbi_grid_scale((float)scale, scale_dtype);
 }
 
 static float absmean_span(int8_t *codes, const float *x, size_t len, nbi_dtype scale_dtype, bool refine)
 {
-    const float s = nbi_grid_stored_scale(fmaxf((float)mean_abs(x, len), 1e-5f), scale_dtype);
+    const float s = nbi_grid_scale(fmaxf((float)mean_abs(x, len), 1e-5f), scale_dtype);
     (void)refine;
     for (size_t i = 0; i < len; i++) {
         const float r = rintf(x[i] / s);

@@ -48,8 +48,11 @@ struct nbi_linear {
     float *scales;    /* [panels][groups][16]; NULL when dense */
     uint8_t *zeros;   /* [panels][groups][16]; NULL when symmetric */
     uint32_t *perm;   /* [K] act-order, or NULL */
-    int32_t *corr;    /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
-    float *bias;      /* [panels*16] or NULL */
+    nbi_sparse
+        sparse; /* as nbi_weight has it; of a layer with outliers value is [panels][n_outliers][16], col the outliers */
+    size_t n_outliers;
+    int32_t *corr; /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
+    float *bias;   /* [panels*16] or NULL */
     float act_scale;
     int32_t act_zero; /* zx */
     void *block;      /* the one allocation that holds all of these */
@@ -59,8 +62,9 @@ struct nbi_linear {
 /* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
 typedef struct nbi_cpu_job {
     const nbi_linear *l;
-    const float *x; /* [rows][K] */
-    float *y;       /* [rows][ldy] */
+    const float *x;     /* [rows][K] */
+    const float *given; /* [rows][K]: x as it came, what the sparse part multiplies */
+    float *y;           /* [rows][ldy] */
     size_t ldy;
     unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K; XNOR: [rows][bit_words] */
     size_t q_stride;  /* elements, a multiple of 8 */
@@ -94,6 +98,9 @@ typedef struct nbi_cpu_kernels {
     size_t q_bytes;   /* bytes of an activation's code */
     /* Panels [p0,p1) of rows [r0,r1). */
     void (*linear[NBI_CPU_N_KINDS])(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
+    /* y += S x: outputs [n0,n1) (of a layer with outliers: panels) of rows [r0,r1) */
+    void (*sparse)(const nbi_cpu_job *j, size_t n0, size_t n1, size_t r0, size_t r1);
+    void (*outliers)(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
     void (*quantize_row)(const nbi_cpu_job *j, size_t row);
     void (*sign_row)(const nbi_cpu_job *j, size_t row); /* XNOR */
     void (*rmsnorm_row)(const float *x, const float *weight, float eps, size_t k, float *y);

@@ -69,7 +69,7 @@ static nb_status check_dense(const nbi_weight *w, nbi_linear *l)
 static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
 {
     const nbi_scheme *s = &w->scheme;
-    if (s->kind == NBI_KIND_E8P || s->sparse)
+    if (s->kind == NBI_KIND_E8P)
         return nbi_fail(NB_EUNSUPPORTED, "weights that are not on an even grid have no CPU kernel");
     if (s->kind == NBI_KIND_NF4 && (s->bits != 4 || s->act != NBI_ACT_NONE || s->act_order))
         return nbi_fail(NB_EUNSUPPORTED,
@@ -184,6 +184,23 @@ static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
         }
 }
 
+/* Columns of a layer with outliers lie in panels, sixteen outputs side by side. */
+static void pack_sparse(nbi_linear *l, const nbi_weight *w)
+{
+    const nbi_sparse *from = &w->sparse;
+    if (l->n_outliers) {
+        memcpy(l->sparse.col, w->outlier, l->n_outliers * sizeof *l->sparse.col);
+        for (size_t n = 0; n < l->n; n++)
+            for (size_t i = 0; i < l->n_outliers; i++)
+                l->sparse.value[(n / NBI_PANEL * l->n_outliers + i) * NBI_PANEL + n % NBI_PANEL] =
+                    from->value[n * l->n_outliers + i];
+        return;
+    }
+    memcpy(l->sparse.row, from->row, (l->n + 1) * sizeof *l->sparse.row);
+    memcpy(l->sparse.col, from->col, from->nnz * sizeof *l->sparse.col);
+    memcpy(l->sparse.value, from->value, from->nnz * sizeof *l->sparse.value);
+}
+
 /* Room for count elements at the end of the block that is being laid out; *at is their offset. */
 static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
 {
@@ -193,14 +210,16 @@ static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
 
 /* Where the parts of a packed weight lie in its block; false where a size does not fit. */
 typedef struct parts {
-    size_t total, panel, w, scales, zeros, corr, perm, bias;
+    size_t total, panel, w, scales, zeros, corr, perm, row, col, value, bias;
 } parts;
 
 static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, bool corr, bool bias)
 {
     const bool quantized = l->scheme.bits != 0;
-    size_t kpad, lanes, entries;
-    bool fits = nbi_mul(l->panels, NBI_PANEL, &lanes) && nbi_mul(lanes, quantized ? l->groups : 0, &entries);
+    const size_t nnz = l->sparse.nnz, outliers = l->n_outliers;
+    size_t kpad, lanes, entries, values = nnz;
+    bool fits = nbi_mul(l->panels, NBI_PANEL, &lanes) && (!outliers || nbi_mul(lanes, outliers, &values)) &&
+                nbi_mul(lanes, quantized ? l->groups : 0, &entries);
     p->total = 0;
     if (quantized && is_xnor(&l->scheme))
         fits = fits && nbi_mul(bit_words(l->k), NBI_PANEL * sizeof(uint64_t), &p->panel);
@@ -213,6 +232,9 @@ static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, 
            reserve(&p->total, zeros ? entries : 0, 1, &p->zeros) &&
            reserve(&p->total, corr ? entries : 0, sizeof(int32_t), &p->corr) &&
            reserve(&p->total, l->scheme.act_order ? l->k : 0, sizeof(uint32_t), &p->perm) &&
+           reserve(&p->total, nnz && !outliers ? l->n + 1 : 0, sizeof(uint32_t), &p->row) &&
+           reserve(&p->total, outliers ? outliers : nnz, sizeof(uint32_t), &p->col) &&
+           reserve(&p->total, values, sizeof(float), &p->value) &&
            reserve(&p->total, bias ? lanes : 0, sizeof(float), &p->bias);
 }
 
@@ -235,25 +257,33 @@ static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
     l->corr = corrected ? (int32_t *)(base + p.corr) : NULL;
     l->perm = w->perm ? (uint32_t *)(base + p.perm) : NULL;
     l->bias = w->bias ? (float *)(base + p.bias) : NULL;
+    if (l->sparse.nnz)
+        l->sparse = (nbi_sparse){l->sparse.nnz, (uint32_t *)(base + p.row), (uint32_t *)(base + p.col),
+                                 (float *)(base + p.value)};
     return NB_OK;
 }
 
 /* Whether static activations have a zero point is known when the weight is read: room for the correction is counted. */
 size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
-    nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = *scheme};
+    nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = nbi_scheme_packed(scheme)};
     parts p;
     (void)b;
     l.groups = scheme->bits ? nbi_scheme_groups(scheme, k) : 1;
+    l.sparse.nnz = scheme->bits && scheme->sparse ? scheme->nnz : 0;
+    l.n_outliers = scheme->outliers && n ? l.sparse.nnz / n : 0;
     return lay_out(&p, &l, dense, scheme->bits && !scheme->symmetric,
                    scheme->act == NBI_ACT_TENSOR && !scheme->act_symmetric, bias)
                ? p.total
                : SIZE_MAX;
 }
 
-nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)
+nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
 {
+    nbi_weight packed = *weight;
+    const nbi_weight *w = &packed;
     nb_status st = NB_OK;
+    packed.scheme = nbi_scheme_packed(&weight->scheme);
     *out = NULL;
     if (!w->n || !w->k)
         return nbi_fail(NB_EINVAL, "a weight of %zu x %zu has no elements", w->n, w->k);
@@ -272,11 +302,16 @@ nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weig
     }
     NB_TRY(w->scheme.bits ? check_quantized(w, l) : check_dense(w, l));
     NB_TRY(nbi_weight_check_order(w));
+    NB_TRY(nbi_weight_check_sparse(w));
+    l->sparse.nnz = w->scheme.bits ? w->sparse.nnz : 0;
+    l->n_outliers = w->scheme.bits ? w->n_outliers : 0;
     NB_TRY(allocate(b, l, w));
     if (l->bias)
         memcpy(l->bias, w->bias, w->n * sizeof(float));
     if (l->perm)
         memcpy(l->perm, w->perm, w->k * sizeof *l->perm);
+    if (l->sparse.nnz)
+        pack_sparse(l, w);
 #pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(nbi_cpu_of(b), l->bytes))
     for (size_t p = 0; p < l->panels; p++) {
         if (l->scheme.bits) {

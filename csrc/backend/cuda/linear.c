@@ -57,7 +57,8 @@ static bool takes_signs(const nbi_linear *l)
 
 static bool same_codes(const nbi_linear *a, const nbi_linear *b)
 {
-    return takes_signs(a) == takes_signs(b) && a->act_scale == b->act_scale && a->act_zero == b->act_zero;
+    return takes_signs(a) == takes_signs(b) && a->act_scale == b->act_scale && a->act_zero == b->act_zero &&
+           nbi_cuda_same_outliers(a, b);
 }
 
 static nb_status sign_rows(nbi_cuda *c, const input *in, const nb_act_out *out)
@@ -70,7 +71,7 @@ static nb_status sign_rows(nbi_cuda *c, const input *in, const nb_act_out *out)
 static nb_status input_for(nbi_cuda *c, input *in, const nbi_linear *l, nb_act_out *out, const int32_t **sums)
 {
     nb_status st = NB_OK;
-    const bool given = l->act_scale == 0 && in->forms & NBI_FORM_INT8;
+    const bool outliers = nbi_cuda_has_outliers(l), given = !outliers && l->act_scale == 0 && in->forms & NBI_FORM_INT8;
     *out = nbi_cuda_act((void *)in->x, in->rows, in->k);
     *sums = NULL;
     if (!(in->forms & NBI_FORM_FLOAT) && !(l->integer && given))
@@ -81,6 +82,7 @@ static nb_status input_for(nbi_cuda *c, input *in, const nbi_linear *l, nb_act_o
         *out = (nb_act_out){NULL, (int8_t *)(in->scratch + in->at.q), (float *)(in->scratch + in->at.scale)};
         if (!in->quantized || !same_codes(in->quantized, l)) {
             NB_TRY(takes_signs(l) ? sign_rows(c, in, out)
+                   : outliers     ? nbi_cuda_quantize_outliers(c, l, in->x, in->rows, out)
                                   : nbi_cuda_quantize_rows(c, in->x, in->rows, in->k, l->act_scale, l->act_zero, out));
             in->quantized = l;
             in->summed = NULL;
@@ -262,15 +264,19 @@ nb_status nbi_cuda_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, 
         return nbi_fail(NB_ELIMIT, "cuda: %zu rows of %zu inputs are too many", rows, in.k);
     char *column = y;
     for (size_t i = 0, end; i < n; i = end) {
-        size_t columns = l[i]->p.n;
-        for (end = i + 1; end < n && end - i < NBI_MAX_FUSED && one_launch(l[i], l[end]); end++)
-            columns += l[end]->p.n;
+        for (end = i + 1; end < n && end - i < NBI_MAX_FUSED && one_launch(l[i], l[end]);)
+            end++;
         if (l[i]->perm) {
             NB_TRY(ordered_layer(c, l[i], &in, column, ldy, dst));
             in.quantized = in.summed = NULL; /* its codes stand where theirs stood */
         } else
             NB_TRY(some_layers(c, l + i, end - i, &in, column, ldy, dst));
-        column += columns * (dst == NBI_DST_ACT ? 2 : 4);
+        for (size_t s = i; s < end; s++) {
+            if (l[s]->sparse && !(forms & NBI_FORM_FLOAT))
+                NB_TRY(nbi_fail(NB_EINTERNAL, "cuda: a layer wants its input as floats, which nobody wrote"));
+            NB_TRY(nbi_cuda_sparse_add(c, l[s], x, rows, column, ldy, dst));
+            column += l[s]->p.n * (dst == NBI_DST_ACT ? 2 : 4);
+        }
     }
 done:
     return st;

@@ -31,7 +31,7 @@ static nb_status check_quantized(const nbi_weight *w)
     const nbi_scheme *s = &w->scheme;
     const uint32_t step = s->act == NBI_ACT_NONE ? 16 : 32;
     /* 2 and 3 bits are kept as 4 */
-    if (s->kind == NBI_KIND_E8P || s->sparse)
+    if (s->kind == NBI_KIND_E8P)
         return nbi_fail(NB_EUNSUPPORTED, "weights that are not on an even grid have no CUDA kernel");
     if (s->kind == NBI_KIND_NF4 && (s->bits != 4 || s->act != NBI_ACT_NONE || s->act_order))
         return nbi_fail(NB_EUNSUPPORTED,
@@ -130,11 +130,16 @@ static size_t order_bytes(const nbi_scheme *s, size_t k)
 
 size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
+    const nbi_scheme s = nbi_scheme_packed(scheme);
     layout l;
     (void)dense; /* becomes the type of the activations */
-    if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, scheme))
-        return nbi_cublaslt_plan(nbi_cuda_of(b), n, k, scheme, bias);
-    return lay_out(&l, n, k, scheme, bias) && nbi_add(l.bytes, order_bytes(scheme, k), &l.bytes) ? l.bytes : SIZE_MAX;
+    const size_t beside = nbi_cuda_sparse_bytes(scheme, n, k, scheme->bits && scheme->sparse ? scheme->nnz : 0);
+    size_t bytes;
+    if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, &s))
+        bytes = nbi_cublaslt_plan(nbi_cuda_of(b), n, k, &s, bias);
+    else
+        bytes = lay_out(&l, n, k, &s, bias) && nbi_add(l.bytes, order_bytes(&s, k), &l.bytes) ? l.bytes : SIZE_MAX;
+    return nbi_add(bytes, beside, &bytes) ? bytes : SIZE_MAX;
 }
 
 /* ---- one item of each part ---- */
@@ -372,14 +377,17 @@ done:
     return st;
 }
 
-nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)
+nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
 {
     nbi_cuda *c = nbi_cuda_of(b);
+    nbi_weight packed = *weight;
+    const nbi_weight *w = &packed;
     nb_status st = NB_OK;
     *out = NULL;
     nbi_linear *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("a packed weight", sizeof *l);
+    packed.scheme = nbi_scheme_packed(&weight->scheme);
     NB_TRY(check(w));
     l->scheme = w->scheme;
     l->integer = w->scheme.bits && w->scheme.act != NBI_ACT_NONE && w->scheme.act != NBI_ACT_SIGN;
@@ -394,6 +402,7 @@ nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_wei
         NB_TRY(nbi_cuda_upload(b, l->perm, w->perm, w->k * sizeof *l->perm));
         l->bytes += order_bytes(&w->scheme, w->k);
     }
+    NB_TRY(nbi_cuda_sparse_create(c, l, w));
     *out = l;
     l = NULL;
 done:
@@ -405,6 +414,7 @@ void nbi_cuda_linear_free(nbi_backend *b, nbi_linear *l)
 {
     if (!l)
         return;
+    nbi_cuda_sparse_free(nbi_cuda_of(b), l);
     nbi_cuda_weights_free(nbi_cuda_of(b), l->perm);
     nbi_cuda_weights_free(nbi_cuda_of(b), l->block);
     free(l);
@@ -415,8 +425,11 @@ size_t nbi_cuda_linear_bytes(const nbi_linear *l)
     return l->bytes;
 }
 
-/* Codes with a static scale, or in another order of the inputs, are made from the activations themselves, by linear(). */
+/* Codes with a static scale, in another order of the inputs, or without outliers are made from the activations themselves, by
+ * linear().  A sparse part multiplies these, too. */
 unsigned nbi_cuda_linear_form(const nbi_linear *l)
 {
-    return l->integer && l->act_scale == 0 && !l->perm ? NBI_FORM_INT8 : NBI_FORM_FLOAT;
+    if (!l->integer || l->act_scale != 0 || l->perm || nbi_cuda_has_outliers(l))
+        return NBI_FORM_FLOAT;
+    return NBI_FORM_INT8 | (l->sparse ? NBI_FORM_FLOAT : 0);
 }
