@@ -180,8 +180,15 @@ static nb_status parse_activations(const json_t *j, nbi_scheme *s, const char *w
         (st = nbi_json_bool(j, "symmetric", &s->act_symmetric, where)) != NB_OK ||
         (st = get_choice(j, "strategy", strategies, &strategy, where)) != NB_OK)
         return st;
-    if (bits != 8)
+    if (bits != 8 && bits != 1)
         return nbi_fail(NB_EFORMAT, "%s: \"bits\" is %lld, expected 8", where, (long long)bits);
+    if (bits == 1) { /* resolve_scheme() says who may */
+        if (strategy > 0 && json_object_get(j, "strategy"))
+            return nbi_fail(NB_EFORMAT, "%s: \"strategy\" is \"tensor\" with 1 bit, expected \"token\"", where);
+        s->act = NBI_ACT_SIGN;
+        s->act_symmetric = true;
+        return NB_OK;
+    }
     s->act = strategy ? NBI_ACT_TENSOR : NBI_ACT_TOKEN;
     if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
         return nbi_fail(NB_EFORMAT,
@@ -407,12 +414,17 @@ static nb_status parse_rotate(nbi_recipe *r, const json_t *j, const char *where)
 
 static nb_status resolve_scheme(const nbi_recipe *r, nbi_scheme *s, const char *where)
 {
-    if (!s->bits)
-        return NB_OK;
-    if (r->how->scheme)
-        return r->how->scheme(s, where);
+    nb_status st = s->bits && r->how->scheme ? r->how->scheme(s, where) : NB_OK;
+    if (st != NB_OK || s->kind == NBI_KIND_BINARY)
+        return st;
     if (s->bits == 1)
-        return nbi_fail(NB_EFORMAT, "%s: weights: \"bits\" is 1, expected 2, 3, 4 or 8", where);
+        return nbi_fail(NB_EFORMAT, "%s: weights: \"bits\" is 1, which is for the method binary, expected 2, 3, 4 or 8",
+                        where);
+    if (s->act == NBI_ACT_SIGN)
+        return nbi_fail(NB_EFORMAT,
+                        "%s: activations: \"bits\" is 1, which goes with weights of 1 bit by the method binary only, "
+                        "expected 8",
+                        where);
     return NB_OK;
 }
 
