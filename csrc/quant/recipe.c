@@ -458,7 +458,7 @@ static nb_status resolve_schemes(nbi_recipe *r, const char *where)
 /* A search's choices, which the method must take like any scheme. */
 static nb_status read_search(const nbi_recipe *r, nbi_search *out, const json_t *search, const char *where)
 {
-    char inner[WHERE_MAX];
+    char inner[WHERE_MAX + 32];
     nb_status st = nbi_search_parse(out, search, &r->base, where);
     for (size_t i = 0; st == NB_OK && i < out->n; i++) {
         snprintf(inner, sizeof inner, "%s: choices[%zu]", where, i);
