@@ -4,11 +4,14 @@
 
 #include "base/json.h"
 #include "base/rng.h"
+#include "quant/binary.h"
 #include "quant/clipped.h"
 #include "quant/hqq.h"
 #include "quant/llm_int8.h"
+#include "quant/nf4.h"
 #include "quant/quip.h"
 #include "quant/rtn.h"
+#include "quant/ternary.h"
 
 static nb_status rtn(nbi_weight *out, const nbi_method_job *j)
 {
@@ -46,6 +49,29 @@ static nb_status hqq(nbi_weight *out, const nbi_method_job *j)
     return nbi_hqq(out, j->src, j->scheme, j->scale_dtype, j->threads);
 }
 
+/* Layers to which an override gave other bits are rounded to nearest. */
+static nb_status nf4(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->kind == NBI_KIND_NF4 ? nbi_nf4_quantize(out, j->src, j->scheme, j->threads) : rtn(out, j);
+}
+
+static nb_status twn(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->bits == 2 ? nbi_twn(out, j->src, j->scheme, j->scale_dtype, j->options->refine, j->threads)
+                                : rtn(out, j);
+}
+
+static nb_status absmean(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->bits == 2 ? nbi_absmean(out, j->src, j->scheme, j->scale_dtype, j->threads) : rtn(out, j);
+}
+
+static nb_status binary(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->kind == NBI_KIND_BINARY ? nbi_binary(out, j->src, j->scheme, j->scale_dtype, j->threads)
+                                              : rtn(out, j);
+}
+
 /* The rotations' signs are drawn anew for each layer of the model, and for each output; layers with one input share its signs. */
 static nb_status quip(nbi_weight *out, const nbi_method_job *j)
 {
@@ -73,6 +99,7 @@ static nb_status llm_int8(nbi_weight *out, const nbi_method_job *j)
 static const char *const no_keys[] = {"name", NULL};
 static const char *const gptq_keys[] = {"name", "act_order", "static_groups", "clip", "damp", "block", NULL};
 static const char *const smooth_keys[] = {"name", "alpha", NULL};
+static const char *const twn_keys[] = {"name", "refine", NULL};
 static const char *const spqr_keys[] = {"name", "act_order", "threshold", "damp", "block", NULL};
 static const char *const llm_int8_keys[] = {"name", "threshold", NULL};
 
@@ -85,6 +112,10 @@ static const nbi_method methods[] = {
     {"quip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, quip, nbi_quip_scheme, no_keys},
     {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, NULL, no_keys},
     {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, NULL, smooth_keys},
+    {"nf4", 0, NBI_BALANCE_NONE, nf4, nbi_nf4_scheme, no_keys},
+    {"twn", 0, NBI_BALANCE_NONE, twn, nbi_ternary_scheme, twn_keys},
+    {"absmean", 0, NBI_BALANCE_NONE, absmean, nbi_ternary_scheme, no_keys},
+    {"binary", 0, NBI_BALANCE_NONE, binary, nbi_binary_scheme, no_keys},
     {"spqr", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, spqr, nbi_spqr_scheme, spqr_keys},
     {"llm-int8", NBI_NEEDS_SIZES, NBI_BALANCE_NONE, llm_int8, nbi_llm_int8_scheme, llm_int8_keys},
 };
@@ -130,6 +161,7 @@ static nb_status parse_options(nbi_method_options *o, const json_t *j, const cha
     NB_TRY(nbi_json_double(j, "threshold", 0, 1e9, &size, where));
     NB_TRY(nbi_json_int(j, "block", 1, 1 << 20, &block, where));
     NB_TRY(nbi_json_double(j, "alpha", 0, 1, &alpha, where));
+    NB_TRY(nbi_json_bool(j, "refine", &o->refine, where));
     o->gptq.damp = (float)damp;
     o->spqr.damp = (float)spqr_damp;
     o->spqr.threshold = (float)sensitive;

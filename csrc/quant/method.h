@@ -17,6 +17,7 @@ typedef struct nbi_method_options {
     nbi_spqr_options spqr;
     float alpha;    /* of smooth */
     float outliers; /* of llm-int8: inputs that reach this size */
+    bool refine;    /* of twn */
 } nbi_method_options;
 
 typedef struct nbi_method_job {

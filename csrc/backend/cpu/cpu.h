@@ -27,8 +27,10 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_W8,
     NBI_CPU_W4,  /* symmetric: the code itself comes from a table */
     NBI_CPU_W4Z, /* with zero points */
+    NBI_CPU_NF4, /* codes stand for the numbers of base/nf4.h */
     NBI_CPU_Q8,
     NBI_CPU_Q4,
+    NBI_CPU_XNOR, /* signs on both sides: xnor_body.h */
     NBI_CPU_N_KINDS
 } nbi_cpu_kind;
 
@@ -41,6 +43,7 @@ struct nbi_linear {
     nbi_scheme scheme;
     nbi_cpu_kind kind;
     size_t panel_bytes;
+    size_t bit_words; /* XNOR: 64-bit words of a row */
     unsigned char *w; /* [panels][panel_bytes] */
     float *scales;    /* [panels][groups][16]; NULL when dense */
     uint8_t *zeros;   /* [panels][groups][16]; NULL when symmetric */
@@ -63,7 +66,7 @@ typedef struct nbi_cpu_job {
     const float *given; /* [rows][K]: x as it came, what the sparse part multiplies */
     float *y;           /* [rows][ldy] */
     size_t ldy;
-    unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K */
+    unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K; XNOR: [rows][bit_words] */
     size_t q_stride;  /* elements, a multiple of 8 */
     int32_t *q_sum;   /* [rows][groups]: sum of the codes of a group */
     float *q_scale;   /* [rows]; NaN for a row that holds a NaN or an infinity */
@@ -99,6 +102,7 @@ typedef struct nbi_cpu_kernels {
     void (*sparse)(const nbi_cpu_job *j, size_t n0, size_t n1, size_t r0, size_t r1);
     void (*outliers)(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
     void (*quantize_row)(const nbi_cpu_job *j, size_t row);
+    void (*sign_row)(const nbi_cpu_job *j, size_t row); /* XNOR */
     void (*rmsnorm_row)(const float *x, const float *weight, float eps, size_t k, float *y);
     void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */

@@ -4,6 +4,7 @@
 #include "backend/cpu/linear_body.h"
 #include "backend/cpu/rows_body.h"
 #include "backend/cpu/sparse_body.h"
+#include "backend/cpu/xnor_body.h"
 
 const nbi_cpu_kernels nbi_cpu_scalar = {
     .name = "scalar",
@@ -13,6 +14,7 @@ const nbi_cpu_kernels nbi_cpu_scalar = {
     .sparse = sparse_rows,
     .outliers = outlier_columns,
     .quantize_row = quantize_row,
+    .sign_row = sign_row,
     .rmsnorm_row = rmsnorm_row,
     .swiglu = swiglu,
     .exp = exp_n,

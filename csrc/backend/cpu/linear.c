@@ -117,7 +117,7 @@ static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, siz
         if (quantized) {
 #pragma omp for schedule(static)
             for (size_t r = 0; r < rows; r++)
-                c->kern->quantize_row(&j, r);
+                (l->kind == NBI_CPU_XNOR ? c->kern->sign_row : c->kern->quantize_row)(&j, r);
         }
 #pragma omp for schedule(static)
         for (size_t i = 0; i < t.n_panels * t.n_rows; i++)
