@@ -25,7 +25,8 @@ struct nbi_calibrated {
 static nb_status read_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
 {
     nbi_calibrated *c = self;
-    return nbi_read_linear(out, c->o.ckpt, NULL, module, n, k, bias);
+    nb_status st = nbi_read_linear(out, c->o.ckpt, NULL, module, n, k, bias);
+    return st == NB_OK && c->o.rotation ? nbi_rotation_linear(c->o.rotation, module, out) : st;
 }
 
 static nb_status read_norm(const nbi_calibrated *c, const char *name, float **out, nbi_dtype *dtype)
@@ -40,6 +41,8 @@ static nb_status read_norm(const nbi_calibrated *c, const char *name, float **ou
     nbi_to_f32(*out, t->data, t->dtype, n);
     *dtype = t->dtype;
     const nbi_weight row = {.n = 1, .k = n, .dense_dtype = t->dtype, .dense = t->data};
+    for (size_t i = 0; c->o.rotation && i < n; i++)
+        (*out)[i] = 1; /* it is in the layers behind it */
     return nbi_check_finite(&row, name);
 }
 
@@ -72,7 +75,7 @@ static nb_status read_layer(nbi_calibrated *c, uint32_t i, nbi_host_layer *l, nb
         size_t n, k;
         nbi_proj_shape(cfg, (nbi_proj)p, &n, &k);
         nbi_module_name(name, i, (nbi_proj)p);
-        NB_TRY(nbi_read_linear(&l->w[p], c->o.ckpt, NULL, name, n, k, nbi_proj_has_bias(cfg, (nbi_proj)p)));
+        NB_TRY(read_linear(c, name, n, k, nbi_proj_has_bias(cfg, (nbi_proj)p), &l->w[p]));
         NB_TRY(widen(&l->w[p]));
     }
 done:
@@ -182,6 +185,7 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
         job.scheme[p] = c->o.scheme[i * NBI_N_PROJ + (uint32_t)p];
     NB_TRY(read_layer(c, i, dense, job.norm_dtype));
     NB_TRY(nbi_layerwise_observe(c->walk, i, dense, c->in));
+    NB_TRY(nbi_rotation_inputs(&c->in[NBI_PORT_DOWN], dense->w[NBI_DOWN].in_signs, c->o.threads));
     NB_TRY(nbi_balance_layer(&job, dense, c->in));
     NB_TRY(nbi_round_layer(&job, dense, c->in, quantized));
     if (i + 1 < c->o.cfg->n_layers)

@@ -44,7 +44,8 @@ typedef struct job {
     const nbi_method *method;
     const nbi_method_options *method_options;
     nbi_calibrated *walk;            /* methods that need a text; else NULL */
-    const nbi_scheme **schemes;      /* [n_layers * NBI_N_PROJ], for it */
+    const nbi_scheme **schemes;      /* [n_layers * NBI_N_PROJ], for it and the rotation */
+    nbi_rotation *rotation;          /* the model is read through it; NULL: as it is */
     nbi_host_layer dense, quantized; /* the layer whose tensors are being written */
     int64_t layer;                   /* its index, -1 before the first */
     uint32_t *order;                 /* of the checkpoint's tensors in the output: layer after layer */
@@ -110,6 +111,8 @@ static nb_status set_schemes(job *j)
     for (size_t i = 0; i < j->n_modules; i++) {
         module *m = &j->modules[i];
         NB_TRY(nbi_recipe_scheme(j->recipe, m->name, m->k, &m->scheme));
+        if (nbi_recipe_rotates(j->recipe) && !m->is_head && m->proj == NBI_DOWN && m->scheme.bits)
+            m->scheme.rotate_in = true;
         if (m->is_head && m->scheme.act == NBI_ACT_TENSOR)
             NB_TRY(nbi_fail(NB_EUNSUPPORTED, "the recipe gives lm_head static activations, expected dynamic or none"));
         if (m->is_head && nbi_recipe_method(j->recipe, &options)->needs && !nbi_scheme_is_plain(&m->scheme))
@@ -119,6 +122,19 @@ static nb_status set_schemes(job *j)
     }
 done:
     return st;
+}
+
+static nb_status list_schemes(job *j)
+{
+    const size_t n = (size_t)j->cfg.n_layers * NBI_N_PROJ;
+    if (!(j->schemes = calloc(n, sizeof *j->schemes)))
+        return nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes);
+    for (size_t i = 0; i < j->n_modules; i++)
+        if (!j->modules[i].is_head)
+            j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
+    j->model.rotate_keys = nbi_recipe_rotates(j->recipe);
+    return nbi_recipe_rotates(j->recipe) ? nbi_rotation_create(&j->rotation, &j->cfg, j->ckpt, j->schemes, j->threads)
+                                         : NB_OK;
 }
 
 /* The format that can say all schemes. */
@@ -179,6 +195,7 @@ static nb_status open_source(job *j, const char *dst)
     j->search = nbi_mixed_wanted(j->recipe, j->o.target_bits, j->o.target_bytes);
     if (!j->search) {
         NB_TRY(set_schemes(j));
+        NB_TRY(list_schemes(j));
         NB_TRY(choose_format(j));
     }
     j->method = nbi_recipe_method(j->recipe, &j->method_options);
@@ -223,8 +240,11 @@ static nb_status search(job *j)
     nbi_recipe_free(j->recipe);
     j->recipe = found;
     j->method = nbi_recipe_method(j->recipe, &j->method_options);
-    st = set_schemes(j);
-    return st == NB_OK ? choose_format(j) : st;
+    NB_TRY(set_schemes(j));
+    NB_TRY(list_schemes(j));
+    NB_TRY(choose_format(j));
+done:
+    return st;
 }
 
 static nb_status calibrate(job *j)
@@ -336,7 +356,10 @@ static nb_status quantize_one(job *j, const module *m)
         goto done;
     }
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
+    if (j->rotation)
+        NB_TRY(nbi_rotation_linear(j->rotation, m->name, &src));
     NB_TRY(round_one(j, m, &src, &q));
+    NB_TRY(nbi_rotation_sign(&q, &src));
     NB_TRY(set_activation_grid(j, m, &q));
     NB_TRY(nbi_quant_write(j->format, j->writer, m->name, &q, j->scale_dtype));
     NB_TRY(report_row(j, m, &q, &src, NULL));
@@ -396,19 +419,14 @@ static nb_status open_walk(job *j)
     nbi_observer_method observer;
     double percentile;
     uint32_t tokens, ctx;
-    const size_t n = (size_t)j->cfg.n_layers * NBI_N_PROJ;
     if (!j->method->needs || j->o.dry_run)
         return NB_OK;
-    if (!(j->schemes = calloc(n, sizeof *j->schemes)))
-        return nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes);
-    for (size_t i = 0; i < j->n_modules; i++)
-        if (!j->modules[i].is_head)
-            j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
     nbi_recipe_calibration(j->recipe, &observer, &percentile, &tokens, &ctx);
     return nbi_calibrated_create(&j->walk,
                                  &(nbi_calibrated_options){.path = j->src,
                                                            .cfg = &j->cfg,
                                                            .ckpt = j->ckpt,
+                                                           .rotation = j->rotation,
                                                            .scheme = j->schemes,
                                                            .method = j->method,
                                                            .options = j->method_options,
@@ -475,7 +493,14 @@ static nb_status write_tensor(job *j, const nbi_tensor *t)
     if (m && m->scheme.bits)
         return quantize_one(j, m);
     const float *x = j->walk && layer >= 0 ? balanced(j, t->name) : NULL;
-    return x ? write_balanced(j, t, x) : copy_dense(j, t, m);
+    float *rotated = NULL;
+    if (!x && j->rotation)
+        NB_TRY(nbi_rotation_tensor(j->rotation, t, &rotated));
+    x = x ? x : rotated;
+    st = x ? write_balanced(j, t, x) : copy_dense(j, t, m);
+done:
+    free(rotated);
+    return st;
 }
 
 static nb_status write_tensors(job *j)
@@ -651,6 +676,7 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nbi_host_layer_free(&j.quantized);
     nbi_calibrated_free(j.walk);
     nbi_calibration_free(j.calib);
+    nbi_rotation_free(j.rotation);
     free(j.schemes);
     free(j.entries);
     free(j.order);

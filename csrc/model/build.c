@@ -64,8 +64,8 @@ static nb_status load_table(nb_model *m, const nbi_source *src, const char *modu
     nb_status st;
     NB_TRY(src->linear(src->self, module, m->cfg.vocab, m->cfg.hidden, false, &w));
     if (w.out_signs || (!in && w.in_signs))
-        NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, expected that of linear layers only%s", module,
-                        in ? ", and of their inputs" : ""));
+        NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, which only %s be", module,
+                        in ? "its inputs may" : "linear layers may"));
     if (in)
         NB_TRY(nbi_port_input_add(in, &w, module));
     NB_TRY(pack(m, &w, module, out));

@@ -204,6 +204,7 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     NB_TRY(nbi_model_json(&config, path, where));
     NB_TRY(nbi_config_parse(&m->cfg, config, where));
     NB_TRY(nbi_quantization_config(&f.quant, config, where));
+    m->cfg.rotate_keys = nbi_quant_model_of(f.quant).rotate_keys;
     NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
     m->hash = fingerprint(f.ckpt, config);
     NB_TRY(load_tokenizer(m, path));

@@ -12,26 +12,21 @@ void nbi_port_input_free(nbi_port_input *in)
     *in = (nbi_port_input){0};
 }
 
-static bool agrees(const nbi_port_input *in, const nbi_weight *w)
-{
-    return in->spec.k == w->k && (in->spec.signs != NULL) == (w->in_signs != NULL) &&
-           (!in->spec.signs || memcmp(in->spec.signs, w->in_signs, w->k) == 0);
-}
-
 nb_status nbi_port_input_add(nbi_port_input *in, const nbi_weight *w, const char *module)
 {
-    if (in->decided[0])
-        return agrees(in, w)
-                   ? NB_OK
-                   : nbi_fail(NB_EFORMAT, "%s and %s read the same input, but ask for different rotations of it",
-                              module, in->decided);
-    snprintf(in->decided, sizeof in->decided, "%s", module);
-    in->spec = (nbi_transform_spec){.k = w->k};
-    if (w->in_signs) {
-        if (!(in->signs = malloc(w->k)))
-            return nbi_fail_nomem("the signs of a rotation", w->k);
-        in->spec.signs = memcpy(in->signs, w->in_signs, w->k);
+    if (in->module[0]) {
+        if (in->k == w->k && !in->signs == !w->in_signs && (!in->signs || memcmp(in->signs, w->in_signs, w->k) == 0))
+            return NB_OK;
+        return nbi_fail(NB_EFORMAT, "%s and %s read the same input, but do not ask for the same rotation of it", module,
+                        in->module);
     }
+    snprintf(in->module, sizeof in->module, "%s", module);
+    in->k = w->k;
+    if (!w->in_signs)
+        return NB_OK;
+    if (!(in->signs = malloc(w->k)))
+        return nbi_fail_nomem("the signs of a rotation", w->k);
+    memcpy(in->signs, w->in_signs, w->k);
     return NB_OK;
 }
 
@@ -49,10 +44,10 @@ static nb_status create(nb_model *m, nbi_transform **out, const nbi_transform_sp
 nb_status nbi_port_input_create(nb_model *m, const nbi_port_input *in, nbi_transform **out)
 {
     *out = NULL;
-    if (!in->spec.signs)
+    if (!in->signs)
         return NB_OK;
-    nb_status st = create(m, out, &in->spec);
-    return st == NB_OK ? st : nbi_fail_in(st, "%s: ", in->decided);
+    nb_status st = create(m, out, &(nbi_transform_spec){in->k, in->signs});
+    return st == NB_OK ? st : nbi_fail_in(st, "%s: ", in->module);
 }
 
 nb_status nbi_output_create(nb_model *m, size_t n, const int8_t *signs, const float *bias, nbi_transform **out,
@@ -71,17 +66,16 @@ done:
     return st;
 }
 
-/* Which signs is known when weights are read. */
 size_t nbi_transforms_plan(const nb_model *m, size_t n, size_t k, const nbi_scheme *s, bool bias)
 {
-    static const int8_t some = 1;
+    static const int8_t some = 1; /* which is known when weights are read */
     const nbi_backend_ops *ops = m->be->ops;
     size_t bytes = 0;
     if (!ops->transform_bytes)
         return 0;
     if (s->rotate_in)
-        bytes = ops->transform_bytes(m->be, &(nbi_transform_spec){.k = k, .signs = &some});
+        bytes = ops->transform_bytes(m->be, &(nbi_transform_spec){k, &some});
     if (s->rotate_out)
-        bytes += ops->transform_bytes(m->be, &(nbi_transform_spec){.k = n, .signs = &some}) + (bias ? n * 4 : 0);
+        bytes += ops->transform_bytes(m->be, &(nbi_transform_spec){n, &some}) + (bias ? n * sizeof(float) : 0);
     return bytes;
 }

@@ -1,5 +1,5 @@
-/* What weights ask of the activations around them (base/weight.h: rotations): collected while the layers of a port are
- * loaded, then made. */
+/* What weights ask of the activations around them (rotations: base/weight.h): collected while the layers of a port are loaded,
+ * then made. */
 #ifndef NB_MODEL_TRANSFORMS_H
 #define NB_MODEL_TRANSFORMS_H
 
@@ -7,9 +7,9 @@
 
 /* What the weights of a port, which read the same input, ask of it. */
 typedef struct nbi_port_input {
-    char decided[96]; /* the module that the spec is from; "": none yet */
-    nbi_transform_spec spec;
-    int8_t *signs;
+    char module[96]; /* the one that decided; "": none yet */
+    size_t k;
+    int8_t *signs; /* [k]; NULL: no rotation */
 } nbi_port_input;
 
 /* `module` names w.  NB_EFORMAT with both names where two weights ask for different things. */

@@ -11,13 +11,10 @@
  * U^T U.  NB_EFORMAT: h is not positive definite (h is destroyed). */
 nb_status nbi_inverse_cholesky(float *h, size_t k);
 
-/* h [k][k], symmetric and positive definite (its upper triangle is not read), becomes L of the block LDL^T decomposition with
- * blocks of b, a divisor of k: h = L D L^T, L lower triangular with identities for diagonal blocks and zeros above, D block
- * diagonal.  NB_EFORMAT: h is not positive definite (h is destroyed). */
-nb_status nbi_block_ldl(float *h, size_t k, size_t b);
-
-/* h [k][k], symmetric and positive definite, becomes its inverse.  NB_EFORMAT as above.  For small k. */
-nb_status nbi_inverse(float *h, size_t k);
+/* Between these two calls the library's own threads rest, so that OpenMP's, which call it, do not come on top of them.  The first
+ * returns what the second takes. */
+int nbi_blas_alone(void);
+void nbi_blas_together(int threads);
 
 /* c [m][n] -= a [m][k] b [k][n], with rows of lda, ldb, ldc elements.  One thread. */
 void nbi_matmul_sub(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, size_t m, size_t n,

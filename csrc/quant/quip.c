@@ -8,6 +8,7 @@
 #include "base/e8p.h"
 #include "base/rng.h"
 #include "base/rotation.h"
+#include "quant/block_ldl.h"
 #include "quant/linalg.h"
 
 #define ROWS      64  /* rows of W that a thread carries through all columns together */
@@ -117,7 +118,7 @@ static nb_status factor(quip *q)
         float *inverse = q->inverse + b * BLOCK;
         for (size_t i = 0; i < BLOCK; i++)
             memcpy(inverse + i * BLOCK, q->h + (b + i) * k + b, BLOCK * sizeof *inverse);
-        NB_TRY(nbi_inverse(inverse, BLOCK));
+        NB_TRY(nbi_small_inverse(inverse, BLOCK));
     }
 done:
     return st;
@@ -270,6 +271,7 @@ static bool take_rows(quip *q)
 
 static nb_status round_all(quip *q, int threads)
 {
+    const int blas = nbi_blas_alone();
     bool no_memory = false;
 #pragma omp parallel num_threads(threads)
     {
@@ -278,6 +280,7 @@ static nb_status round_all(quip *q, int threads)
             no_memory = true;
         }
     }
+    nbi_blas_together(blas);
     return no_memory ? nbi_fail_nomem("rows of a weight", ROWS * q->k * sizeof(float)) : NB_OK;
 }
 

@@ -27,8 +27,10 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_W8,
     NBI_CPU_W4,  /* symmetric: the code itself comes from a table */
     NBI_CPU_W4Z, /* with zero points */
+    NBI_CPU_NF4, /* codes stand for the numbers of base/nf4.h */
     NBI_CPU_Q8,
     NBI_CPU_Q4,
+    NBI_CPU_XNOR, /* signs on both sides: xnor_body.h */
     NBI_CPU_N_KINDS
 } nbi_cpu_kind;
 
@@ -41,12 +43,16 @@ struct nbi_linear {
     nbi_scheme scheme;
     nbi_cpu_kind kind;
     size_t panel_bytes;
+    size_t bit_words; /* XNOR: 64-bit words of a row */
     unsigned char *w; /* [panels][panel_bytes] */
     float *scales;    /* [panels][groups][16]; NULL when dense */
     uint8_t *zeros;   /* [panels][groups][16]; NULL when symmetric */
     uint32_t *perm;   /* [K] act-order, or NULL */
-    int32_t *corr;    /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
-    float *bias;      /* [panels*16] or NULL */
+    nbi_sparse
+        sparse; /* as nbi_weight has it; of a layer with outliers value is [panels][n_outliers][16], col the outliers */
+    size_t n_outliers;
+    int32_t *corr; /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
+    float *bias;   /* [panels*16] or NULL */
     float act_scale;
     int32_t act_zero; /* zx */
     void *block;      /* the one allocation that holds all of these */
@@ -56,10 +62,11 @@ struct nbi_linear {
 /* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
 typedef struct nbi_cpu_job {
     const nbi_linear *l;
-    const float *x; /* [rows][K] */
-    float *y;       /* [rows][ldy] */
+    const float *x;     /* [rows][K] */
+    const float *given; /* [rows][K]: x as it came, what the sparse part multiplies */
+    float *y;           /* [rows][ldy] */
     size_t ldy;
-    unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K */
+    unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K; XNOR: [rows][bit_words] */
     size_t q_stride;  /* elements, a multiple of 8 */
     int32_t *q_sum;   /* [rows][groups]: sum of the codes of a group */
     float *q_scale;   /* [rows]; NaN for a row that holds a NaN or an infinity */
@@ -91,7 +98,11 @@ typedef struct nbi_cpu_kernels {
     size_t q_bytes;   /* bytes of an activation's code */
     /* Panels [p0,p1) of rows [r0,r1). */
     void (*linear[NBI_CPU_N_KINDS])(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
+    /* y += S x: outputs [n0,n1) (of a layer with outliers: panels) of rows [r0,r1) */
+    void (*sparse)(const nbi_cpu_job *j, size_t n0, size_t n1, size_t r0, size_t r1);
+    void (*outliers)(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
     void (*quantize_row)(const nbi_cpu_job *j, size_t row);
+    void (*sign_row)(const nbi_cpu_job *j, size_t row); /* XNOR */
     void (*rmsnorm_row)(const float *x, const float *weight, float eps, size_t k, float *y);
     void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */

@@ -1,6 +1,4 @@
-/* Rotations of activations beside linear layers (base/rotation.h), a row a thread.
- *
- * Outliers are the other kind of transform: transform_create(), _free() and _in() hand them on. */
+/* Rotations of activations beside linear layers (base/rotation.h), a row a thread. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,7 +44,7 @@ nb_status nbi_cpu_transform_create(nbi_backend *b, nbi_transform **out, const nb
     nb_status st = NB_OK;
     *out = NULL;
     if (!spec->k)
-        return nbi_fail(NB_EINVAL, "a transform of no elements");
+        return nbi_fail(NB_EINVAL, "a transform of 0 inputs");
     nbi_transform *t = calloc(1, sizeof *t);
     if (!t)
         return nbi_fail_nomem("a transform", sizeof *t);

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/nf4.h"
+
 #define V16_INLINE static inline __attribute__((always_inline))
 
 /* 16 registers: 8 sums (a lane of sixteen is two), 2 of weights, the rest for unpacking. */
@@ -202,6 +204,18 @@ V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
 V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
+}
+/* vpermps looks at the low 3 bits of an index; bit 3, moved to the sign, chooses between two tables. */
+V16_INLINE __m256 v16_nf4_half(__m256i w, int shift)
+{
+    const __m256i at = _mm256_srli_epi32(w, shift);
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(nbi_nf4), at),
+                            _mm256_permutevar8x32_ps(_mm256_loadu_ps(nbi_nf4 + 8), at),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+V16_INLINE v16 v16_nf4(v16u w, int shift)
+{
+    return v16_make(v16_nf4_half(w.lo, shift), v16_nf4_half(w.hi, shift));
 }
 
 /* -- integer dot products --

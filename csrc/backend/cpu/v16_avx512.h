@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/nf4.h"
+
 #define V16_INLINE static inline __attribute__((always_inline))
 
 /* 32 registers: 16 sums, 2 of weights, the rest for unpacking and zero points.  A single row takes four panels, so
@@ -171,6 +173,10 @@ V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
 V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_nibble(w, shift, -8);
+}
+V16_INLINE v16 v16_nf4(v16u w, int shift)
+{
+    return _mm512_permutexvar_ps(v16u_shift(w, shift), _mm512_loadu_ps(nbi_nf4));
 }
 
 /* -- integer dot products: vpdpbusd adds four products of an unsigned and a signed byte to a lane -- */

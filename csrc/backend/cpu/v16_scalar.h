@@ -11,6 +11,7 @@
 
 #include "backend/cpu/cpu.h"
 #include "base/dtype.h"
+#include "base/nf4.h"
 
 #if defined(NBI_CPU_SANITIZED)
 #define V16_INLINE static inline /* checked code that is inlined everywhere takes minutes to compile */
@@ -199,6 +200,12 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     v16 r;
     V16_EACH r.f[i] = (float)((int)(w.u[i] >> shift & 15) - 8);
+    return r;
+}
+V16_INLINE v16 v16_nf4(v16u w, int shift) /* the number that the nibble at bit `shift` stands for */
+{
+    v16 r;
+    V16_EACH r.f[i] = nbi_nf4[w.u[i] >> shift & 15];
     return r;
 }
 
