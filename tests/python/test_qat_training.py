@@ -46,6 +46,7 @@ def layer(scheme, dtype="BF16", start=None, n=24, k=48, seed=1):
 def test_what_is_trained_is_what_the_codes_mean_bit_for_bit(scheme, dtype):
     m = layer(scheme, dtype)
     q, scale, zero = m.codes()
+    assert np.array_equal(_grid.stored_scale(m.scale.detach().numpy(), dtype), scale)
     assert np.array_equal(_grid.stored_scale(scale, dtype), scale)  # the file changes nothing
     assert (zero is None) == scheme.symmetric
     want = _grid.values(q, scale, zero, scheme)
