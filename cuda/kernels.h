@@ -101,7 +101,22 @@
     X(nb_histogram, histogram, 256, 0, 75, nb_histogram_args)                                                          \
     X(nb_clip_search, clip_search, 256, 0, 75, nb_clip_search_args)                                                    \
     X(nb_gram, gram, 256, 0, 75, nb_gram_args)                                                                         \
-    X(nb_rtn, rtn, 256, 0, 75, nb_rtn_args)
+    X(nb_rtn, rtn, 256, 0, 75, nb_rtn_args)                                                                            \
+    /* weights that are not on an even grid */                                                                         \
+    NB_GEMM_LINES(X, nb_gemm_nf4, gemm_nf4)                                                                            \
+    X(nb_gemv_nf4_f16, gemv_nf4, 256, 99 * 1024, 75, nb_gemv_args)                                                     \
+    X(nb_gemv_nf4_bf16, gemv_nf4, 256, 99 * 1024, 80, nb_gemv_args)                                                    \
+    X(nb_sign_rows_f16, xnor, 256, 0, 75, nb_sign_rows_args)                                                           \
+    X(nb_sign_rows_bf16, xnor, 256, 0, 80, nb_sign_rows_args)                                                          \
+    X(nb_xnor_f16, xnor, 256, 0, 75, nb_gemm_args)                                                                     \
+    X(nb_xnor_bf16, xnor, 256, 0, 80, nb_gemm_args)                                                                    \
+    /* beside linear layers: single numbers, outliers */                                                               \
+    X(nb_sparse_few_f16, sparse_rows, 256, 0, 75, nb_sparse_args)                                                      \
+    X(nb_sparse_few_bf16, sparse_rows, 256, 0, 80, nb_sparse_args)                                                     \
+    X(nb_sparse_many_f16, sparse_rows, 256, 0, 75, nb_sparse_args)                                                     \
+    X(nb_sparse_many_bf16, sparse_rows, 256, 0, 80, nb_sparse_args)                                                    \
+    X(nb_quantize_outliers_f16, quantize_outliers, 256, 48 * 1024, 75, nb_quantize_outliers_args)                      \
+    X(nb_quantize_outliers_bf16, quantize_outliers, 256, 48 * 1024, 80, nb_quantize_outliers_args)
 
 /* ---- a step: what step_begin() uploads.  Rows past the batch (a recorded step has a fixed number) have pos -1 and are
  * skipped by every kernel that reads this ---- */
@@ -388,6 +403,34 @@ typedef struct nb_rtn_args {
     uint32_t dtype, rows, k, group, bits, symmetric, scale_dtype;
     uint32_t team; /* threads that share a group: 1, 2, 4 .. 32 or 256 */
 } nb_rtn_args;
+
+/* ---- signs on both sides: xnor.cu; nb_xnor takes nb_gemm_args, x its bits, dst as there ---- */
+
+#define NB_XNOR_ROWS    8
+#define NB_XNOR_COLUMNS 32
+
+typedef struct nb_sign_rows_args {
+    const void *x;  /* T [rows][k] */
+    uint32_t *bits; /* [rows][NB_XNOR_WORDS(k)] */
+    float *scale;   /* [rows] */
+    uint32_t rows, k;
+} nb_sign_rows_args;
+
+/* ---- beside linear layers ---- */
+
+typedef struct nb_sparse_args {
+    const uint32_t *row;   /* [n+1] */
+    const uint32_t *entry; /* [nnz]: column, and value as half << 16 */
+    const void *x;         /* T [rows][k] */
+    void *y;               /* [rows][ldy], added to */
+    uint32_t rows, n, k, ldy;
+    uint32_t dst; /* NB_DST_ACT: T, else fp32 */
+} nb_sparse_args;
+
+typedef struct nb_quantize_outliers_args {
+    nb_quantize_rows_args rows;
+    const uint8_t *keep; /* [k/8] */
+} nb_quantize_outliers_args;
 
 enum nb_kernel {
 #define X(name, file, threads, shared, sm, args) NB_K_##name,

@@ -43,6 +43,9 @@ typedef struct nbi_scheme {
     bool rotate_in, rotate_out; /* nbi_weight.in_signs, out_signs */
     bool outliers;              /* nbi_weight.outlier: columns that INT8 activations leave out; implies sparse */
     bool sparse;                /* nbi_weight.sparse */
+    bool nested;                /* nbi_weight.nested */
+    size_t
+        nnz; /* of the sparse part, for the memory plan: who reads a file knows it from the header; no part of what a scheme is */
 } nbi_scheme;
 
 /* Single numbers beside the codes, by rows (CSR). */
@@ -53,10 +56,38 @@ typedef struct nbi_sparse {
     float *value;  /* [nnz], numbers of fp16 */
 } nbi_sparse;
 
+/* Scales and zero points that are numbers of a grid themselves (SpQR): what a file holds, scales and zeros are made of it.
+ *     scales[n][g] = fma(scale_code, step, base)     zeros[n][g] = rne(fma(zero_code, step, base)), limited to the codes' range */
+typedef struct nbi_nested {
+    uint8_t bits;                  /* of a code */
+    uint32_t rows;                 /* rows of W that share a grid in a group of columns; the last ones may be fewer */
+    uint8_t *scale_code;           /* [N,G] below 2^bits */
+    uint8_t *zero_code;            /* [N,G] */
+    float *scale_grid, *zero_grid; /* [ceil(N/rows)][G][2] {base, step}: numbers of fp16 */
+} nbi_nested;
+
 /* Groups in a row of K elements: 1 for per-tensor and per-channel.  K must be a multiple of the group. */
 static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
 {
     return s->strategy == NBI_PER_GROUP ? k / s->group : 1;
+}
+
+/* What a scheme is in memory: E8P's codes are packed as the INT8 that they are, whatever their bits in a file. */
+static inline nbi_scheme nbi_scheme_packed(const nbi_scheme *s)
+{
+    nbi_scheme p = *s;
+    if (s->bits && s->kind == NBI_KIND_E8P) {
+        p.kind = NBI_KIND_INT;
+        p.bits = 8;
+    }
+    return p;
+}
+
+/* Codes on an even grid and nothing beside them, in the order of inputs or not: what rounding to nearest makes. */
+static inline bool nbi_scheme_is_plain(const nbi_scheme *s)
+{
+    return !s->bits ||
+           (s->kind == NBI_KIND_INT && !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse && !s->nested);
 }
 
 /* "bf16" has no scheme; else "W8A8 channel", "W4A16 g128 asym", "W8A8-static tensor" ... */
@@ -68,8 +99,9 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48]);
  * With rotations, T the orthogonal, symmetric matrix of base/rotation.h:
  *     y = bias + diag(out_signs) T_N (W T_K (diag(in_signs) x))
  * where either side may be missing.  With outliers, the columns listed are 0 in W, activations are quantized as if these inputs
- * were 0, and the columns are in the sparse part.  The sparse part S adds S x, x as it came.  At most one of act_order, rotation
- * and the sparse part is used.
+ * were 0, and the sparse part holds
+ * these columns, whole, and nothing else.  The sparse part S adds S x, x as it came, its columns by inputs.  A rotation
+ * stands alone: act_order and sparse parts, without outliers, go together.
  *
  * W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G). */
 typedef struct nbi_weight {
@@ -79,9 +111,11 @@ typedef struct nbi_weight {
     nbi_dtype dense_dtype; /* bits == 0: F32, F16 or BF16 */
     const void *dense;     /* bits == 0: [N,K]; usually a view into a mapped file */
 
-    int8_t *codes; /* [N,K], one signed code a byte, in -2^(b-1) .. 2^(b-1)-1 */
+    int8_t *codes; /* [N,K], one signed code a byte, in -2^(b-1) .. 2^(b-1)-1; with E8P whatever base/e8p.h says */
     float *scales; /* [N,G]; per-tensor: N equal values */
     int8_t *zeros; /* [N,G] in the range of the codes; NULL when symmetric */
+    /* E8P: [N, K/8, bits/2], the words that the codes are made from, as in a file; else NULL */
+    uint16_t *words;
 
     uint32_t *perm; /* [K], each below K; NULL unless scheme.act_order */
     int8_t
@@ -91,6 +125,7 @@ typedef struct nbi_weight {
         outlier; /* [n_outliers] ascending; NULL where there are none.  Layers with the same input have the same ones */
     size_t n_outliers;
     nbi_sparse sparse; /* nnz 0 and NULLs unless scheme.sparse */
+    nbi_nested nested; /* NULLs unless scheme.nested */
     float *bias;       /* [N] or NULL */
     float act_scale;   /* NBI_ACT_TENSOR: x = (q - act_zero) * act_scale */
     int32_t act_zero;  /* in -128 .. 127; 0 when act_symmetric */
@@ -98,13 +133,23 @@ typedef struct nbi_weight {
     void *owned; /* freed by nbi_weight_free() if `dense` is not a view */
 } nbi_weight;
 
-/* Allocates codes, scales and (asymmetric) zeros for n, k and scheme, which must be set. */
+/* Allocates codes, scales, (asymmetric) zeros and (E8P) words for n, k and scheme, which must be set. */
 nb_status nbi_weight_alloc(nbi_weight *w);
+/* A copy with members of its own, but for `dense`, which stays a view of what w has. */
+nb_status nbi_weight_copy(nbi_weight *out, const nbi_weight *w);
 void nbi_weight_free(nbi_weight *w); /* frees the members, zeroes the struct */
 
 /* What every backend asks of a weight for INT8 activations: scale and zero point are usable, and the exact sum of a group,
  * sum of (q - zx)(code - z) over group_len products, fits an int32.  Intermediate sums may wrap: they are modulo 2^32. */
 nb_status nbi_weight_check_act(const nbi_weight *w, size_t group_len);
+
+/* Room for nested.bits and .rows, which must be set; and scales and zeros made of what is there. */
+nb_status nbi_weight_alloc_nested(nbi_weight *w);
+void nbi_weight_unnest(nbi_weight *w);
+void nbi_weight_unnest_group(nbi_weight *w, size_t row0, size_t n, size_t group); /* of rows row0 .. row0+n-1 */
+
+/* The sparse part and the outliers go with the scheme, and stay within the weight. */
+nb_status nbi_weight_check_sparse(const nbi_weight *w);
 
 /* The order of columns goes with the scheme, and stays within K. */
 nb_status nbi_weight_check_order(const nbi_weight *w);

@@ -6,10 +6,6 @@
 #include "model/build.h"
 #include "quant/inputs.h"
 
-/* q, k and v see the same input, so do gate and up. */
-typedef enum nbi_port { NBI_PORT_ATTN, NBI_PORT_O, NBI_PORT_FFN, NBI_PORT_DOWN, NBI_N_PORTS } nbi_port;
-nbi_port nbi_port_of(nbi_proj p);
-
 /* A layer on the host: dense fp32 weights that methods change, norms. */
 typedef struct nbi_host_layer {
     nbi_weight w[NBI_N_PROJ];

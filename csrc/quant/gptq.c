@@ -11,7 +11,7 @@
 #include "quant/linalg.h"
 #include "quant/range.h"
 
-#define ROWS      16 /* rows of W that a thread carries through all columns together */
+#define ROWS      32 /* rows of W that a thread carries through all columns together */
 #define DAMP_STEP 0.01f
 #define DAMP_MOST 1.0f
 #define CLIPS     80 /* candidates from the full range down to a fifth of it, as the reference implementation has them */
@@ -212,6 +212,7 @@ static nb_status take_rows(gptq *g)
 
 static nb_status round_all(gptq *g, int threads)
 {
+    const int before = nbi_blas_alone();
     bool no_memory = false;
 #pragma omp parallel num_threads(threads)
     {
@@ -220,6 +221,7 @@ static nb_status round_all(gptq *g, int threads)
             no_memory = true;
         }
     }
+    nbi_blas_together(before);
     if (no_memory)
         return nbi_fail_nomem("rows of a weight", ROWS * g->k * sizeof(float));
     if (g->bad)

@@ -11,6 +11,11 @@
  * U^T U.  NB_EFORMAT: h is not positive definite (h is destroyed). */
 nb_status nbi_inverse_cholesky(float *h, size_t k);
 
+/* Between these two calls the library's own threads rest, so that OpenMP's, which call it, do not come on top of them.  The first
+ * returns what the second takes. */
+int nbi_blas_alone(void);
+void nbi_blas_together(int threads);
+
 /* c [m][n] -= a [m][k] b [k][n], with rows of lda, ldb, ldc elements.  One thread. */
 void nbi_matmul_sub(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, size_t m, size_t n,
                     size_t k);
