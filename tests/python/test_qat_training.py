@@ -254,6 +254,7 @@ def test_bad_arguments_are_refused_by_name(demo, text, tmp_path, capsys):
     ]:
         refused(capsys, arguments(demo, out, text, *more), *words)
         assert not out.exists()
+    refused(capsys, arguments(demo, tmp_path / "no" / "out", text, "--bits", "4"), "no: is not a folder that can be written to")
     out.mkdir()
     refused(capsys, arguments(demo, out, text, "--bits", "4"), "exists; --overwrite")
     refused(capsys, arguments(demo, demo, text, "--bits", "4", "--overwrite"), "is the model itself")
