@@ -62,7 +62,7 @@ struct Cache {
             }
         k.put(std::vector<unsigned char>(bytes(), 0xff));
         v.put(std::vector<unsigned char>(bytes(), 0xff));
-        layer = {k.get(), v.get(), s.type, s.n_kv, s.D};
+        layer = {k.get(), v.get(), s.type, s.n_kv, s.D, false};
     }
     size_t bytes() const { return (pages.size() * pages_a_seq + 3) * s.n_kv * block; }
     size_t block_at(size_t seq, size_t pos, size_t head) const

@@ -10,8 +10,9 @@
 #include "quant/range.h"
 #include "quant/rtn.h"
 
-#define WEIGHT_CLIPS 80
-#define OUTPUT_CLIPS 10
+#define WEIGHT_CLIPS  80
+#define OUTPUT_CLIPS  10
+#define OUTPUT_SWEEPS 4
 
 typedef struct clipped {
     const nbi_weight *src;
@@ -21,39 +22,101 @@ typedef struct clipped {
     size_t groups, len;
 } clipped;
 
-/* d H d^T for the inputs at .. at+len-1. */
-static double output_error(const clipped *c, const float *x, size_t at, const nbi_grid *g, float *d)
+/* A row on its way: what it loses of the outputs is d H d^T with d = Q(x) - x, and hd = H d. */
+typedef struct row {
+    float *x, *d, *hd; /* [k] */
+    float *trial;      /* [len] */
+    nbi_grid *grid;    /* [groups] */
+} row;
+
+static float dot(const float *a, const float *b, size_t n)
 {
-    double sum = 0;
-    for (size_t i = 0; i < c->len; i++)
-        d[i] = nbi_grid_value(g, nbi_grid_code(g, x[i])) - x[i];
-    for (size_t i = 0; i < c->len; i++) {
-        const float *h = c->in->gram + (at + i) * c->in->k + at;
-        float dot = 0;
-        for (size_t j = 0; j < c->len; j++)
-            dot += h[j] * d[j];
-        sum += (double)dot * (double)d[i];
-    }
+    float lane[16] = {0}, sum = 0;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t l = 0; l < 16; l++)
+            lane[l] += a[i + l] * b[i + l];
+    for (size_t l = 0; l < 16; l++)
+        sum += lane[l];
+    for (; i < n; i++)
+        sum += a[i] * b[i];
     return sum;
 }
 
-static bool best_for_outputs(const clipped *c, const float *x, size_t at, float *d, nbi_grid *best)
+/* How the loss changes when group g is rounded on `grid`, all others staying as they are:  t H_gg t^T + 2 t (H d)_g, t the change
+ * of d. */
+static double change(const clipped *c, const row *r, size_t g, const nbi_grid *grid)
+{
+    const size_t at = g * c->len;
+    double sum = 0;
+    for (size_t i = 0; i < c->len; i++)
+        r->trial[i] = nbi_grid_value(grid, nbi_grid_code(grid, r->x[at + i])) - r->x[at + i] - r->d[at + i];
+    for (size_t i = 0; i < c->len; i++)
+        sum += (double)r->trial[i] *
+               ((double)dot(c->in->gram + (at + i) * c->in->k + at, r->trial, c->len) + 2 * (double)r->hd[at + i]);
+    return sum;
+}
+
+static void move_to(const clipped *c, row *r, size_t g, const nbi_grid *grid)
+{
+    const size_t at = g * c->len, k = c->in->k;
+    for (size_t i = at; i < at + c->len; i++) {
+        const float d = nbi_grid_value(grid, nbi_grid_code(grid, r->x[i])) - r->x[i], t = d - r->d[i];
+        const float *h = c->in->gram + i * k;
+        r->d[i] = d;
+        for (size_t j = 0; j < k && t != 0; j++)
+            r->hd[j] += t * h[j];
+    }
+    r->grid[g] = *grid;
+}
+
+static bool full_ranges(const clipped *c, row *r)
 {
     const nbi_scheme *s = &c->out->scheme;
-    float lo, hi;
-    double least = INFINITY;
-    if (!nbi_range_of(x, c->len, &lo, &hi))
+    memset(r->d, 0, c->in->k * sizeof *r->d);
+    memset(r->hd, 0, c->in->k * sizeof *r->hd);
+    for (size_t g = 0; g < c->groups; g++) {
+        float lo, hi;
+        if (!nbi_range_of(r->x + g * c->len, c->len, &lo, &hi))
+            return false;
+        const nbi_grid grid = nbi_grid_make(lo, hi, s->bits, s->symmetric, c->scale_dtype);
+        move_to(c, r, g, &grid);
+    }
+    return true;
+}
+
+/* Groups take turns, until each has seen what the others chose. */
+static bool best_for_outputs(const clipped *c, row *r)
+{
+    const nbi_scheme *s = &c->out->scheme;
+    bool moved = full_ranges(c, r);
+    if (!moved)
         return false;
-    for (int i = 0; i < OUTPUT_CLIPS; i++) {
-        const float f = 1 - (float)i / (2 * OUTPUT_CLIPS);
-        const nbi_grid g = nbi_grid_make(f * lo, f * hi, s->bits, s->symmetric, c->scale_dtype);
-        const double e = output_error(c, x, at, &g, d);
-        if (e < least) {
-            least = e;
-            *best = g;
+    for (int sweep = 0; sweep < OUTPUT_SWEEPS && moved; sweep++) {
+        moved = false;
+        for (size_t g = 0; g < c->groups; g++) {
+            nbi_grid best = r->grid[g];
+            double least = 0;
+            float lo, hi;
+            nbi_range_of(r->x + g * c->len, c->len, &lo, &hi);
+            for (int i = 0; i < OUTPUT_CLIPS; i++) {
+                const float f = 1 - (float)i / (2 * OUTPUT_CLIPS);
+                const nbi_grid grid = nbi_grid_make(f * lo, f * hi, s->bits, s->symmetric, c->scale_dtype);
+                const double e = change(c, r, g, &grid);
+                if (!isfinite(e))
+                    return false;
+                if (e < least) {
+                    least = e;
+                    best = grid;
+                }
+            }
+            if (least < 0) {
+                move_to(c, r, g, &best);
+                moved = true;
+            }
         }
     }
-    return least < INFINITY;
+    return true;
 }
 
 static bool best_for_weights(const clipped *c, const float *x, nbi_grid *best)
@@ -67,45 +130,47 @@ static bool best_for_weights(const clipped *c, const float *x, nbi_grid *best)
     return true;
 }
 
-static bool clip_row(const clipped *c, size_t row, float *x, float *d)
+static bool clip_row(const clipped *c, size_t n, row *r)
 {
     const size_t k = c->src->k, size = nbi_dtype_size(c->src->dense_dtype);
-    int8_t *codes = c->out->codes + row * k;
-    nbi_to_f32(x, (const char *)c->src->dense + row * k * size, c->src->dense_dtype, k);
+    nbi_to_f32(r->x, (const char *)c->src->dense + n * k * size, c->src->dense_dtype, k);
+    if (c->in && !best_for_outputs(c, r))
+        return false;
     for (size_t g = 0; g < c->groups; g++) {
-        const size_t at = g * c->len;
-        nbi_grid grid;
-        if (!(c->in ? best_for_outputs(c, x + at, at, d, &grid) : best_for_weights(c, x + at, &grid)))
+        if (!c->in && !best_for_weights(c, r->x + g * c->len, &r->grid[g]))
             return false;
-        for (size_t i = at; i < at + c->len; i++)
-            codes[i] = nbi_grid_code(&grid, x[i]);
-        c->out->scales[row * c->groups + g] = grid.scale;
+        for (size_t i = g * c->len; i < (g + 1) * c->len; i++)
+            c->out->codes[n * k + i] = nbi_grid_code(&r->grid[g], r->x[i]);
+        c->out->scales[n * c->groups + g] = r->grid[g].scale;
         if (c->out->zeros)
-            c->out->zeros[row * c->groups + g] = (int8_t)grid.zero;
+            c->out->zeros[n * c->groups + g] = (int8_t)r->grid[g].zero;
     }
     return true;
 }
 
 static nb_status clip_rows(const clipped *c, int threads)
 {
-    bool no_memory = false, bad = false;
-#pragma omp parallel num_threads(threads)
-    {
-        float *x = malloc(2 * c->src->k * sizeof *x);
-        if (!x) {
-#pragma omp atomic write
-            no_memory = true;
-        }
-#pragma omp for schedule(static)
-        for (size_t row = 0; row < c->src->n; row++)
-            if (x && !clip_row(c, row, x, x + c->src->k)) {
+    const size_t k = c->src->k, n = c->src->n, floats = 3 * k + c->len, parts = (size_t)threads;
+    bool bad = false;
+    float *x = malloc(parts * floats * sizeof *x);
+    nbi_grid *grids = malloc(parts * c->groups * sizeof *grids);
+    if (!x || !grids) {
+        free(x);
+        free(grids);
+        return nbi_fail_nomem("rows of a weight", parts * floats * sizeof(float));
+    }
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (size_t p = 0; p < parts; p++) {
+        float *own = x + p * floats;
+        row r = {own, own + k, own + 2 * k, own + 3 * k, grids + p * c->groups};
+        for (size_t i = n * p / parts; i < n * (p + 1) / parts; i++)
+            if (!clip_row(c, i, &r)) {
 #pragma omp atomic write
                 bad = true;
             }
-        free(x);
     }
-    if (no_memory)
-        return nbi_fail_nomem("rows of a weight", 2 * c->src->k * sizeof(float));
+    free(x);
+    free(grids);
     return bad ? nbi_fail(NB_EFORMAT, "a weight or its error is NaN or infinite, expected finite numbers") : NB_OK;
 }
 

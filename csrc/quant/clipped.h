@@ -6,8 +6,9 @@
 #include "quant/inputs.h"
 
 /* in NULL: the clip whose weights are off least, in squares (clip.h; 80 candidates down to a fifth of the range).
- * Else, as AWQ has it, the one whose part of the outputs is off least on the calibration text: d H d^T over the group's inputs,
- * for 1, 0.95 .. 0.55 of the range; in->gram is needed. */
+ * Else the one whose outputs are off least on the calibration text, d H d^T of the whole row, d = Q(w) - w; in->gram is needed.
+ * AWQ's search (1, 0.95 .. 0.55 of the range) looks at a group's own inputs alone, as if groups did not correlate; here each group
+ * is judged with the errors that the others have, and they take turns until nothing moves, four times at most. */
 nb_status nbi_clipped(nbi_weight *out, const nbi_weight *src, const nbi_scheme *scheme, nbi_dtype scale_dtype,
                       const nbi_inputs *in, int threads);
 
