@@ -17,6 +17,7 @@ struct nbi_calibrated {
     int32_t *ids;
     size_t n;
     uint32_t next;
+    nbi_inputs in[NBI_N_PORTS]; /* of the layer that was told last */
 };
 
 /* ---- the checkpoint as a source ---- */
@@ -131,14 +132,26 @@ done:
     return st;
 }
 
+static void forget_inputs(nbi_calibrated *c)
+{
+    for (int p = 0; p < NBI_N_PORTS; p++)
+        nbi_inputs_free(&c->in[p]);
+}
+
 void nbi_calibrated_free(nbi_calibrated *c)
 {
     if (!c)
         return;
+    forget_inputs(c);
     nbi_layerwise_free(c->walk);
     nb_model_free(c->shell);
     free(c->ids);
     free(c);
+}
+
+const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p)
+{
+    return &c->in[nbi_port_of(p)];
 }
 
 size_t nbi_calibrated_tokens(const nbi_calibrated *c)
@@ -154,7 +167,6 @@ const char *nbi_calibrated_device(const nbi_calibrated *c)
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized)
 {
     const uint32_t i = c->next;
-    nbi_inputs in[NBI_N_PORTS] = {{0}};
     nbi_layer_job job = {.cfg = c->o.cfg,
                          .index = i,
                          .method = c->o.method,
@@ -163,20 +175,19 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
                          .be = c->shell->be,
                          .threads = c->o.threads};
     nb_status st;
+    forget_inputs(c);
     *quantized = (nbi_host_layer){0};
     *dense = (nbi_host_layer){0};
     for (int p = 0; p < NBI_N_PROJ; p++)
         job.scheme[p] = c->o.scheme[i * NBI_N_PROJ + (uint32_t)p];
     NB_TRY(read_layer(c, i, dense, job.norm_dtype));
-    NB_TRY(nbi_layerwise_observe(c->walk, i, dense, in));
-    NB_TRY(nbi_balance_layer(&job, dense, in));
-    NB_TRY(nbi_round_layer(&job, dense, in, quantized));
+    NB_TRY(nbi_layerwise_observe(c->walk, i, dense, c->in));
+    NB_TRY(nbi_balance_layer(&job, dense, c->in));
+    NB_TRY(nbi_round_layer(&job, dense, c->in, quantized));
     if (i + 1 < c->o.cfg->n_layers)
         NB_TRY(nbi_layerwise_advance(c->walk, i, quantized));
     c->next++;
 done:
-    for (int p = 0; p < NBI_N_PORTS; p++)
-        nbi_inputs_free(&in[p]);
     if (st != NB_OK) {
         nbi_host_layer_free(dense);
         nbi_host_layer_free(quantized);

@@ -32,5 +32,7 @@ const char *nbi_calibrated_device(const nbi_calibrated *c);
 
 /* The next layer, from 0: as it was (dense fp32, but balanced), and quantized.  nbi_host_layer_free() both. */
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized);
+/* What that layer's linear layers saw of the text (after a balance: as it is then); until the next call. */
+const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p);
 
 #endif

@@ -1,6 +1,5 @@
 /* nb_quantize: a dense Hugging Face folder in, a compressed-tensors folder out, one tensor in memory at a time.  A device computes
  * ranges, scales and codes where it can; reading, the errors of the report and writing stay on the host. */
-#include <math.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 #include "base/options.h"
 #include "engine/calibrate.h"
 #include "engine/calibrated.h"
+#include "engine/report.h"
 #include "model/checkpoint.h"
 #include "quant/recipe.h"
 #include "quant/rtn.h"
@@ -170,29 +170,17 @@ static nb_status calibrate(job *j)
     return st;
 }
 
-/* A row of the report; q NULL (dry run): without the errors, which only the real work can tell. */
-static nb_status report_row(job *j, const module *m, const nbi_weight *q, const nbi_weight *src)
+static nb_status report_row(job *j, const module *m, const nbi_weight *q, const nbi_weight *src, const nbi_inputs *in)
 {
-    char scheme[48];
-    nbi_scheme_name(&m->scheme, scheme);
-    size_t bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype);
-    json_t *row = json_pack("{s:s, s:s, s:[I,I], s:I, s:f}", "module", m->name, "scheme", scheme, "shape",
-                            (json_int_t)m->n, (json_int_t)m->k, "bytes", (json_int_t)bytes, "bits_per_weight",
-                            8.0 * (double)bytes / ((double)m->n * (double)m->k));
-    if (row && q) {
-        nbi_quant_error e;
-        nbi_quant_error_of(&e, q, src);
-        json_object_set_new(row, "mse", json_real(e.mse));
-        json_object_set_new(row, "max_abs_error", json_real(e.max_abs));
-        json_object_set_new(row, "sqnr_db", isfinite(e.sqnr_db) ? json_real(e.sqnr_db) : json_null());
-    }
-    if (row && q && m->scheme.act == NBI_ACT_TENSOR) {
-        json_object_set_new(row, "input_scale", json_real((double)q->act_scale));
-        json_object_set_new(row, "input_zero_point", json_integer(q->act_zero));
-    }
-    if (!row || json_array_append_new(j->rows, row) != 0)
-        return nbi_fail_nomem("the report", 0);
-    return NB_OK;
+    return nbi_report_add(j->rows, &(nbi_report_item){.module = m->name,
+                                                      .scheme = &m->scheme,
+                                                      .n = m->n,
+                                                      .k = m->k,
+                                                      .bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype),
+                                                      .q = q,
+                                                      .src = src,
+                                                      .in = in,
+                                                      .threads = j->threads});
 }
 
 static nb_status declare_all(job *j)
@@ -206,7 +194,7 @@ static nb_status declare_all(job *j)
         if (m && m->scheme.bits) {
             bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype);
             if (j->o.dry_run)
-                NB_TRY(report_row(j, m, NULL, NULL));
+                NB_TRY(report_row(j, m, NULL, NULL, NULL));
             else
                 NB_TRY(nbi_ct_declare(j->writer, m->name, m->n, m->k, &m->scheme, j->scale_dtype));
         } else if (!j->o.dry_run)
@@ -262,14 +250,14 @@ static nb_status quantize_one(job *j, const module *m)
         nbi_weight *made = &j->quantized.w[m->proj];
         NB_TRY(set_activation_grid(j, m, made));
         NB_TRY(nbi_ct_write(j->writer, m->name, made, j->scale_dtype));
-        st = report_row(j, m, made, &j->dense.w[m->proj]);
+        st = report_row(j, m, made, &j->dense.w[m->proj], nbi_calibrated_inputs(j->walk, m->proj));
         goto done;
     }
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
     NB_TRY(round_one(j, m, &src, &q));
     NB_TRY(set_activation_grid(j, m, &q));
     NB_TRY(nbi_ct_write(j->writer, m->name, &q, j->scale_dtype));
-    NB_TRY(report_row(j, m, &q, &src));
+    NB_TRY(report_row(j, m, &q, &src, NULL));
 done:
     nbi_weight_free(&src);
     nbi_weight_free(&q);
