@@ -40,7 +40,10 @@ nb_status nbi_weight_alloc(nbi_weight *w)
     w->scales = malloc(bytes ? bytes : 1);
     if (!w->scheme.symmetric)
         w->zeros = malloc(groups ? groups : 1);
-    if (!w->codes || !w->scales || (!w->scheme.symmetric && !w->zeros)) {
+    if (w->scheme.kind == NBI_KIND_E8P)
+        w->words = malloc(codes / 8 * w->scheme.bits + 1);
+    if (!w->codes || !w->scales || (!w->scheme.symmetric && !w->zeros) ||
+        (w->scheme.kind == NBI_KIND_E8P && !w->words)) {
         nbi_weight_free(w);
         return nbi_fail_nomem("a quantized weight", codes);
     }
@@ -52,6 +55,7 @@ void nbi_weight_free(nbi_weight *w)
     free(w->codes);
     free(w->scales);
     free(w->zeros);
+    free(w->words);
     free(w->perm);
     free(w->in_signs);
     free(w->out_signs);
@@ -62,6 +66,45 @@ void nbi_weight_free(nbi_weight *w)
     free(w->bias);
     free(w->owned);
     *w = (nbi_weight){0};
+}
+
+/* *to becomes a copy of count elements at from; true where there is nothing to copy. */
+static bool copied(void *to, const void *from, size_t count, size_t size)
+{
+    void *p = NULL;
+    if (from) {
+        if (!(p = malloc(count ? count * size : 1)))
+            return false;
+        memcpy(p, from, count * size);
+    }
+    memcpy(to, &p, sizeof p);
+    return true;
+}
+
+nb_status nbi_weight_copy(nbi_weight *out, const nbi_weight *w)
+{
+    const size_t nk = w->n * w->k, groups = w->scheme.bits ? w->n * nbi_scheme_groups(&w->scheme, w->k) : 0;
+    nbi_weight c = *w;
+    c.owned = NULL;
+    c.codes = c.zeros = c.in_signs = c.out_signs = NULL;
+    c.scales = c.bias = c.sparse.value = NULL;
+    c.perm = c.outlier = c.sparse.row = c.sparse.col = NULL;
+    c.words = NULL;
+    if (copied(&c.codes, w->codes, nk, 1) && copied(&c.scales, w->scales, groups, sizeof *w->scales) &&
+        copied(&c.zeros, w->zeros, groups, 1) &&
+        copied(&c.words, w->words, nk / 8 * (w->scheme.bits / 2), sizeof *w->words) &&
+        copied(&c.perm, w->perm, w->k, sizeof *w->perm) && copied(&c.in_signs, w->in_signs, w->k, 1) &&
+        copied(&c.out_signs, w->out_signs, w->n, 1) &&
+        copied(&c.outlier, w->outlier, w->n_outliers, sizeof *w->outlier) &&
+        copied(&c.sparse.row, w->sparse.row, w->n + 1, sizeof *w->sparse.row) &&
+        copied(&c.sparse.col, w->sparse.col, w->sparse.nnz, sizeof *w->sparse.col) &&
+        copied(&c.sparse.value, w->sparse.value, w->sparse.nnz, sizeof *w->sparse.value) &&
+        copied(&c.bias, w->bias, w->n, sizeof *w->bias)) {
+        *out = c;
+        return NB_OK;
+    }
+    nbi_weight_free(&c);
+    return nbi_fail_nomem("a copy of a weight", nk);
 }
 
 nb_status nbi_weight_check_order(const nbi_weight *w)

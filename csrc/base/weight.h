@@ -59,6 +59,12 @@ static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
     return s->strategy == NBI_PER_GROUP ? k / s->group : 1;
 }
 
+/* Codes on an even grid and nothing beside them, in the order of inputs or not: what rounding to nearest makes. */
+static inline bool nbi_scheme_is_plain(const nbi_scheme *s)
+{
+    return !s->bits || (s->kind == NBI_KIND_INT && !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse);
+}
+
 /* "bf16" has no scheme; else "W8A8 channel", "W4A16 g128 asym", "W8A8-static tensor" ... */
 void nbi_scheme_name(const nbi_scheme *s, char out[48]);
 
@@ -79,9 +85,11 @@ typedef struct nbi_weight {
     nbi_dtype dense_dtype; /* bits == 0: F32, F16 or BF16 */
     const void *dense;     /* bits == 0: [N,K]; usually a view into a mapped file */
 
-    int8_t *codes; /* [N,K], one signed code a byte, in -2^(b-1) .. 2^(b-1)-1 */
+    int8_t *codes; /* [N,K], one signed code a byte, in -2^(b-1) .. 2^(b-1)-1; with E8P whatever base/e8p.h says */
     float *scales; /* [N,G]; per-tensor: N equal values */
     int8_t *zeros; /* [N,G] in the range of the codes; NULL when symmetric */
+    /* E8P: [N, K/8, bits/2], the words that the codes are made from, as in a file; else NULL */
+    uint16_t *words;
 
     uint32_t *perm; /* [K], each below K; NULL unless scheme.act_order */
     int8_t
@@ -98,8 +106,10 @@ typedef struct nbi_weight {
     void *owned; /* freed by nbi_weight_free() if `dense` is not a view */
 } nbi_weight;
 
-/* Allocates codes, scales and (asymmetric) zeros for n, k and scheme, which must be set. */
+/* Allocates codes, scales, (asymmetric) zeros and (E8P) words for n, k and scheme, which must be set. */
 nb_status nbi_weight_alloc(nbi_weight *w);
+/* A copy with members of its own, but for `dense`, which stays a view of what w has. */
+nb_status nbi_weight_copy(nbi_weight *out, const nbi_weight *w);
 void nbi_weight_free(nbi_weight *w); /* frees the members, zeroes the struct */
 
 /* What every backend asks of a weight for INT8 activations: scale and zero point are usable, and the exact sum of a group,

@@ -47,6 +47,7 @@ static nb_status supply_linear(void *self, const char *module, size_t n, size_t 
 {
     const supply *s = self;
     char name[96];
+    (void)n;
     (void)k;
     (void)bias;
     for (int p = 0; p < NBI_N_PROJ; p++) {
@@ -54,28 +55,7 @@ static nb_status supply_linear(void *self, const char *module, size_t n, size_t 
         if (strcmp(name, module) != 0)
             continue;
         const nbi_weight *w = &s->layer->w[p];
-        const size_t groups = w->scheme.bits ? nbi_scheme_groups(&w->scheme, w->k) : 0;
-        *out = *w;
-        out->owned = NULL;
-        out->codes = NULL;
-        out->scales = out->bias = NULL;
-        out->zeros = NULL;
-        if (w->scheme.bits) {
-            nb_status st = nbi_weight_alloc(out);
-            if (st != NB_OK)
-                return st;
-            memcpy(out->codes, w->codes, w->n * w->k);
-            memcpy(out->scales, w->scales, w->n * groups * sizeof *w->scales);
-            if (w->zeros)
-                memcpy(out->zeros, w->zeros, w->n * groups);
-        }
-        if (w->bias && !(out->bias = malloc(n * sizeof *out->bias))) {
-            nbi_weight_free(out);
-            return nbi_fail_nomem("a bias", n * sizeof *out->bias);
-        }
-        if (w->bias)
-            memcpy(out->bias, w->bias, n * sizeof *out->bias);
-        return NB_OK;
+        return nbi_weight_copy(out, w);
     }
     return nbi_fail(NB_EINTERNAL, "layer %u has no module %s", s->index, module);
 }

@@ -78,6 +78,7 @@ static const module *module_of(const job *j, const char *tensor)
 static nb_status list_modules(job *j)
 {
     const nbi_config *c = &j->cfg;
+    const nbi_method_options *options;
     nb_status st = NB_OK;
     j->modules = calloc((size_t)c->n_layers * NBI_N_PROJ + 1, sizeof *j->modules);
     if (!j->modules)
@@ -98,6 +99,10 @@ static nb_status list_modules(job *j)
         NB_TRY(nbi_recipe_scheme(j->recipe, m->name, m->k, &m->scheme));
         if (m->is_head && m->scheme.act == NBI_ACT_TENSOR)
             NB_TRY(nbi_fail(NB_EUNSUPPORTED, "the recipe gives lm_head static activations, expected dynamic or none"));
+        if (m->is_head && nbi_recipe_method(j->recipe, &options)->needs && !nbi_scheme_is_plain(&m->scheme))
+            NB_TRY(nbi_fail(NB_EUNSUPPORTED,
+                            "the recipe gives lm_head a method that calibrates layers, and lm_head lies behind "
+                            "them: expected \"lm_head\" in \"ignore\""));
     }
     qsort(j->modules, j->n_modules, sizeof *j->modules, by_name);
 done:
@@ -231,7 +236,9 @@ static nb_status round_one(job *j, const module *m, const nbi_weight *src, nbi_w
                                 .scale_dtype = j->scale_dtype,
                                 .options = j->method_options,
                                 .be = j->be,
-                                .module = m->name,
+                                .module = m->is_head ? m->name : nbi_proj_name(m->proj),
+                                .layer = m->layer,
+                                .port = m->is_head ? NBI_N_PORTS : (unsigned)nbi_port_of(m->proj),
                                 .threads = j->threads};
     if (!j->method->needs && strcmp(j->method->name, "rtn") != 0)
         return j->method->quantize(q, &job);

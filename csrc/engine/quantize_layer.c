@@ -120,6 +120,8 @@ static nb_status round_one(const nbi_layer_job *j, nbi_proj p, const nbi_weight 
                           .options = j->options,
                           .be = j->be,
                           .module = nbi_proj_name(p),
+                          .layer = j->index,
+                          .port = (unsigned)nbi_port_of(p),
                           .threads = j->threads};
     nb_status st = j->method->quantize(q, &job);
     nbi_module_name(name, j->index, p);

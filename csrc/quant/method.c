@@ -48,13 +48,13 @@ static const char *const gptq_keys[] = {"name", "act_order", "static_groups", "c
 static const char *const smooth_keys[] = {"name", "alpha", NULL};
 
 static const nbi_method methods[] = {
-    {"rtn", 0, NBI_BALANCE_NONE, rtn, no_keys},
-    {"clip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, clip, no_keys},
-    {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, no_keys},
-    {"hqq", 0, NBI_BALANCE_NONE, hqq, no_keys},
-    {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, gptq_keys},
-    {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, no_keys},
-    {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, smooth_keys},
+    {"rtn", 0, NBI_BALANCE_NONE, rtn, NULL, no_keys},
+    {"clip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, clip, NULL, no_keys},
+    {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, NULL, no_keys},
+    {"hqq", 0, NBI_BALANCE_NONE, hqq, NULL, no_keys},
+    {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, NULL, gptq_keys},
+    {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, NULL, no_keys},
+    {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, NULL, smooth_keys},
 };
 
 static nb_status unknown(const char *name, const char *where)

@@ -23,7 +23,9 @@ typedef struct nbi_method_job {
     const nbi_inputs *in; /* NULL where no text was read; then the method needs nothing */
     const nbi_method_options *options;
     nbi_backend *be;    /* computes what it can; may be NULL */
-    const char *module; /* "self_attn.q_proj": the last two parts of its name */
+    const char *module; /* "self_attn.q_proj": the last two parts of its name, or "lm_head" */
+    uint32_t layer;     /* with port: layers of one number and port have the same inputs, and get the same in_signs */
+    unsigned port;
     int threads;
 } nbi_method_job;
 
@@ -32,6 +34,10 @@ typedef struct nbi_method {
     unsigned needs; /* NBI_NEEDS_*: 0 is data-free */
     nbi_balance balance;
     nb_status (*quantize)(nbi_weight *out, const nbi_method_job *j);
+    /* What the method makes of the scheme that a recipe wrote down: *s has bits, and becomes the scheme of the weights that
+     * quantize() returns (kind, rotations, outliers, sparse ...).  NB_EFORMAT, with `where` in front, for what the method does not
+     * do: other bits, a strategy, activations.  NULL: the scheme stays, and has no kind but NBI_KIND_INT. */
+    nb_status (*scheme)(nbi_scheme *s, const char *where);
     const char *const *keys; /* of its options in a recipe, NULL-terminated */
 } nbi_method;
 

@@ -150,7 +150,7 @@ static nb_status parse_weights(const json_t *j, nbi_scheme *s, const char *where
         return st;
     if (!bits && !json_object_get(j, "bits"))
         return nbi_fail(NB_EFORMAT, "%s: \"bits\" is missing, expected 2, 3, 4 or 8", where);
-    if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
+    if (bits != 1 && bits != 2 && bits != 3 && bits != 4 && bits != 8) /* 1: resolve_scheme() */
         return nbi_fail(NB_EFORMAT, "%s: \"bits\" is %lld, expected 2, 3, 4 or 8", where, (long long)bits);
     s->bits = (uint8_t)bits;
     if ((st = nbi_json_bool(j, "symmetric", &s->symmetric, where)) != NB_OK ||
@@ -370,6 +370,29 @@ static nb_status parse_method(nbi_recipe *r, const json_t *j, const char *where)
     return NB_OK;
 }
 
+static nb_status resolve_scheme(const nbi_recipe *r, nbi_scheme *s, const char *where)
+{
+    if (!s->bits)
+        return NB_OK;
+    if (r->how->scheme)
+        return r->how->scheme(s, where);
+    if (s->bits == 1)
+        return nbi_fail(NB_EFORMAT, "%s: weights: \"bits\" is 1, expected 2, 3, 4 or 8", where);
+    return NB_OK;
+}
+
+/* The method has its say when all schemes are complete. */
+static nb_status resolve_schemes(nbi_recipe *r, const char *where)
+{
+    char inner[WHERE_MAX];
+    nb_status st = resolve_scheme(r, &r->base, where);
+    for (size_t i = 0; i < r->n_overrides && st == NB_OK; i++) {
+        snprintf(inner, sizeof inner, "%s: overrides[%zu]", where, i);
+        st = resolve_scheme(r, &r->overrides[i].scheme, inner);
+    }
+    return st;
+}
+
 /* "name", or the file's name without folder and .json */
 static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 {
@@ -410,6 +433,7 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_ignore(r, j, where));
     NB_TRY(parse_overrides(r, j, where));
     NB_TRY(parse_method(r, j, where));
+    NB_TRY(resolve_schemes(r, where));
     NB_TRY(parse_calibration(r, j, where));
     *out = r;
     r = NULL;
