@@ -359,9 +359,9 @@ TEST(Tensors, writing_refuses_what_could_not_be_read_back)
     EXPECT_FAILS(NB_EINVAL, "the input zero point 128", attempt(one, NBI_F32, [](Weight &w) { w.act_zero = 128; }));
     nbi_st_writer *out = nullptr;
     TempDir d;
-    nbi_scheme s = scheme(3, true, NBI_PER_CHANNEL, 0);
+    nbi_scheme s = scheme(5, true, NBI_PER_CHANNEL, 0);
     ASSERT_NB_OK(nbi_st_writer_create(&out, d.path().c_str(), 0));
-    EXPECT_FAILS(NB_EINVAL, "3 bits", nbi_ct_declare(out, "m", 3, 64, &s, NBI_F32));
+    EXPECT_FAILS(NB_EINVAL, "5 bits", nbi_ct_declare(out, "m", 3, 64, &s, NBI_F32));
     s = scheme(4, true, NBI_PER_GROUP, 48);
     EXPECT_FAILS(NB_EINVAL, "groups of 48 do not divide its 64", nbi_ct_declare(out, "m", 3, 64, &s, NBI_F32));
     s = scheme(4, true, NBI_PER_CHANNEL, 0);

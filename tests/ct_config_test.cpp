@@ -111,7 +111,7 @@ TEST(ConfigParse, what_is_not_supported_is_refused_by_name)
     for (std::string a : {"\"weight\"", "\"static\"", "null", "false"})
         EXPECT_NB_OK(Config(weights("\"actorder\":" + a)).st);
     EXPECT_FAILS(NB_EFORMAT, "actorder", Config(weights("\"actorder\":\"sometimes\"")).st);
-    for (std::string b : {"1", "2", "3", "5", "6", "7", "16"})
+    for (std::string b : {"1", "5", "6", "7", "16"})
         EXPECT_FAILS(NB_EUNSUPPORTED, b + "-bit weights", Config(weights("\"num_bits\":" + b)).st);
     EXPECT_FAILS(NB_EFORMAT, "\"num_bits\" is 0", Config(weights("\"num_bits\":0")).st);
     EXPECT_FAILS(NB_EFORMAT, "num_bits", Config(weights("\"num_bits\":\"4\"")).st);
@@ -228,9 +228,9 @@ TEST(ConfigBuild, parse_gives_the_same_schemes)
     std::vector<std::string> names;
     for (size_t i = 0; i < 3 * all.size() + 2; i++)
         names.push_back("model.layers." + std::to_string(i) + ".proj");
-    std::vector<nbi_ct_entry> e;
+    std::vector<nbi_quant_entry> e;
     for (size_t i = 0; i < names.size(); i++)
-        e.push_back({names[i].c_str(), i % 5 == 4 ? nbi_scheme{} : all[i * 7 % all.size()]});
+        e.push_back({names[i].c_str(), i % 5 == 4 ? nbi_scheme{} : all[i * 7 % all.size()], 0, 0});
     json_t *j = nullptr;
     ASSERT_NB_OK(nbi_ct_config_build(&j, e.data(), e.size()));
     Config c(j);
@@ -247,7 +247,7 @@ TEST(ConfigBuild, parse_gives_the_same_schemes)
 TEST(ConfigBuild, the_most_common_scheme_targets_the_class)
 {
     const nbi_scheme w4 = scheme(4, true, NBI_PER_GROUP, 128), w8 = scheme(8, true, NBI_PER_CHANNEL, 0);
-    const nbi_ct_entry e[] = {{"a", w8}, {"b", w4}, {"c", w4}, {"lm_head", {}}};
+    const nbi_quant_entry e[] = {{"a", w8, 0, 0}, {"b", w4, 0, 0}, {"c", w4, 0, 0}, {"lm_head", {}, 0, 0}};
     json_t *j = nullptr;
     ASSERT_NB_OK(nbi_ct_config_build(&j, e, 4));
     char *text = json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS);
@@ -266,7 +266,7 @@ TEST(ConfigBuild, the_most_common_scheme_targets_the_class)
 TEST(ConfigBuild, formats_are_named_by_group_only_when_they_are_mixed)
 {
     const nbi_scheme w4 = scheme(4, true, NBI_PER_GROUP, 128), a8 = scheme(8, true, NBI_PER_CHANNEL, 0, NBI_ACT_TOKEN);
-    const nbi_ct_entry mixed[] = {{"a", w4}, {"b", a8}}, plain[] = {{"a", a8}};
+    const nbi_quant_entry mixed[] = {{"a", w4, 0, 0}, {"b", a8, 0, 0}}, plain[] = {{"a", a8, 0, 0}};
     json_t *j = nullptr;
     const char *top, *first, *second;
     ASSERT_NB_OK(nbi_ct_config_build(&j, mixed, 2));
@@ -285,11 +285,11 @@ TEST(ConfigBuild, formats_are_named_by_group_only_when_they_are_mixed)
 
 TEST(ConfigBuild, a_dense_model_has_no_config)
 {
-    const nbi_ct_entry e[] = {{"a", {}}};
+    const nbi_quant_entry e[] = {{"a", {}, 0, 0}};
     json_t *j = nullptr;
     ASSERT_NB_OK(nbi_ct_config_build(&j, e, 1));
     EXPECT_EQ(nullptr, j);
-    const nbi_ct_entry bad[] = {{"a", scheme(3, true, NBI_PER_CHANNEL, 0)}};
-    EXPECT_FAILS(NB_EINVAL, "a: 3 bits", nbi_ct_config_build(&j, bad, 1));
+    const nbi_quant_entry bad[] = {{"a", scheme(5, true, NBI_PER_CHANNEL, 0), 0, 0}};
+    EXPECT_FAILS(NB_EINVAL, "a: 5 bits", nbi_ct_config_build(&j, bad, 1));
     EXPECT_EQ(nullptr, j);
 }

@@ -11,16 +11,16 @@ void write_case(const std::string &dir, const std::vector<nbi_scheme> &schemes, 
     ASSERT_NB_OK(nbi_st_writer_create(&out, dir.c_str(), 20000));
     std::vector<Raw> expected;
     std::vector<std::string> names;
-    std::vector<nbi_ct_entry> entries;
+    std::vector<nbi_quant_entry> entries;
     for (size_t i = 0; i <= schemes.size(); i++)
         names.push_back("layers." + std::to_string(i) + ".proj");
     for (size_t i = 0; i < schemes.size(); i++) {
         ASSERT_NB_OK(nbi_ct_declare(out, names[i].c_str(), 9 + i % 11, k_of(schemes[i]), &schemes[i], t));
-        entries.push_back({names[i].c_str(), schemes[i]});
+        entries.push_back({names[i].c_str(), schemes[i], 0, 0});
     }
     const size_t dense[] = {2, 3};
     ASSERT_NB_OK(nbi_st_declare(out, (names.back() + ".weight").c_str(), NBI_F32, 2, dense));
-    entries.push_back({names.back().c_str(), {}});
+    entries.push_back({names.back().c_str(), {}, 0, 0});
     for (size_t i = 0; i < schemes.size(); i++) {
         Weight w;
         randomize(w, 9 + i % 11, k_of(schemes[i]), schemes[i], t, unsigned(i));

@@ -45,7 +45,7 @@ inline std::string name_of(const nbi_scheme &s)
 inline std::vector<nbi_scheme> all_schemes()
 {
     std::vector<nbi_scheme> v;
-    for (int bits : {4, 8})
+    for (int bits : {2, 3, 4, 8})
         for (bool sym : {true, false})
             for (uint32_t group : {0u, 1u, 32u, 64u, 128u})
                 for (int act = 0; act < 4; act++)

@@ -67,9 +67,7 @@ typedef struct nbi_kv_layer {
 
 typedef struct nbi_transform_spec {
     size_t k;
-    const int8_t *signs; /* host [k]: y = T (signs * x) for inputs, y = signs * (T x) for outputs; NULL: no rotation */
-    const uint32_t *outlier; /* host [n_outliers] ascending: left out when x is quantized */
-    size_t n_outliers;
+    const int8_t *signs; /* host [k]: y = T (signs * x) for inputs, y = signs * (T x) for outputs */
 } nbi_transform_spec;
 
 /* ---- a batch ---- */
@@ -167,13 +165,12 @@ typedef struct nbi_backend_ops {
     size_t (*scratch_bytes)(nbi_backend *b, size_t rows, size_t k);
 
     /* -- transforms; NULL where a device has none -- */
-    /* Either a rotation or outliers; the spec is copied. */
+    /* The spec is copied. */
     nb_status (*transform_create)(nbi_backend *b, nbi_transform **out, const nbi_transform_spec *spec);
     void (*transform_free)(nbi_backend *b, nbi_transform *t);                  /* NULL is fine */
     size_t (*transform_bytes)(nbi_backend *b, const nbi_transform_spec *spec); /* on the device, for the plan */
-    /* Inputs of linear layers, in place: x [rows][k] activations hold NBI_FORM_FLOAT.  A rotation leaves the rotated rows in
-     * `forms`.  Outliers leave the floats as they are and add INT8 codes and scales computed as if these columns were 0 (forms
-     * has NBI_FORM_INT8). */
+    /* Inputs of linear layers, in place: x [rows][k] activations hold NBI_FORM_FLOAT.  The rotated rows are left in
+     * `forms`. */
     nb_status (*transform_in)(nbi_backend *b, const nbi_transform *t, void *x, size_t rows, unsigned forms);
     /* Outputs of one linear layer, which it wrote as NBI_DST_F32 to x [rows][k] (destroyed): the rotated rows go to columns
      * col .. col+k-1 of y, whose rows have ldy elements.  A bias belongs behind the rotation: bias, device fp32 [k] or NULL. */
@@ -203,6 +200,7 @@ typedef struct nbi_backend_ops {
     /* For each of the n layers l, which share K: y[r][col .. col+N-1] = (the old y +) x[rows][K] W^T + bias, where col is
      * the sum of the N before it and a row of y has ldy elements.  forms: what x holds; x is quantized first where a
      * scheme asks for a form that is not there.  The residual form adds the finished dot product (bias included) to y.
+     * A layer with outliers quantizes the floats of x itself, as if these columns were 0.
      * A sparse part reads the floats of x and adds its own dot product, summed by fused multiply-add in ascending columns from
      * 0, to the finished y.  Rotations are not part of it: transform_in(), transform_out().  Of a layer with rotate_out the
      * bias is left out. */

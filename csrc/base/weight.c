@@ -1,8 +1,8 @@
 #include "base/weight.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-
 #include <string.h>
 
 #include "base/checked.h"
@@ -63,6 +63,10 @@ void nbi_weight_free(nbi_weight *w)
     free(w->sparse.row);
     free(w->sparse.col);
     free(w->sparse.value);
+    free(w->nested.scale_code);
+    free(w->nested.zero_code);
+    free(w->nested.scale_grid);
+    free(w->nested.zero_grid);
     free(w->bias);
     free(w->owned);
     *w = (nbi_weight){0};
@@ -84,12 +88,16 @@ static bool copied(void *to, const void *from, size_t count, size_t size)
 nb_status nbi_weight_copy(nbi_weight *out, const nbi_weight *w)
 {
     const size_t nk = w->n * w->k, groups = w->scheme.bits ? w->n * nbi_scheme_groups(&w->scheme, w->k) : 0;
+    const nbi_nested *q = &w->nested;
+    const size_t grids = q->rows ? nbi_ceil_div(w->n, q->rows) * nbi_scheme_groups(&w->scheme, w->k) * 2 : 0;
     nbi_weight c = *w;
     c.owned = NULL;
     c.codes = c.zeros = c.in_signs = c.out_signs = NULL;
     c.scales = c.bias = c.sparse.value = NULL;
     c.perm = c.outlier = c.sparse.row = c.sparse.col = NULL;
     c.words = NULL;
+    c.nested.scale_code = c.nested.zero_code = NULL;
+    c.nested.scale_grid = c.nested.zero_grid = NULL;
     if (copied(&c.codes, w->codes, nk, 1) && copied(&c.scales, w->scales, groups, sizeof *w->scales) &&
         copied(&c.zeros, w->zeros, groups, 1) &&
         copied(&c.words, w->words, nk / 8 * (w->scheme.bits / 2), sizeof *w->words) &&
@@ -99,12 +107,76 @@ nb_status nbi_weight_copy(nbi_weight *out, const nbi_weight *w)
         copied(&c.sparse.row, w->sparse.row, w->n + 1, sizeof *w->sparse.row) &&
         copied(&c.sparse.col, w->sparse.col, w->sparse.nnz, sizeof *w->sparse.col) &&
         copied(&c.sparse.value, w->sparse.value, w->sparse.nnz, sizeof *w->sparse.value) &&
+        copied(&c.nested.scale_code, q->scale_code, groups, 1) &&
+        copied(&c.nested.zero_code, q->zero_code, groups, 1) &&
+        copied(&c.nested.scale_grid, q->scale_grid, grids, sizeof *q->scale_grid) &&
+        copied(&c.nested.zero_grid, q->zero_grid, grids, sizeof *q->zero_grid) &&
         copied(&c.bias, w->bias, w->n, sizeof *w->bias)) {
         *out = c;
         return NB_OK;
     }
     nbi_weight_free(&c);
     return nbi_fail_nomem("a copy of a weight", nk);
+}
+
+nb_status nbi_weight_alloc_nested(nbi_weight *w)
+{
+    nbi_nested *q = &w->nested;
+    const size_t groups = nbi_scheme_groups(&w->scheme, w->k), runs = nbi_ceil_div(w->n, q->rows);
+    size_t codes, grids;
+    if (!nbi_mul(w->n, groups, &codes) || !nbi_mul(runs, groups * 2 * sizeof(float), &grids))
+        return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", w->n, w->k);
+    q->scale_code = malloc(codes ? codes : 1);
+    q->zero_code = malloc(codes ? codes : 1);
+    q->scale_grid = malloc(grids ? grids : 1);
+    q->zero_grid = malloc(grids ? grids : 1);
+    if (!q->scale_code || !q->zero_code || !q->scale_grid || !q->zero_grid)
+        return nbi_fail_nomem("scales of a weight", grids);
+    return NB_OK;
+}
+
+void nbi_weight_unnest(nbi_weight *w)
+{
+    const nbi_nested *q = &w->nested;
+    const size_t groups = nbi_scheme_groups(&w->scheme, w->k);
+    const float most = (float)((1 << (w->scheme.bits - 1)) - 1);
+    for (size_t n = 0; n < w->n; n++)
+        for (size_t g = 0; g < groups; g++) {
+            const size_t at = n * groups + g, run = (n / q->rows * groups + g) * 2;
+            const float zero = rintf(fmaf((float)q->zero_code[at], q->zero_grid[run + 1], q->zero_grid[run]));
+            w->scales[at] = fmaf((float)q->scale_code[at], q->scale_grid[run + 1], q->scale_grid[run]);
+            w->zeros[at] = (int8_t)(!(zero > -most - 1) ? -most - 1 : zero < most ? zero : most);
+        }
+}
+
+nb_status nbi_weight_check_sparse(const nbi_weight *w)
+{
+    const nbi_scheme *s = &w->scheme;
+    const nbi_sparse *p = &w->sparse;
+    if (!s->bits || !s->sparse) {
+        if ((s->bits && s->outliers) || p->nnz || w->n_outliers)
+            return nbi_fail(NB_EINVAL, "single numbers beside a weight do not go with its scheme");
+        return NB_OK;
+    }
+    if (s->rotate_in || s->rotate_out)
+        return nbi_fail(NB_EUNSUPPORTED, "a rotated weight has no single numbers beside it");
+    if (!p->row || (p->nnz && (!p->col || !p->value)) || p->row[0] != 0 || p->row[w->n] != p->nnz)
+        return nbi_fail(NB_EINVAL, "the rows of a sparse part do not hold its %zu numbers", p->nnz);
+    for (size_t n = 0; n < w->n; n++)
+        if (p->row[n] > p->row[n + 1])
+            return nbi_fail(NB_EINVAL, "row %zu of a sparse part ends before it begins", n);
+    for (size_t n = 0; n < w->n; n++)
+        for (size_t i = p->row[n]; i < p->row[n + 1]; i++)
+            if (p->col[i] >= w->k || (i > p->row[n] && p->col[i] <= p->col[i - 1]))
+                return nbi_fail(NB_EINVAL, "a sparse part has column %u in row %zu: expected ascending ones below %zu",
+                                p->col[i], n, w->k);
+    if (s->outliers && (s->act == NBI_ACT_NONE || s->act_order || (w->n_outliers && !w->outlier)))
+        return nbi_fail(NB_EINVAL, "outliers do not go with the scheme of a weight: expected INT8 activations");
+    for (size_t i = 0; s->outliers && i < w->n_outliers; i++)
+        if (w->outlier[i] >= w->k || (i && w->outlier[i] <= w->outlier[i - 1]))
+            return nbi_fail(NB_EINVAL, "outlier %zu is input %u: expected ascending ones below %zu", i, w->outlier[i],
+                            w->k);
+    return NB_OK;
 }
 
 nb_status nbi_weight_check_order(const nbi_weight *w)

@@ -43,6 +43,9 @@ typedef struct nbi_scheme {
     bool rotate_in, rotate_out; /* nbi_weight.in_signs, out_signs */
     bool outliers;              /* nbi_weight.outlier: columns that INT8 activations leave out; implies sparse */
     bool sparse;                /* nbi_weight.sparse */
+    bool nested;                /* nbi_weight.nested */
+    size_t
+        nnz; /* of the sparse part, for the memory plan: who reads a file knows it from the header; no part of what a scheme is */
 } nbi_scheme;
 
 /* Single numbers beside the codes, by rows (CSR). */
@@ -53,6 +56,16 @@ typedef struct nbi_sparse {
     float *value;  /* [nnz], numbers of fp16 */
 } nbi_sparse;
 
+/* Scales and zero points that are numbers of a grid themselves (SpQR): what a file holds, scales and zeros are made of it.
+ *     scales[n][g] = fma(scale_code, step, base)     zeros[n][g] = rne(fma(zero_code, step, base)), limited to the codes' range */
+typedef struct nbi_nested {
+    uint8_t bits;                  /* of a code */
+    uint32_t rows;                 /* rows of W that share a grid in a group of columns; the last ones may be fewer */
+    uint8_t *scale_code;           /* [N,G] below 2^bits */
+    uint8_t *zero_code;            /* [N,G] */
+    float *scale_grid, *zero_grid; /* [ceil(N/rows)][G][2] {base, step}: numbers of fp16 */
+} nbi_nested;
+
 /* Groups in a row of K elements: 1 for per-tensor and per-channel.  K must be a multiple of the group. */
 static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
 {
@@ -62,7 +75,8 @@ static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
 /* Codes on an even grid and nothing beside them, in the order of inputs or not: what rounding to nearest makes. */
 static inline bool nbi_scheme_is_plain(const nbi_scheme *s)
 {
-    return !s->bits || (s->kind == NBI_KIND_INT && !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse);
+    return !s->bits ||
+           (s->kind == NBI_KIND_INT && !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse && !s->nested);
 }
 
 /* "bf16" has no scheme; else "W8A8 channel", "W4A16 g128 asym", "W8A8-static tensor" ... */
@@ -74,8 +88,8 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48]);
  * With rotations, T the orthogonal, symmetric matrix of base/rotation.h:
  *     y = bias + diag(out_signs) T_N (W T_K (diag(in_signs) x))
  * where either side may be missing.  With outliers, the columns listed are 0 in W, activations are quantized as if these inputs
- * were 0, and the columns are in the sparse part.  The sparse part S adds S x, x as it came.  At most one of act_order, rotation
- * and the sparse part is used.
+ * were 0, and the columns are in the sparse part.  The sparse part S adds S x, x as it came, its columns by inputs.  A rotation
+ * stands alone: act_order and sparse parts, without outliers, go together.
  *
  * W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G). */
 typedef struct nbi_weight {
@@ -99,6 +113,7 @@ typedef struct nbi_weight {
         outlier; /* [n_outliers] ascending; NULL where there are none.  Layers with the same input have the same ones */
     size_t n_outliers;
     nbi_sparse sparse; /* nnz 0 and NULLs unless scheme.sparse */
+    nbi_nested nested; /* NULLs unless scheme.nested */
     float *bias;       /* [N] or NULL */
     float act_scale;   /* NBI_ACT_TENSOR: x = (q - act_zero) * act_scale */
     int32_t act_zero;  /* in -128 .. 127; 0 when act_symmetric */
@@ -115,6 +130,13 @@ void nbi_weight_free(nbi_weight *w); /* frees the members, zeroes the struct */
 /* What every backend asks of a weight for INT8 activations: scale and zero point are usable, and the exact sum of a group,
  * sum of (q - zx)(code - z) over group_len products, fits an int32.  Intermediate sums may wrap: they are modulo 2^32. */
 nb_status nbi_weight_check_act(const nbi_weight *w, size_t group_len);
+
+/* Room for nested.bits and .rows, which must be set; and scales and zeros made of what is there. */
+nb_status nbi_weight_alloc_nested(nbi_weight *w);
+void nbi_weight_unnest(nbi_weight *w);
+
+/* The sparse part and the outliers go with the scheme, and stay within the weight. */
+nb_status nbi_weight_check_sparse(const nbi_weight *w);
 
 /* The order of columns goes with the scheme, and stays within K. */
 nb_status nbi_weight_check_order(const nbi_weight *w);

@@ -10,37 +10,45 @@
 #include "model/checkpoint.h"
 #include "model/model.h"
 
-/* "model.layers.0.mlp.up_proj.weight_packed" -> the module's scheme, "" for tensors outside linear layers. */
-static nb_status scheme_of(const nbi_ct_config *ct, const char *tensor, char out[48])
+/* "model.layers.0.mlp.up_proj.weight_packed" -> "model.layers.0.mlp.up_proj"; false for tensors outside linear layers. */
+static bool module_of(const nbi_quant_config *q, const char *tensor, char module[128])
 {
-    static const char *const parts[] = {".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape",
-                                        ".weight"};
-    size_t n = strlen(tensor);
-    out[0] = 0;
-    for (size_t i = 0; ct && i < sizeof parts / sizeof *parts; i++) {
-        size_t k = strlen(parts[i]);
-        if (n <= k || n - k >= 128 || strcmp(tensor + n - k, parts[i]) != 0 || strstr(tensor, "norm"))
-            continue;
-        char module[128];
-        nbi_scheme s;
-        memcpy(module, tensor, n - k);
-        module[n - k] = 0;
-        nb_status st = nbi_ct_scheme(ct, module, strstr(module, "embed_tokens") ? "Embedding" : "Linear", &s);
-        if (st != NB_OK)
-            return st;
-        if (s.bits)
-            nbi_scheme_name(&s, out);
-        return NB_OK;
-    }
-    return NB_OK;
+    static const char *const plain[] = {"weight", NULL};
+    const char *const *lists[] = {plain, nbi_quant_format_of(q)->parts};
+    const size_t n = strlen(tensor);
+    if (strstr(tensor, "norm"))
+        return false;
+    for (int l = 0; l < 2; l++)
+        for (const char *const *part = lists[l]; *part; part++) {
+            const size_t k = strlen(*part) + 1;
+            if (n <= k || n - k >= 128 || tensor[n - k] != '.' || strcmp(tensor + n - k + 1, *part) != 0)
+                continue;
+            memcpy(module, tensor, n - k);
+            module[n - k] = 0;
+            return true;
+        }
+    return false;
 }
 
-static nb_status list_tensors(json_t *list, const nbi_checkpoint *c, const nbi_ct_config *ct, uint64_t *bytes)
+static nb_status scheme_of(const nbi_quant_config *q, const nbi_checkpoint *c, const char *tensor, char out[48])
+{
+    char module[128];
+    nbi_scheme s;
+    out[0] = 0;
+    if (!q || !module_of(q, tensor, module))
+        return NB_OK;
+    nb_status st = nbi_quant_scheme(q, c, module, strstr(module, "embed_tokens") ? "Embedding" : "Linear", &s);
+    if (st == NB_OK && s.bits)
+        nbi_scheme_name(&s, out);
+    return st;
+}
+
+static nb_status list_tensors(json_t *list, const nbi_checkpoint *c, const nbi_quant_config *q, uint64_t *bytes)
 {
     for (size_t i = 0; i < nbi_checkpoint_count(c); i++) {
         const nbi_tensor *t = nbi_checkpoint_at(c, i);
         char scheme[48];
-        nb_status st = scheme_of(ct, t->name, scheme);
+        nb_status st = scheme_of(q, c, t->name, scheme);
         if (st != NB_OK)
             return st;
         json_t *shape = json_array();
@@ -86,16 +94,16 @@ static nb_status inspect_folder(json_t *out, const char *path)
     nb_status st;
     char where[1100];
     json_t *config = NULL, *tensors = json_array();
-    nbi_ct_config *ct = NULL;
+    nbi_quant_config *q = NULL;
     nbi_checkpoint *ckpt = NULL;
     nbi_config c;
     uint64_t bytes = 0;
     NB_TRY(nbi_model_json(&config, path, where));
     NB_TRY(nbi_config_parse(&c, config, where));
-    NB_TRY(nbi_quantization_config(&ct, config, where));
+    NB_TRY(nbi_quantization_config(&q, config, where));
     NB_TRY(nbi_checkpoint_open(&ckpt, path));
-    NB_TRY(list_tensors(tensors, ckpt, ct, &bytes));
-    json_object_set_new(out, "format", json_string(ct ? "compressed-tensors" : "safetensors"));
+    NB_TRY(list_tensors(tensors, ckpt, q, &bytes));
+    json_object_set_new(out, "format", json_string(q ? nbi_quant_format_of(q)->name : "safetensors"));
     json_object_set_new(out, "config", architecture(&c));
     json_object_set_new(out, "bytes", json_integer((json_int_t)bytes));
     json_object_set_new(out, "bits_per_parameter", json_real(8.0 * (double)bytes / (double)nbi_config_params(&c)));
@@ -104,7 +112,7 @@ static nb_status inspect_folder(json_t *out, const char *path)
 done:
     json_decref(tensors);
     json_decref(config);
-    nbi_ct_config_free(ct);
+    nbi_quant_config_free(q);
     nbi_checkpoint_close(ckpt);
     return st;
 }

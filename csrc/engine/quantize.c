@@ -50,6 +50,10 @@ typedef struct job {
     module *modules;
     size_t n_modules;
     nbi_dtype scale_dtype;
+    nbi_quant_entry *entries; /* the modules, for the format */
+    size_t n_entries;
+    nbi_quant_model model;
+    const nbi_quant_format *format; /* of what is written */
     nbi_outdir out;
     nbi_st_writer *writer;
     json_t *rows; /* of the report */
@@ -109,6 +113,26 @@ done:
     return st;
 }
 
+/* The format that can say all schemes. */
+static nb_status choose_format(job *j)
+{
+    const size_t n = j->n_modules;
+    nbi_quant_entry *e = j->entries = calloc(n + 1, sizeof *e);
+    if (!e)
+        return nbi_fail_nomem("the list of layers", n * sizeof *e);
+    for (size_t i = 0; i < n; i++)
+        e[i] = (nbi_quant_entry){j->modules[i].name, j->modules[i].scheme, j->modules[i].n, j->modules[i].k};
+    j->n_entries = n;
+    /* A tied lm_head has no tensor of its own, but to Transformers it is a Linear like any other: left out of `ignore`,
+     * it would be taken as quantized with missing scales. */
+    if (j->cfg.tied)
+        e[j->n_entries++] = (nbi_quant_entry){.module = "lm_head"};
+    if (!(j->format = nbi_quant_choose(e, j->n_entries, &j->model)))
+        return nbi_fail(NB_EUNSUPPORTED, "recipe %s has schemes that no format of checkpoints can say",
+                        nbi_recipe_name(j->recipe));
+    return NB_OK;
+}
+
 /* Everything that the architecture needs is there; shapes are checked when a tensor is read. */
 static nb_status check_complete(const job *j)
 {
@@ -142,6 +166,7 @@ static nb_status open_source(job *j, const char *dst)
     NB_TRY(nbi_config_parse(&j->cfg, j->config, j->where));
     NB_TRY(nbi_checkpoint_open(&j->ckpt, j->src));
     NB_TRY(list_modules(j));
+    NB_TRY(choose_format(j));
     NB_TRY(check_complete(j));
     j->method = nbi_recipe_method(j->recipe, &j->method_options);
     if (nbi_recipe_needs_text(j->recipe) && !j->o.calib)
@@ -177,11 +202,13 @@ static nb_status calibrate(job *j)
 
 static nb_status report_row(job *j, const module *m, const nbi_weight *q, const nbi_weight *src, const nbi_inputs *in)
 {
+    const size_t bytes = nbi_quant_bytes(j->format, m->n, m->k, &m->scheme, j->scale_dtype, q);
+    j->bytes_out += bytes;
     return nbi_report_add(j->rows, &(nbi_report_item){.module = m->name,
                                                       .scheme = &m->scheme,
                                                       .n = m->n,
                                                       .k = m->k,
-                                                      .bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype),
+                                                      .bytes = bytes,
                                                       .q = q,
                                                       .src = src,
                                                       .in = in,
@@ -194,17 +221,17 @@ static nb_status declare_all(job *j)
     for (size_t i = 0; i < nbi_checkpoint_count(j->ckpt); i++) {
         const nbi_tensor *t = nbi_checkpoint_at(j->ckpt, j->order[i]);
         const module *m = module_of(j, t->name);
-        size_t bytes = t->bytes;
         j->bytes_in += t->bytes;
         if (m && m->scheme.bits) {
-            bytes = nbi_ct_bytes(m->n, m->k, &m->scheme, j->scale_dtype);
             if (j->o.dry_run)
                 NB_TRY(report_row(j, m, NULL, NULL, NULL));
             else
-                NB_TRY(nbi_ct_declare(j->writer, m->name, m->n, m->k, &m->scheme, j->scale_dtype));
-        } else if (!j->o.dry_run)
+                NB_TRY(nbi_quant_declare(j->format, j->writer, m->name, m->n, m->k, &m->scheme, j->scale_dtype));
+            continue; /* report_row() counts its bytes */
+        }
+        if (!j->o.dry_run)
             NB_TRY(nbi_st_declare(j->writer, t->name, t->dtype, t->n_dims, t->shape));
-        j->bytes_out += bytes;
+        j->bytes_out += t->bytes;
     }
 done:
     return st;
@@ -256,14 +283,14 @@ static nb_status quantize_one(job *j, const module *m)
     if (j->walk && !m->is_head) {
         nbi_weight *made = &j->quantized.w[m->proj];
         NB_TRY(set_activation_grid(j, m, made));
-        NB_TRY(nbi_ct_write(j->writer, m->name, made, j->scale_dtype));
+        NB_TRY(nbi_quant_write(j->format, j->writer, m->name, made, j->scale_dtype));
         st = report_row(j, m, made, &j->dense.w[m->proj], nbi_calibrated_inputs(j->walk, m->proj));
         goto done;
     }
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
     NB_TRY(round_one(j, m, &src, &q));
     NB_TRY(set_activation_grid(j, m, &q));
-    NB_TRY(nbi_ct_write(j->writer, m->name, &q, j->scale_dtype));
+    NB_TRY(nbi_quant_write(j->format, j->writer, m->name, &q, j->scale_dtype));
     NB_TRY(report_row(j, m, &q, &src, NULL));
 done:
     nbi_weight_free(&src);
@@ -431,23 +458,12 @@ static nb_status write_config(job *j)
 {
     json_t *q = NULL;
     nb_status st;
-    size_t n = j->n_modules;
-    nbi_ct_entry *e = calloc(n + 1, sizeof *e);
-    if (!e)
-        return nbi_fail_nomem("the configuration", 0);
-    for (size_t i = 0; i < n; i++)
-        e[i] = (nbi_ct_entry){j->modules[i].name, j->modules[i].scheme};
-    /* A tied lm_head has no tensor of its own, but to Transformers it is a Linear like any other: left out of `ignore`,
-     * it would be taken as quantized with missing scales. */
-    if (j->cfg.tied)
-        e[n++] = (nbi_ct_entry){.module = "lm_head"};
-    NB_TRY(nbi_ct_config_build(&q, e, n));
+    NB_TRY(nbi_quant_config_build(&q, j->format, j->entries, j->n_entries, &j->model));
     if (json_object_set(j->config, "quantization_config", q) != 0)
         NB_TRY(nbi_fail_nomem("the configuration", 0));
     NB_TRY(write_json(j->out.tmp, "config.json", j->config));
 done:
     json_decref(q);
-    free(e);
     return st;
 }
 
@@ -564,6 +580,7 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nbi_calibrated_free(j.walk);
     nbi_calibration_free(j.calib);
     free(j.schemes);
+    free(j.entries);
     free(j.order);
     if (j.be)
         j.be->ops->destroy(j.be);

@@ -6,8 +6,9 @@
 
 #include <jansson.h>
 
-#include "base/weight.h"
-#include "format/safetensors.h"
+#include "format/quantized.h"
+
+extern const nbi_quant_format nbi_ct_format;
 
 /* ---- config ---- */
 typedef struct nbi_ct_config nbi_ct_config;
@@ -20,15 +21,10 @@ void nbi_ct_config_free(nbi_ct_config *c);
  * `cls` is its class ("Linear").  Precedence: ignore, then exact name, regex, class. */
 nb_status nbi_ct_scheme(const nbi_ct_config *c, const char *module, const char *cls, nbi_scheme *out);
 
-/* One module and its scheme, for writing the config. */
-typedef struct nbi_ct_entry {
-    const char *module;
-    nbi_scheme scheme; /* bits 0: goes to `ignore` */
-} nbi_ct_entry;
 /* Builds quantization_config: one config group per distinct scheme (the most common one targets "Linear", the others
  * name their modules), `ignore` for the dense ones.  Mixed formats use format "mixed-precision".  *out is NULL when
  * every module is dense: then the model has no quantization_config. */
-nb_status nbi_ct_config_build(json_t **out, const nbi_ct_entry *e, size_t n);
+nb_status nbi_ct_config_build(json_t **out, const nbi_quant_entry *e, size_t n);
 
 /* ---- tensors ---- */
 /* Reads module `name` into a canonical weight: N, K are what the architecture expects; shapes and dtypes of all parts
@@ -36,6 +32,11 @@ nb_status nbi_ct_config_build(json_t **out, const nbi_ct_entry *e, size_t n);
  * view of `<name>.weight`.  Also takes `<name>.bias` when it exists. */
 nb_status nbi_ct_read(nbi_weight *w, const nbi_checkpoint *c, const char *name, size_t n, size_t k,
                       const nbi_scheme *scheme);
+/* The same of a quantized module, w->n, k and scheme set, without its bias; on failure the caller frees *w. */
+nb_status nbi_ct_read_codes(nbi_weight *w, const nbi_checkpoint *c, const char *name);
+
+/* Whether a scheme has a name there: integers on an even grid, and nothing beside them. */
+bool nbi_ct_can_say(const nbi_scheme *s);
 
 /* The tensors that one quantized weight becomes; declare gives names and shapes from the scheme alone, so that a
  * writer can lay out the file before any weight is computed.  `scale_dtype`: F32, F16 or BF16.  Weight scales must be

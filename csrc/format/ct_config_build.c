@@ -38,7 +38,7 @@ static bool same(const nbi_scheme *a, const nbi_scheme *b)
 }
 
 /* The distinct schemes of the quantized entries, in order of appearance; count[i] entries have schemes[i]. */
-static nb_status distinct(nbi_scheme **schemes, size_t **count, size_t *n_schemes, const nbi_ct_entry *e, size_t n)
+static nb_status distinct(nbi_scheme **schemes, size_t **count, size_t *n_schemes, const nbi_quant_entry *e, size_t n)
 {
     *schemes = calloc(n + 1, sizeof **schemes);
     *count = calloc(n + 1, sizeof **count);
@@ -84,7 +84,7 @@ static json_t *input_args(const nbi_scheme *s)
 }
 
 /* ["Linear"], or the names of the modules that have this scheme. */
-static json_t *targets_of(const nbi_scheme *s, bool everything, const nbi_ct_entry *e, size_t n)
+static json_t *targets_of(const nbi_scheme *s, bool everything, const nbi_quant_entry *e, size_t n)
 {
     if (everything)
         return json_pack("[s]", "Linear");
@@ -112,7 +112,7 @@ static json_t *group_of(const nbi_scheme *s, json_t *targets, bool mixed)
 }
 
 static json_t *groups_of(const nbi_scheme *schemes, const size_t *count, size_t n_schemes, bool mixed,
-                         const nbi_ct_entry *e, size_t n)
+                         const nbi_quant_entry *e, size_t n)
 {
     size_t common = 0;
     json_t *groups = json_object();
@@ -131,13 +131,13 @@ static json_t *groups_of(const nbi_scheme *schemes, const size_t *count, size_t 
     return groups;
 }
 
-static json_t *ignored(const nbi_ct_entry *e, size_t n)
+static json_t *ignored(const nbi_quant_entry *e, size_t n)
 {
     const nbi_scheme dense = {0};
     return targets_of(&dense, false, e, n);
 }
 
-nb_status nbi_ct_config_build(json_t **out, const nbi_ct_entry *e, size_t n)
+nb_status nbi_ct_config_build(json_t **out, const nbi_quant_entry *e, size_t n)
 {
     nbi_scheme *schemes = NULL;
     size_t *count = NULL, n_schemes;

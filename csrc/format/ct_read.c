@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "format/compressed_tensors.h"
 #include "format/ct_layout.h"
+#include "format/parts.h"
 
 /* What is being read. */
 typedef struct source {
@@ -16,72 +17,22 @@ typedef struct source {
     size_t groups;
 } source;
 
-/* ---- finding and checking tensors ------------------------------------------------------------------------------ */
-
 static const nbi_tensor *find(const source *s, const char *suffix)
 {
-    char full[512];
-    if ((size_t)snprintf(full, sizeof full, "%s.%s", s->module, suffix) >= sizeof full)
-        return NULL;
-    return nbi_checkpoint_find(s->c, full);
+    return nbi_part_find(s->c, s->module, suffix);
 }
 
 static nb_status missing(const source *s, const char *suffix)
 {
-    const nbi_tensor *first = nbi_checkpoint_at(s->c, 0);
-    return nbi_fail(NB_EFORMAT, "%s: the checkpoint has no tensor %s.%s", first ? first->file : "checkpoint", s->module,
-                    suffix);
-}
-
-static const char *shape_text(char out[96], uint32_t n_dims, const size_t *shape)
-{
-    size_t at = (size_t)snprintf(out, 96, "[");
-    for (uint32_t i = 0; i < n_dims; i++)
-        at += (size_t)snprintf(out + at, 96 - at, i ? ", %zu" : "%zu", shape[i]);
-    snprintf(out + at, 96 - at, "]");
-    return out;
-}
-
-static nb_status wrong_shape(const nbi_tensor *t, uint32_t n_dims, const size_t *shape)
-{
-    char found[96], want[96];
-    return nbi_fail(NB_EFORMAT, "%s: tensor %s has the shape %s, expected %s", t->file, t->name,
-                    shape_text(found, t->n_dims, t->shape), shape_text(want, n_dims, shape));
-}
-
-static nb_status wrong_dtype(const nbi_tensor *t, const char *expected)
-{
-    return nbi_fail(NB_EFORMAT, "%s: tensor %s has the dtype %s, expected %s", t->file, t->name,
-                    nbi_dtype_name(t->dtype), expected);
-}
-
-static nb_status expect_shape(const nbi_tensor *t, uint32_t n_dims, const size_t *shape)
-{
-    if (t->n_dims != n_dims || memcmp(t->shape, shape, n_dims * sizeof *shape) != 0)
-        return wrong_shape(t, n_dims, shape);
-    return NB_OK;
-}
-
-/* One number for the whole layer is stored as [1] or []. */
-static nb_status expect_one(const nbi_tensor *t)
-{
-    return t->n_dims == 0 ? NB_OK : expect_shape(t, 1, (const size_t[]){1});
+    return nbi_part_missing(s->c, s->module, suffix);
 }
 
 /* The shape of scales, and of zero points that are not packed. */
 static nb_status expect_groups(const source *s, const nbi_tensor *t)
 {
     if (s->w->scheme.strategy == NBI_PER_TENSOR)
-        return expect_one(t);
-    return expect_shape(t, 2, (const size_t[]){s->w->n, s->groups});
-}
-
-/* A word of a tensor; views into files may be unaligned. */
-static uint32_t word_at(const nbi_tensor *t, size_t i)
-{
-    uint32_t u;
-    memcpy(&u, (const char *)t->data + 4 * i, 4);
-    return u;
+        return nbi_part_expect_one(t);
+    return nbi_part_expect_shape(t, 2, (const size_t[]){s->w->n, s->groups});
 }
 
 /* ---- codes ----------------------------------------------------------------------------------------------------- */
@@ -94,14 +45,14 @@ static nb_status check_weight_shape(const source *s)
     if (!t)
         return missing(s, "weight_shape");
     if (t->dtype != NBI_I64 && t->dtype != NBI_I32)
-        return wrong_dtype(t, "I64 or I32");
-    if ((st = expect_shape(t, 1, (const size_t[]){2})) != NB_OK)
+        return nbi_part_wrong_dtype(t, "I64 or I32");
+    if ((st = nbi_part_expect_shape(t, 1, (const size_t[]){2})) != NB_OK)
         return st;
     if (t->dtype == NBI_I64)
         memcpy(v, t->data, 16);
     else
         for (size_t i = 0; i < 2; i++)
-            v[i] = (int32_t)word_at(t, i);
+            v[i] = (int32_t)nbi_part_word_at(t, i);
     if (v[0] != (int64_t)s->w->n || v[1] != (int64_t)s->w->k)
         return nbi_fail(NB_EFORMAT, "%s: tensor %s says %lld x %lld, expected %zu x %zu", t->file, t->name,
                         (long long)v[0], (long long)v[1], s->w->n, s->w->k);
@@ -114,9 +65,9 @@ static nb_status read_packed(const source *s, const nbi_tensor *t)
     const size_t row = nbi_ct_words(w->k, w->scheme.bits);
     nb_status st;
     if (t->dtype != NBI_I32)
-        return wrong_dtype(t, "I32");
-    if ((st = expect_shape(t, 2, (const size_t[]){w->n, row})) != NB_OK || (st = check_weight_shape(s)) != NB_OK ||
-        (st = nbi_weight_alloc(w)) != NB_OK)
+        return nbi_part_wrong_dtype(t, "I32");
+    if ((st = nbi_part_expect_shape(t, 2, (const size_t[]){w->n, row})) != NB_OK ||
+        (st = check_weight_shape(s)) != NB_OK || (st = nbi_weight_alloc(w)) != NB_OK)
         return st;
     uint32_t *words = malloc(row * 4);
     if (!words)
@@ -136,8 +87,9 @@ static nb_status read_unpacked(const source *s, const nbi_tensor *t)
     const int lo = -(1 << (w->scheme.bits - 1)), hi = -lo - 1;
     nb_status st;
     if (t->dtype != NBI_I8)
-        return wrong_dtype(t, "I8 for integer weights");
-    if ((st = expect_shape(t, 2, (const size_t[]){w->n, w->k})) != NB_OK || (st = nbi_weight_alloc(w)) != NB_OK)
+        return nbi_part_wrong_dtype(t, "I8 for integer weights");
+    if ((st = nbi_part_expect_shape(t, 2, (const size_t[]){w->n, w->k})) != NB_OK ||
+        (st = nbi_weight_alloc(w)) != NB_OK)
         return st;
     memcpy(w->codes, t->data, t->bytes);
     for (size_t i = 0; w->scheme.bits < 8 && i < t->bytes; i++)
@@ -169,12 +121,12 @@ static nb_status check_group_index(const source *s)
     if (!t)
         return NB_OK;
     if (t->dtype != NBI_I32)
-        return wrong_dtype(t, "I32");
-    if ((st = expect_shape(t, 1, (const size_t[]){s->w->k})) != NB_OK)
+        return nbi_part_wrong_dtype(t, "I32");
+    if ((st = nbi_part_expect_shape(t, 1, (const size_t[]){s->w->k})) != NB_OK)
         return st;
     const size_t len = s->w->k / s->groups;
     for (size_t k = 0; k < s->w->k; k++) {
-        uint32_t g = word_at(t, k);
+        uint32_t g = nbi_part_word_at(t, k);
         if (g != UINT32_MAX && g != k / len)
             return nbi_fail(NB_EUNSUPPORTED,
                             "%s: tensor %s puts input %zu into group %d: activation order by groups is not supported",
@@ -193,7 +145,7 @@ static nb_status read_scales(const source *s)
     if (!t)
         return missing(s, "weight_scale");
     if (!nbi_dtype_is_float(t->dtype))
-        return wrong_dtype(t, "F32, F16 or BF16");
+        return nbi_part_wrong_dtype(t, "F32, F16 or BF16");
     if ((st = expect_groups(s, t)) != NB_OK)
         return st;
     nbi_to_f32(w->scales, t->data, t->dtype, t->n_elements);
@@ -223,13 +175,14 @@ static nb_status read_packed_zeros(const source *s, const nbi_tensor *t)
     const unsigned bits = w->scheme.bits;
     const uint32_t mask = (1u << bits) - 1;
     const size_t words = nbi_ct_words(w->n, bits);
-    nb_status st = expect_shape(t, 2, (const size_t[]){words, s->groups});
+    nb_status st = nbi_part_expect_shape(t, 2, (const size_t[]){words, s->groups});
     if (st != NB_OK)
         return st;
     for (size_t r = 0; r < w->n; r++)
         for (size_t g = 0; g < s->groups; g++) {
             const size_t i = r / 32 * bits + r % 32 * bits / 32, next = i + 1 < words ? i + 1 : i;
-            const uint64_t two = word_at(t, i * s->groups + g) | (uint64_t)word_at(t, next * s->groups + g) << 32;
+            const uint64_t two =
+                nbi_part_word_at(t, i * s->groups + g) | (uint64_t)nbi_part_word_at(t, next * s->groups + g) << 32;
             const uint32_t u = (uint32_t)(two >> (r % 32 * bits % 32)) & mask;
             w->zeros[r * s->groups + g] = (int8_t)((int)u - (1 << (bits - 1)));
         }
@@ -265,7 +218,7 @@ static nb_status read_zeros(const source *s)
     /* Only I8 says that it holds one number an element; a word beside plain codes could mean either. */
     if (t->dtype == NBI_I32 && s->w->scheme.strategy != NBI_PER_TENSOR && find(s, "weight_packed"))
         return read_packed_zeros(s, t);
-    return wrong_dtype(t, find(s, "weight_packed") ? "I32 (packed) or I8" : "I8");
+    return nbi_part_wrong_dtype(t, find(s, "weight_packed") ? "I32 (packed) or I8" : "I8");
 }
 
 /* ---- the rest of a layer --------------------------------------------------------------------------------------- */
@@ -280,8 +233,8 @@ static nb_status read_input(const source *s)
     if (!t)
         return missing(s, "input_scale");
     if (!nbi_dtype_is_float(t->dtype))
-        return wrong_dtype(t, "F32, F16 or BF16");
-    if ((st = expect_one(t)) != NB_OK)
+        return nbi_part_wrong_dtype(t, "F32, F16 or BF16");
+    if ((st = nbi_part_expect_one(t)) != NB_OK)
         return st;
     nbi_to_f32(&w->act_scale, t->data, t->dtype, 1);
     if (!(w->act_scale > 0) || !isfinite(w->act_scale))
@@ -292,50 +245,11 @@ static nb_status read_input(const source *s)
     if (!z)
         return missing(s, "input_zero_point");
     if (z->dtype != NBI_I8)
-        return wrong_dtype(z, "I8");
-    if ((st = expect_one(z)) != NB_OK)
+        return nbi_part_wrong_dtype(z, "I8");
+    if ((st = nbi_part_expect_one(z)) != NB_OK)
         return st;
     w->act_zero = *(const int8_t *)z->data;
     return NB_OK;
-}
-
-static nb_status read_bias(const source *s)
-{
-    const nbi_tensor *t = find(s, "bias");
-    nbi_weight *w = s->w;
-    nb_status st;
-    if (!t)
-        return NB_OK;
-    if (!nbi_dtype_is_float(t->dtype))
-        return wrong_dtype(t, "F32, F16 or BF16");
-    if ((st = expect_shape(t, 1, &w->n)) != NB_OK)
-        return st;
-    if (!(w->bias = malloc(w->n * sizeof *w->bias)))
-        return nbi_fail_nomem(t->name, w->n * sizeof *w->bias);
-    nbi_to_f32(w->bias, t->data, t->dtype, w->n);
-    for (size_t i = 0; i < w->n; i++)
-        if (!isfinite(w->bias[i]))
-            return nbi_fail(NB_EFORMAT, "%s: tensor %s: element %zu is not finite", t->file, t->name, i);
-    return NB_OK;
-}
-
-static nb_status read_dense(const source *s)
-{
-    const nbi_tensor *t = find(s, "weight");
-    nbi_weight *w = s->w;
-    nb_status st;
-    if (!t && find(s, "weight_packed"))
-        return nbi_fail(NB_EFORMAT, "%s: module %s is quantized, but the config does not say how",
-                        find(s, "weight_packed")->file, s->module);
-    if (!t)
-        return missing(s, "weight");
-    if (!nbi_dtype_is_float(t->dtype))
-        return wrong_dtype(t, "F32, F16 or BF16 for a layer that is not quantized");
-    if ((st = expect_shape(t, 2, (const size_t[]){w->n, w->k})) != NB_OK)
-        return st;
-    w->dense_dtype = t->dtype;
-    w->dense = t->data;
-    return read_bias(s);
 }
 
 static nb_status read_quantized(source *s)
@@ -350,17 +264,24 @@ static nb_status read_quantized(source *s)
     NB_TRY(read_scales(s));
     NB_TRY(read_zeros(s));
     NB_TRY(read_input(s));
-    NB_TRY(read_bias(s));
 done:
     return st;
+}
+
+nb_status nbi_ct_read_codes(nbi_weight *w, const nbi_checkpoint *c, const char *name)
+{
+    source s = {.c = c, .module = name, .w = w};
+    return read_quantized(&s);
 }
 
 nb_status nbi_ct_read(nbi_weight *w, const nbi_checkpoint *c, const char *name, size_t n, size_t k,
                       const nbi_scheme *scheme)
 {
+    nb_status st;
     *w = (nbi_weight){.n = n, .k = k, .scheme = *scheme};
-    source s = {.c = c, .module = name, .w = w};
-    nb_status st = scheme->bits ? read_quantized(&s) : read_dense(&s);
+    NB_TRY(scheme->bits ? nbi_ct_read_codes(w, c, name) : nbi_part_read_dense(w, c, name));
+    NB_TRY(nbi_part_read_bias(w, c, name));
+done:
     if (st != NB_OK)
         nbi_weight_free(w);
     return st;

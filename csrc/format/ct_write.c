@@ -6,6 +6,7 @@
 #include "base/checked.h"
 #include "format/compressed_tensors.h"
 #include "format/ct_layout.h"
+#include "format/parts.h"
 
 /* ---- packing --------------------------------------------------------------------------------------------------- */
 
@@ -72,6 +73,11 @@ void nbi_ct_unpack(int8_t *codes, const uint32_t *words, size_t n, unsigned bits
 
 static nb_status check_scheme(const char *module, size_t n, size_t k, const nbi_scheme *s, nbi_dtype scale_dtype)
 {
+    if (nbi_ct_has_bits(s->bits) && !nbi_ct_can_say(s)) {
+        char name[48];
+        nbi_scheme_name(s, name);
+        return nbi_fail(NB_EUNSUPPORTED, "%s: compressed-tensors has no words for its scheme (%s)", module, name);
+    }
     if (!nbi_ct_has_bits(s->bits))
         return nbi_fail(NB_EINVAL, "%s: %u bits cannot be stored as compressed-tensors, expected 2, 3, 4 or 8", module,
                         s->bits);
@@ -136,13 +142,6 @@ size_t nbi_ct_bytes(size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype scal
     return sum;
 }
 
-static nb_status full_name(char out[512], const char *module, const char *suffix)
-{
-    if ((size_t)snprintf(out, 512, "%s.%s", module, suffix) >= 512)
-        return nbi_fail(NB_ELIMIT, "%s: the name of the module is too long", module);
-    return NB_OK;
-}
-
 nb_status nbi_ct_declare(nbi_st_writer *w, const char *name, size_t n, size_t k, const nbi_scheme *scheme,
                          nbi_dtype scale_dtype)
 {
@@ -151,7 +150,7 @@ nb_status nbi_ct_declare(nbi_st_writer *w, const char *name, size_t n, size_t k,
     nb_status st;
     NB_TRY(nbi_ct_layout_of(&l, name, n, k, scheme, scale_dtype));
     for (size_t i = 0; i < l.n_parts; i++) {
-        NB_TRY(full_name(full, name, l.part[i].suffix));
+        NB_TRY(nbi_part_name(full, name, l.part[i].suffix));
         NB_TRY(nbi_st_declare(w, full, l.part[i].dtype, l.part[i].n_dims, l.part[i].shape));
     }
 done:
@@ -275,7 +274,7 @@ nb_status nbi_ct_write(nbi_st_writer *out, const char *name, const nbi_weight *w
     NB_TRY(nbi_ct_layout_of(&l, name, w->n, w->k, &w->scheme, scale_dtype));
     for (size_t i = 0; i < l.n_parts; i++) {
         size_t bytes;
-        NB_TRY(full_name(full, name, l.part[i].suffix));
+        NB_TRY(nbi_part_name(full, name, l.part[i].suffix));
         if (!part_bytes(&l.part[i], &bytes) || !(data = calloc(1, bytes))) {
             st = nbi_fail_nomem(full, 0);
             goto done;

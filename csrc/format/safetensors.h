@@ -39,6 +39,9 @@ const nbi_tensor *nbi_checkpoint_at(const nbi_checkpoint *c, size_t i); /* sorte
 typedef struct nbi_st_writer nbi_st_writer;
 nb_status nbi_st_writer_create(nbi_st_writer **out, const char *dir, size_t max_shard_bytes);
 nb_status nbi_st_declare(nbi_st_writer *w, const char *name, nbi_dtype t, uint32_t n_dims, const size_t *shape);
+/* A tensor of bytes whose first dimension is known only when its data comes: `most` is the shape that it has at most.  Such tensors
+ * lie behind the others of their file and do not count when tensors are split over shards. */
+nb_status nbi_st_declare_late(nbi_st_writer *w, const char *name, nbi_dtype t, uint32_t n_dims, const size_t *most);
 nb_status nbi_st_write(nbi_st_writer *w, const char *name, const void *data, size_t bytes);
 nb_status nbi_st_finish(nbi_st_writer *w); /* all declared tensors must have been written; syncs the files */
 void nbi_st_writer_free(nbi_st_writer *w);

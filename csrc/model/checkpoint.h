@@ -4,16 +4,16 @@
 
 #include <jansson.h>
 
-#include "format/compressed_tensors.h"
+#include "format/quantized.h"
 #include "format/safetensors.h"
 #include "model/config.h"
 
 /* config.json of a folder; `where` becomes its path for errors.  json_decref() it. */
 nb_status nbi_model_json(json_t **out, const char *path, char where[1100]);
 /* quantization_config inside it: *out NULL when there is none. */
-nb_status nbi_quantization_config(nbi_ct_config **out, const json_t *config, const char *where);
+nb_status nbi_quantization_config(nbi_quant_config **out, const json_t *config, const char *where);
 /* One linear layer (or "model.embed_tokens") in canonical form; `bias` says whether the architecture has one. */
-nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_ct_config *ct, const char *module,
+nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_quant_config *q, const char *module,
                           size_t n, size_t k, bool bias);
 /* NB_EFORMAT naming tensor, row and column of the first NaN or Inf in a dense weight. */
 nb_status nbi_check_finite(const nbi_weight *w, const char *name);

@@ -7,7 +7,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
-#include "format/compressed_tensors.h"
+#include "format/quantized.h"
 #include "format/safetensors.h"
 #include "model/build.h"
 #include "model/checkpoint.h"
@@ -15,7 +15,7 @@
 
 typedef struct folder {
     nbi_checkpoint *ckpt;
-    nbi_ct_config *ct; /* NULL: dense */
+    nbi_quant_config *quant; /* NULL: dense */
 } folder;
 
 /* Inf and NaN have all exponent bits set: one integer test an element. */
@@ -50,21 +50,16 @@ nb_status nbi_check_finite(const nbi_weight *w, const char *name)
                     i % w->k);
 }
 
-static nb_status module_scheme(nbi_scheme *scheme, const nbi_ct_config *ct, const char *module)
+static const char *class_of(const char *module)
 {
-    *scheme = (nbi_scheme){0};
-    if (!ct)
-        return NB_OK;
-    return nbi_ct_scheme(ct, module, strcmp(module, "model.embed_tokens") == 0 ? "Embedding" : "Linear", scheme);
+    return strcmp(module, "model.embed_tokens") == 0 ? "Embedding" : "Linear";
 }
 
-nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_ct_config *ct, const char *module,
+nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_quant_config *q, const char *module,
                           size_t n, size_t k, bool bias)
 {
-    nbi_scheme scheme;
     nb_status st;
-    NB_TRY(module_scheme(&scheme, ct, module));
-    NB_TRY(nbi_ct_read(w, ckpt, module, n, k, &scheme));
+    NB_TRY(nbi_quant_read(w, q, ckpt, module, class_of(module), n, k));
     if (bias != (w->bias != NULL)) {
         st = nbi_fail(NB_EFORMAT, "%s.bias: %s, but the architecture in config.json has %s there", module,
                       w->bias ? "is present" : "is missing", bias ? "one" : "none");
@@ -87,13 +82,13 @@ static nb_status folder_scheme(void *self, const char *module, size_t k, nbi_sch
     snprintf(name, sizeof name, "%s.weight", module);
     const nbi_tensor *t = nbi_checkpoint_find(f->ckpt, name);
     *dense = t ? t->dtype : NBI_BF16; /* one that is missing is told of when it is read */
-    return module_scheme(scheme, f->ct, module);
+    return nbi_quant_scheme(f->quant, f->ckpt, module, class_of(module), scheme);
 }
 
 static nb_status folder_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
 {
     folder *f = self;
-    return nbi_read_linear(out, f->ckpt, f->ct, module, n, k, bias);
+    return nbi_read_linear(out, f->ckpt, f->quant, module, n, k, bias);
 }
 
 static nb_status folder_vector(void *self, const char *name, size_t n, float *out)
@@ -124,21 +119,11 @@ nb_status nbi_model_json(json_t **out, const char *path, char where[1100])
     return st;
 }
 
-nb_status nbi_quantization_config(nbi_ct_config **out, const json_t *config, const char *where)
+nb_status nbi_quantization_config(nbi_quant_config **out, const json_t *config, const char *where)
 {
     const json_t *q = json_object_get(config, "quantization_config");
-    const char *method = "";
     *out = NULL;
-    if (!q || json_is_null(q))
-        return NB_OK;
-    nb_status st = nbi_json_string(q, "quant_method", &method, where);
-    if (st != NB_OK)
-        return st;
-    if (strcmp(method, "compressed-tensors") != 0)
-        return nbi_fail(NB_EUNSUPPORTED,
-                        "%s: \"quant_method\" is \"%s\", expected compressed-tensors or no quantization", where,
-                        method);
-    return nbi_ct_config_parse(out, q, where);
+    return q && !json_is_null(q) ? nbi_quant_config_parse(out, q, where) : NB_OK;
 }
 
 static uint64_t mix(uint64_t h, const void *data, size_t n)
@@ -218,7 +203,7 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     snprintf(m->path, sizeof m->path, "%s", path);
     NB_TRY(nbi_model_json(&config, path, where));
     NB_TRY(nbi_config_parse(&m->cfg, config, where));
-    NB_TRY(nbi_quantization_config(&f.ct, config, where));
+    NB_TRY(nbi_quantization_config(&f.quant, config, where));
     NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
     m->hash = nbi_model_fingerprint(f.ckpt, config);
     NB_TRY(load_tokenizer(m, path));
@@ -227,7 +212,7 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     m = NULL;
 done:
     json_decref(config);
-    nbi_ct_config_free(f.ct);
+    nbi_quant_config_free(f.quant);
     nbi_checkpoint_close(f.ckpt);
     nb_model_free(m);
     return st;
