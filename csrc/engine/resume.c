@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "engine/bundle.h"
@@ -180,12 +181,14 @@ typedef struct member {
     size_t bytes;
 } member;
 
-enum { MOST_MEMBERS = 16 };
+enum { MOST_MEMBERS = 20 };
 
 /* The arrays that a weight owns, whose sizes follow from its numbers. */
 static size_t members_of(member out[MOST_MEMBERS], nbi_weight *w)
 {
     const size_t nk = w->n * w->k, groups = w->scheme.bits ? w->n * nbi_scheme_groups(&w->scheme, w->k) : 0;
+    nbi_nested *q = &w->nested;
+    const size_t grids = q->rows ? nbi_ceil_div(w->n, q->rows) * nbi_scheme_groups(&w->scheme, w->k) * 2 : 0;
     const member all[] = {
         {"dense", &w->owned, w->scheme.bits ? 0 : nk * nbi_dtype_size(w->dense_dtype)},
         {"codes", (void **)&w->codes, nk},
@@ -199,6 +202,10 @@ static size_t members_of(member out[MOST_MEMBERS], nbi_weight *w)
         {"sparse.row", (void **)&w->sparse.row, (w->n + 1) * sizeof *w->sparse.row},
         {"sparse.col", (void **)&w->sparse.col, w->sparse.nnz * sizeof *w->sparse.col},
         {"sparse.value", (void **)&w->sparse.value, w->sparse.nnz * sizeof *w->sparse.value},
+        {"nested.scale_code", (void **)&q->scale_code, groups},
+        {"nested.zero_code", (void **)&q->zero_code, groups},
+        {"nested.scale_grid", (void **)&q->scale_grid, grids * sizeof *q->scale_grid},
+        {"nested.zero_grid", (void **)&q->zero_grid, grids * sizeof *q->zero_grid},
         {"bias", (void **)&w->bias, w->n * sizeof *w->bias},
     };
     memcpy(out, all, sizeof all);

@@ -38,6 +38,9 @@ struct nbi_recipe {
     nbi_observer_method method;
     double percentile;
     uint32_t tokens, ctx;
+    nbi_search search;
+    bool searches; /* the recipe itself asks for it */
+    json_t *json;
 };
 
 /* ---- keys ------------------------------------------------------------------------------------------------------ */
@@ -185,6 +188,11 @@ static nb_status parse_activations(const json_t *j, nbi_scheme *s, const char *w
                         "measured for each token are symmetric)",
                         where);
     return NB_OK;
+}
+
+nb_status nbi_recipe_weights(const json_t *j, nbi_scheme *s, const char *where)
+{
+    return parse_weights(j, s, where);
 }
 
 /* "weights" and "activations" of `j` on top of what *s holds already.  null switches a part off. */
@@ -393,6 +401,19 @@ static nb_status resolve_schemes(nbi_recipe *r, const char *where)
     return st;
 }
 
+static nb_status parse_search(nbi_recipe *r, const json_t *j, const char *where)
+{
+    char inner[WHERE_MAX];
+    const json_t *search;
+    bool given;
+    nb_status st = get_object(j, "search", &search, &given, where);
+    snprintf(inner, sizeof inner, "%s: search", where);
+    if (st != NB_OK || !search) /* the defaults are for flags that ask for a search: they must fit then only */
+        return st;
+    r->searches = true;
+    return nbi_search_parse(&r->search, search, &r->base, inner);
+}
+
 /* "name", or the file's name without folder and .json */
 static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 {
@@ -413,7 +434,7 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
     static const char *const keys[] = {"name",        "description", "weights",   "activations", "method",
-                                       "calibration", "ignore",      "overrides", NULL};
+                                       "calibration", "ignore",      "overrides", "search",      NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
     *out = NULL;
@@ -435,6 +456,8 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_method(r, j, where));
     NB_TRY(resolve_schemes(r, where));
     NB_TRY(parse_calibration(r, j, where));
+    NB_TRY(parse_search(r, j, where));
+    r->json = json_incref((json_t *)j);
     *out = r;
     r = NULL;
 done:
@@ -450,6 +473,8 @@ void nbi_recipe_free(nbi_recipe *r)
         pattern_free(&r->ignore[i]);
     for (size_t i = 0; i < r->n_overrides; i++)
         pattern_free(&r->overrides[i].match);
+    nbi_search_free(&r->search);
+    json_decref(r->json);
     free(r->ignore);
     free(r->overrides);
     free(r->name);
@@ -461,6 +486,21 @@ void nbi_recipe_free(nbi_recipe *r)
 const char *nbi_recipe_name(const nbi_recipe *r)
 {
     return r->name;
+}
+
+const json_t *nbi_recipe_json(const nbi_recipe *r)
+{
+    return r->json;
+}
+
+const nbi_search *nbi_recipe_search(const nbi_recipe *r)
+{
+    return r->searches ? &r->search : NULL;
+}
+
+const nbi_scheme *nbi_recipe_base(const nbi_recipe *r)
+{
+    return &r->base;
 }
 
 bool nbi_recipe_needs_calibration(const nbi_recipe *r)
@@ -524,6 +564,17 @@ nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, n
                         r->name, module, k, s->group);
     *out = *s;
     return NB_OK;
+}
+
+nb_status nbi_recipe_is_fixed(const nbi_recipe *r, const char *module, bool *fixed)
+{
+    nb_status st = NB_OK;
+    *fixed = is_never_quantized(module);
+    for (size_t i = 0; i < r->n_ignore && st == NB_OK && !*fixed; i++)
+        st = pattern_matches(&r->ignore[i], module, fixed);
+    for (size_t i = 0; i < r->n_overrides && st == NB_OK && !*fixed; i++)
+        st = pattern_matches(&r->overrides[i].match, module, fixed);
+    return st;
 }
 
 /* ---- finding a recipe ------------------------------------------------------------------------------------------ */

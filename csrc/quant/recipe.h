@@ -7,6 +7,7 @@
  *     "calibration": {"method": "mse", "percentile": 99.99, "tokens": 8192, "ctx": 512},
  *     "ignore": ["lm_head"],                                                      exact, or "re:..."
  *     "overrides": [{"match": "re:.*down_proj", "weights": {"bits": 8, "strategy": "channel"}}]   later ones win
+ *     "search": see search.h; nibble quantize then finds what each layer gets
  *   }
  * Unknown keys are an error that names the key and lists the known ones. */
 #ifndef NB_QUANT_RECIPE_H
@@ -17,6 +18,7 @@
 
 #include "quant/method.h"
 #include "quant/observer.h"
+#include "quant/search.h"
 
 typedef struct nbi_recipe nbi_recipe;
 
@@ -29,6 +31,13 @@ const char *nbi_recipe_name(const nbi_recipe *r);
 /* The scheme for a module with K inputs: bits 0 for ignored ones.  K not divisible by the group: NB_EINVAL naming
  * module, K and group. */
 nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, nbi_scheme *out);
+/* Is it decided already, by "ignore" or an override?  Then a search leaves it alone. */
+nb_status nbi_recipe_is_fixed(const nbi_recipe *r, const char *module, bool *fixed);
+const nbi_search *nbi_recipe_search(const nbi_recipe *r); /* NULL: the recipe has none */
+const nbi_scheme *nbi_recipe_base(const nbi_recipe *r);   /* of modules that nothing else decides */
+const json_t *nbi_recipe_json(const nbi_recipe *r);       /* as it was written */
+/* search.c: "weights" on top of what *s holds. */
+nb_status nbi_recipe_weights(const json_t *j, nbi_scheme *s, const char *where);
 bool nbi_recipe_needs_calibration(const nbi_recipe *r); /* some scheme has static activations */
 const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_options **options);
 bool nbi_recipe_needs_text(const nbi_recipe *r); /* for static activations, or for the method */
