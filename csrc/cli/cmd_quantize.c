@@ -45,14 +45,25 @@ static int run(const cli_command *c, int argc, char **argv)
     const char *src[1] = {NULL}, *out = NULL, *recipe = NULL, *calib = NULL;
     cli_model_flags m = {0};
     int64_t tokens = 0, ctx = 0, shard = 0;
-    bool force = false, dry = false, json = false;
+    bool force = false, dry = false, json = false, sequential = false, dense = false, resume = false;
+    const char *stats = NULL;
+    uint64_t memory = 0;
     char *report = NULL;
     const cli_flag flags[] = {
         {"--output", "-o", CLI_STRING, &out, "DIR", "the folder to write", 0, 0},
         {"--recipe", "-r", CLI_STRING, &recipe, "R", "a recipe file, or a name from configs/recipes", 0, 0},
-        {"--calib", NULL, CLI_STRING, &calib, "FILE", "text or JSONL for static activations", 0, 0},
+        {"--calib", NULL, CLI_STRING, &calib, "FILE", "text or JSONL, for static activations and methods that need it",
+         0, 0},
         {"--calib-tokens", NULL, CLI_INT, &tokens, "N", "tokens of it to use (default: the recipe's)", 2, 1e9},
         {"--calib-ctx", NULL, CLI_INT, &ctx, "N", "window (default: the recipe's)", 2, 1e7},
+        {"--calib-memory", NULL, CLI_SIZE, &memory, "SIZE",
+         "memory for it, e.g. 2GiB; what does not fit goes to a file", 0, 0},
+        {"--sequential", NULL, CLI_BOOL, &sequential, NULL, "quantized layers feed the next one (default for methods)",
+         0, 0},
+        {"--no-sequential", NULL, CLI_BOOL, &dense, NULL, "dense layers feed the next one", 0, 0},
+        {"--stats", NULL, CLI_STRING, &stats, "FILE",
+         "read the dense layers' statistics, or write them where FILE is new", 0, 0},
+        {"--resume", NULL, CLI_BOOL, &resume, NULL, "go on behind the layers that a killed run finished", 0, 0},
         {"--max-shard-bytes", NULL, CLI_INT, &shard, "N", "split the weights over files (default 5e9)", 1 << 16, 1e15},
         {"--overwrite", NULL, CLI_BOOL, &force, NULL, "replace the folder if it exists", 0, 0},
         {"--dry-run", NULL, CLI_BOOL, &dry, NULL, "only tell the size", 0, 0},
@@ -66,6 +77,8 @@ static int run(const cli_command *c, int argc, char **argv)
         return cli_usage_error(c, "--recipe is missing; configs/recipes holds ready ones, for example w4a16-g128");
     if (!out && !dry)
         return cli_usage_error(c, "-o DIR is missing: where should the model go?");
+    if (sequential && dense)
+        return cli_usage_error(c, "--sequential and --no-sequential were given: expected one of them");
     nb_quantize_options o;
     nb_quantize_options_init(&o);
     o.recipe = recipe;
@@ -77,6 +90,10 @@ static int run(const cli_command *c, int argc, char **argv)
     o.overwrite = force;
     o.dry_run = dry;
     o.max_shard_bytes = (uint64_t)shard;
+    o.calib_memory = memory;
+    o.sequential = sequential ? 1 : dense ? -1 : 0;
+    o.stats = stats;
+    o.resume = resume;
     o.callbacks = cli_callbacks();
     if (nb_quantize(src[0], out ? out : "", &o, &report) != NB_OK)
         return cli_failed(c);

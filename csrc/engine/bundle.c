@@ -63,8 +63,8 @@ void nbi_bundle_declare(nbi_bundle *b, const char *name, nbi_dtype t, size_t row
         b->bytes = p;
         b->cap = cap;
     }
-    json_t *shape = rows ? json_pack("[I, I]", (json_int_t)rows, (json_int_t)columns)
-                         : json_pack("[I]", (json_int_t)columns);
+    json_t *shape =
+        rows ? json_pack("[I, I]", (json_int_t)rows, (json_int_t)columns) : json_pack("[I]", (json_int_t)columns);
     json_t *e = json_pack("{s:s, s:o, s:[I, I]}", "dtype", nbi_dtype_name(t), "shape", shape, "data_offsets",
                           (json_int_t)b->at, (json_int_t)(b->at + bytes));
     if (json_object_set_new(b->header, name, e) != 0)

@@ -10,7 +10,8 @@
  * later calls do nothing, and commit returns it. */
 typedef struct nbi_bundle nbi_bundle;
 nb_status nbi_bundle_create(nbi_bundle **out, const char *path, const json_t *words); /* an object of strings, copied */
-void nbi_bundle_declare(nbi_bundle *b, const char *name, nbi_dtype t, size_t rows, size_t columns); /* rows 0: [columns] */
+void nbi_bundle_declare(nbi_bundle *b, const char *name, nbi_dtype t, size_t rows,
+                        size_t columns); /* rows 0: [columns] */
 void nbi_bundle_write(nbi_bundle *b, const void *data, size_t bytes);
 nb_status nbi_bundle_commit(nbi_bundle *b);
 void nbi_bundle_free(nbi_bundle *b); /* without a commit: removes what was written */

@@ -54,19 +54,20 @@ nb_status nbi_load_text(char **out, size_t *bytes, const char *path)
 
 static nb_status check_tokens(const int32_t *ids, size_t n, const char *path, const char *model, uint32_t vocab)
 {
-    size_t same = 1;
+    const size_t first = 2; /* what a tokenizer puts before any text, and a word that no space precedes */
+    size_t same = first;
     if (n < 2)
         return nbi_fail(NB_EFORMAT, "%s: has %zu tokens, expected text to calibrate on", path, n);
     for (size_t i = 0; i < n; i++)
         if (ids[i] < 0 || (uint32_t)ids[i] >= vocab)
-            return nbi_fail(NB_EFORMAT, "%s: its tokenizer gives token %zu of %s the id %d, and the model has ids below %u",
-                            model, i, path, ids[i], vocab);
+            return nbi_fail(NB_EFORMAT,
+                            "%s: its tokenizer gives token %zu of %s the id %d, and the model has ids below %u", model,
+                            i, path, ids[i], vocab);
     while (same < n && ids[same] == ids[n - 1])
         same++;
-    /* a first token of its own is what a tokenizer puts before any text */
-    if (same == n && n > 2)
-        return nbi_fail(NB_EFORMAT, "%s: is the token %d again and again, %zu times: expected running text", path,
-                        ids[n - 1], ids[0] == ids[n - 1] ? n : n - 1);
+    if (same == n && n > 2 * first)
+        return nbi_fail(NB_EFORMAT, "%s: is the token %d again and again, %zu times of %zu: expected running text",
+                        path, ids[n - 1], n - first, n);
     return NB_OK;
 }
 

@@ -119,10 +119,11 @@ static nb_status open_stats(nbi_calibrated *c)
     if (!c->o.stats)
         return NB_OK;
     if (!c->o.dense_feed)
-        return nbi_fail(NB_EINVAL,
-                        "%s: saved statistics are those of the dense model, and %s lets each quantized layer feed the next "
-                        "one: expected --no-sequential with --stats",
-                        c->o.stats, c->o.method->name);
+        return nbi_fail(
+            NB_EINVAL,
+            "%s: saved statistics are those of the dense model, and %s lets each quantized layer feed the next "
+            "one: expected --no-sequential with --stats",
+            c->o.stats, c->o.method->name);
     nb_status st = nbi_stats_open(&c->stats, c->o.stats, &key, c->needs, c->o.cfg, c->shell->be->name);
     if (st == NB_OK)
         c->needs = nbi_stats_needs(c->stats);
@@ -141,20 +142,20 @@ static nb_status open_walk(nbi_calibrated *c)
     nb_status st = nbi_model_build_shell(c->shell, &(nbi_source){.linear = read_linear, .self = c});
     if (st != NB_OK)
         return st;
-    return nbi_layerwise_create(&c->walk,
-                                &(nbi_layerwise_options){.shell = c->shell,
-                                                         .ids = c->ids,
-                                                         .n = c->n,
-                                                         .ctx = c->ctx,
-                                                         .needs = c->needs,
-                                                         .threads = o->threads,
-                                                         .memory = o->memory,
-                                                         .folder = o->folder ? o->folder
-                                                                   : tmp       ? tmp
-                                                                               : "/tmp",
-                                                         .passes = o->cfg->n_layers * (o->dense_feed ? 1 : 2) -
-                                                                   (o->dense_feed ? 0 : 1),
-                                                         .callbacks = o->callbacks});
+    return nbi_layerwise_create(
+        &c->walk,
+        &(nbi_layerwise_options){.shell = c->shell,
+                                 .ids = c->ids,
+                                 .n = c->n,
+                                 .ctx = c->ctx,
+                                 .needs = c->needs,
+                                 .threads = o->threads,
+                                 .memory = o->memory,
+                                 .folder = o->folder ? o->folder
+                                           : tmp     ? tmp
+                                                     : "/tmp",
+                                 .passes = o->cfg->n_layers * (o->dense_feed ? 1 : 2) - (o->dense_feed ? 0 : 1),
+                                 .callbacks = o->callbacks});
 }
 
 nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_options *o)

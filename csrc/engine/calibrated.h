@@ -26,8 +26,8 @@ typedef struct nbi_calibrated_options {
     /* static activations: how their grids follow from what was seen */
     nbi_observer_method observer;
     double percentile;
-    bool dense_feed; /* dense layers feed the next one, instead of the quantized ones */
-    uint64_t memory; /* bytes, 0: what seems good */
+    bool dense_feed;    /* dense layers feed the next one, instead of the quantized ones */
+    uint64_t memory;    /* bytes, 0: what seems good */
     const char *folder; /* for activations that do not fit; NULL: where temporary files go */
     const char *stats;  /* file of saved statistics, or NULL; with dense_feed */
     uint64_t model;     /* nbi_model_fingerprint(), for stats */
@@ -38,7 +38,7 @@ nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_optio
 void nbi_calibrated_free(nbi_calibrated *c);
 size_t nbi_calibrated_tokens(const nbi_calibrated *c);
 size_t nbi_calibrated_ctx(const nbi_calibrated *c);
-uint64_t nbi_calibrated_text(const nbi_calibrated *c);       /* a hash of the tokens */
+uint64_t nbi_calibrated_text(const nbi_calibrated *c);      /* a hash of the tokens */
 const char *nbi_calibrated_device(const nbi_calibrated *c); /* what computed the activations: "cpu", "cuda" */
 
 /* The next layer, from 0: as it was (dense fp32, but balanced), and quantized.  nbi_host_layer_free() both. */

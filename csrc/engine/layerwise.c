@@ -16,8 +16,8 @@ struct nbi_layerwise {
     nbi_workspace *w;
     int32_t *pages;
     nbi_residual *x; /* before the next layer */
-    float *work;   /* [ctx][hidden] a window of it */
-    float *seen;   /* [ctx][widest] one batch of a layer's inputs */
+    float *work;     /* [ctx][hidden] a window of it */
+    float *seen;     /* [ctx][widest] one batch of a layer's inputs */
     nbi_inputs *in;
     nbi_inputs_device *there[NBI_N_PORTS]; /* where the device gathers, else NULL */
     uint64_t done;                         /* tokens through a layer */
@@ -88,7 +88,8 @@ static nb_status supply_vector(void *self, const char *name, size_t n, float *ou
 static nb_status load(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer)
 {
     supply s = {layer, l->o.shell->cfg.hidden, i};
-    nb_status st = nbi_layer_load(l->o.shell, &(nbi_source){.linear = supply_linear, .vector = supply_vector, .self = &s}, i);
+    nb_status st =
+        nbi_layer_load(l->o.shell, &(nbi_source){.linear = supply_linear, .vector = supply_vector, .self = &s}, i);
     if (st != NB_OK)
         nbi_layer_unload(l->o.shell, i);
     return st;
@@ -135,7 +136,8 @@ static plan make_plan(const nbi_layerwise_options *o)
     }
     p.statistics += o->needs & NBI_NEEDS_GRAM ? times(times(widest, widest), sizeof(float)) : 0;
     p.window = times(times(o->ctx, widest + c->hidden), sizeof(float)) +
-               nbi_workspace_bytes(o->shell, &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = 1, .context = o->ctx});
+               nbi_workspace_bytes(o->shell,
+                                   &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = 1, .context = o->ctx});
     p.budget = o->memory ? o->memory : default_budget(o->shell->be);
     p.spill = p.stream + p.statistics + p.layer + p.window > p.budget;
     return p;
@@ -150,15 +152,17 @@ static nb_status tell_plan(const nbi_layerwise_options *o, const plan *p)
 {
     const uint64_t least = p->statistics + p->layer + p->window;
     if (o->memory && least > o->memory)
-        return nbi_fail(NB_ELIMIT,
-                        "calibration is allowed %.1f MiB of memory, and a layer (%.1f MiB), its statistics (%.1f MiB) and a "
-                        "window of %zu tokens (%.1f MiB) take %.1f MiB: allow at least that, or use a smaller window",
-                        mib(o->memory), mib(p->layer), mib(p->statistics), o->ctx, mib(p->window), mib(least));
-    nbi_log(o->callbacks, NB_LOG_INFO,
-            "calibration: %zu tokens in windows of %zu through %u layers; activations %.1f MiB %s, statistics %.1f MiB, "
-            "a layer %.1f MiB, a window %.1f MiB",
-            o->n, o->ctx, o->shell->cfg.n_layers, mib(p->stream), p->spill ? "in a file" : "in memory",
-            mib(p->statistics), mib(p->layer), mib(p->window));
+        return nbi_fail(
+            NB_ELIMIT,
+            "calibration is allowed %.1f MiB of memory, and a layer (%.1f MiB), its statistics (%.1f MiB) and a "
+            "window of %zu tokens (%.1f MiB) take %.1f MiB: allow at least that, or use a smaller window",
+            mib(o->memory), mib(p->layer), mib(p->statistics), o->ctx, mib(p->window), mib(least));
+    nbi_log(
+        o->callbacks, NB_LOG_INFO,
+        "calibration: %zu tokens in windows of %zu through %u layers; activations %.1f MiB %s, statistics %.1f MiB, "
+        "a layer %.1f MiB, a window %.1f MiB",
+        o->n, o->ctx, o->shell->cfg.n_layers, mib(p->stream), p->spill ? "in a file" : "in memory", mib(p->statistics),
+        mib(p->layer), mib(p->window));
     return NB_OK;
 }
 

@@ -129,9 +129,10 @@ static nb_status round_one(const nbi_layer_job *j, nbi_proj p, const nbi_weight 
     nb_status st = j->method->quantize(q, &job);
     nbi_module_name(name, j->index, p);
     if (st == NB_OK && damp > j->options->gptq.damp)
-        nbi_log(j->callbacks, NB_LOG_WARN,
-                "%s: its inputs depend on each other so much that X^T X has no inverse with a damping of %g; %g was used",
-                name, (double)j->options->gptq.damp, (double)damp);
+        nbi_log(
+            j->callbacks, NB_LOG_WARN,
+            "%s: its inputs depend on each other so much that X^T X has no inverse with a damping of %g; %g was used",
+            name, (double)j->options->gptq.damp, (double)damp);
     return st == NB_OK ? st : nbi_fail_in(st, "%s: ", name);
 }
 

@@ -74,10 +74,11 @@ static nb_status same_job(const nbi_resume *r, const json_t *was, const json_t *
     {
         const char *old = json_string_value(json_object_get(was, key));
         if (!old || strcmp(old, json_string_value(value)) != 0)
-            return nbi_fail(NB_EINVAL,
-                            "%s: holds layers of another job: its %s is %s, and this one's is %s; leave out --resume to start "
-                            "anew",
-                            r->folder, key, old ? old : "(nothing)", json_string_value(value));
+            return nbi_fail(
+                NB_EINVAL,
+                "%s: holds layers of another job: its %s is %s, and this one's is %s; leave out --resume to start "
+                "anew",
+                r->folder, key, old ? old : "(nothing)", json_string_value(value));
     }
     return NB_OK;
 }
@@ -290,8 +291,9 @@ static nb_status read_weight(nbi_weight *w, const nbi_checkpoint *c, int p, size
     NB_TRY(nbi_bundle_read(c, name, &numbers, sizeof numbers));
     numbers = numbers_of(&numbers);
     const nbi_scheme *s = &numbers.scheme;
-    if (numbers.n != n || numbers.k != k || s->bits > 8 || (s->strategy == NBI_PER_GROUP && (!s->group || k % s->group)) ||
-        numbers.n_outliers > k || numbers.sparse.nnz > n * k || (!s->bits && numbers.dense_dtype != NBI_F32))
+    if (numbers.n != n || numbers.k != k || s->bits > 8 ||
+        (s->strategy == NBI_PER_GROUP && (!s->group || k % s->group)) || numbers.n_outliers > k ||
+        numbers.sparse.nnz > n * k || (!s->bits && numbers.dense_dtype != NBI_F32))
         return nbi_fail(NB_EFORMAT, "%s is damaged", name);
     *w = numbers;
     const size_t count = members_of(m, w);

@@ -58,10 +58,11 @@ static nb_status check_words(const nbi_stats *s, const json_t *want, unsigned ne
     } parts[] = {{NBI_NEEDS_GRAM, "gram", "X^T X"}, {NBI_NEEDS_RANGE, "range", "histograms of activations"}};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (strcmp(word(s->words, fields[i].key), word(want, fields[i].key)) != 0)
-            return nbi_fail(NB_EINVAL,
-                            "%s: holds statistics of another %s (%s, and this run has %s): expected a new file name, or the "
-                            "run that they belong to",
-                            s->path, fields[i].what, word(s->words, fields[i].key), word(want, fields[i].key));
+            return nbi_fail(
+                NB_EINVAL,
+                "%s: holds statistics of another %s (%s, and this run has %s): expected a new file name, or the "
+                "run that they belong to",
+                s->path, fields[i].what, word(s->words, fields[i].key), word(want, fields[i].key));
     for (size_t i = 0; i < 2; i++)
         if ((needs & parts[i].bit) && !(s->needs & parts[i].bit))
             return nbi_fail(NB_EINVAL, "%s: was gathered without %s, which this recipe needs: expected a new file name",
@@ -248,9 +249,9 @@ nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_inputs *in)
     for (int p = 0; p < NBI_N_PORTS; p++) {
         const size_t n = items_of(items, &in[p]);
         for (size_t j = 0; j < n; j++) {
-            const head h = items[j].data                         ? (head){0}
+            const head h = items[j].data                       ? (head){0}
                            : strcmp(items[j].name, "all") == 0 ? head_of(in[p].all)
-                                                                 : head_of(in[p].tokens);
+                                                               : head_of(in[p].tokens);
             nbi_bundle_write(s->out, items[j].data ? items[j].data : &h, items[j].bytes);
         }
     }

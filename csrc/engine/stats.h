@@ -16,7 +16,7 @@ typedef struct nbi_stats_key {
  * device: what computes the activations. */
 nb_status nbi_stats_open(nbi_stats **out, const char *path, const nbi_stats_key *key, unsigned needs,
                          const nbi_config *cfg, const char *device);
-void nbi_stats_free(nbi_stats *s); /* nothing of a file that was not finished stays */
+void nbi_stats_free(nbi_stats *s);                /* nothing of a file that was not finished stays */
 bool nbi_stats_saved(const nbi_stats *s);         /* it exists: read it */
 unsigned nbi_stats_needs(const nbi_stats *s);     /* NBI_NEEDS_*: what it holds or is to hold */
 const char *nbi_stats_device(const nbi_stats *s); /* what computed them */
