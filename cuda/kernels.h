@@ -101,7 +101,8 @@
     X(nb_histogram, histogram, 256, 0, 75, nb_histogram_args)                                                          \
     X(nb_clip_search, clip_search, 256, 0, 75, nb_clip_search_args)                                                    \
     X(nb_gram, gram, 256, 0, 75, nb_gram_args)                                                                         \
-    X(nb_rtn, rtn, 256, 0, 75, nb_rtn_args)
+    X(nb_rtn, rtn, 256, 0, 75, nb_rtn_args)                                                                            \
+    X(nb_abs_sum, abs_sum, 256, 0, 75, nb_abs_sum_args)
 
 /* ---- a step: what step_begin() uploads.  Rows past the batch (a recorded step has a fixed number) have pos -1 and are
  * skipped by every kernel that reads this ---- */
@@ -388,6 +389,12 @@ typedef struct nb_rtn_args {
     uint32_t dtype, rows, k, group, bits, symmetric, scale_dtype;
     uint32_t team; /* threads that share a group: 1, 2, 4 .. 32 or 256 */
 } nb_rtn_args;
+
+typedef struct nb_abs_sum_args {
+    const void *x;
+    double *sums; /* [k], added to */
+    uint32_t dtype, rows, k;
+} nb_abs_sum_args;
 
 enum nb_kernel {
 #define X(name, file, threads, shared, sm, args) NB_K_##name,
