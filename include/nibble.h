@@ -335,6 +335,16 @@ typedef struct nb_eval_result {
 /* Perplexity by a named protocol (docs/numerics.md); `base` may be NULL. */
 NB_API nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options *o, nb_eval_result *r);
 
+/* Which layers of a quantized model hurt most: *json, nb_free() it, holds
+ *   windows, tokens   that were used: max_windows of the options (0: 4) windows of ctx tokens, evenly spread over the text
+ *   layers            [{"layer", "stream_error", "kl_alone"}]: model.embed_tokens, model.layers.N, lm_head
+ *     stream_error    |x - y| / |y| of the residual stream behind that layer, over all tokens: x in the model, y in the base,
+ *                     each on its own way through its layers, so that errors add up; null for lm_head
+ *     kl_alone        mean over all tokens of KL(base || base with that layer alone taken from the model), in nats: all linear
+ *                     layers and norms of a decoder layer together; the table for embed_tokens; final norm and head for lm_head
+ *   why               instead of layers: why they cannot be compared (other shapes; a rotated residual stream) */
+NB_API nb_status nb_eval_layers(const nb_model *m, const nb_model *base, const nb_eval_options *o, char **json);
+
 typedef struct nb_bench_options {
     size_t struct_size;
     const uint32_t *prompt; /* prefill lengths, n_prompt of them */
