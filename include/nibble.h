@@ -278,6 +278,10 @@ typedef struct nb_quantize_options {
     int32_t dry_run;          /* non-zero: write nothing, only report */
     uint64_t max_shard_bytes; /* 0: 5 GB */
     nb_callbacks callbacks;
+    /* Mixed precision: one of these two makes nb_quantize() measure what each scheme of the recipe's search (recipe NULL: the
+     * recipe "mixed") costs each layer, and take the best assignment within the target.  It is written as recipe.json. */
+    double target_bits;    /* average bits a weight of the linear layers, scales and zero points included; 0: none */
+    uint64_t target_bytes; /* of the whole model: all tensors and the headers of their files; 0: none */
 } nb_quantize_options;
 NB_API void nb_quantize_options_init(nb_quantize_options *o);
 /* Writes `dst`, a Hugging Face folder in compressed-tensors format; it appears whole or not at all.  *report (may be

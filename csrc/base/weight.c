@@ -257,9 +257,9 @@ nb_status nbi_weight_dense(const nbi_weight *w, float *dst, int threads)
         for (size_t i = w->sparse.nnz ? w->sparse.row[n] : 0; w->sparse.nnz && i < w->sparse.row[n + 1]; i++)
             row[w->sparse.col[i]] += w->sparse.value[i];
     }
-    if (s->bits && s->rotate_in)
+    if (s->rotate_in)
         st = nbi_rotate_rows(dst, w->n, w->k, NULL, w->in_signs, threads);
-    if (st == NB_OK && s->bits && s->rotate_out)
+    if (st == NB_OK && s->rotate_out)
         st = nbi_rotate_columns(dst, w->n, w->k, NULL, w->out_signs, threads);
     return st;
 }

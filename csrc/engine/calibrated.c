@@ -17,6 +17,7 @@ struct nbi_calibrated {
     int32_t *ids;
     size_t n;
     uint32_t next;
+    nbi_inputs in[NBI_N_PORTS]; /* of the layer that was told last */
 };
 
 /* ---- the checkpoint as a source ---- */
@@ -24,7 +25,8 @@ struct nbi_calibrated {
 static nb_status read_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
 {
     nbi_calibrated *c = self;
-    return nbi_read_linear(out, c->o.ckpt, NULL, module, n, k, bias);
+    nb_status st = nbi_read_linear(out, c->o.ckpt, NULL, module, n, k, bias);
+    return st == NB_OK && c->o.rotation ? nbi_rotation_linear(c->o.rotation, module, out) : st;
 }
 
 static nb_status read_norm(const nbi_calibrated *c, const char *name, float **out, nbi_dtype *dtype)
@@ -39,6 +41,8 @@ static nb_status read_norm(const nbi_calibrated *c, const char *name, float **ou
     nbi_to_f32(*out, t->data, t->dtype, n);
     *dtype = t->dtype;
     const nbi_weight row = {.n = 1, .k = n, .dense_dtype = t->dtype, .dense = t->data};
+    for (size_t i = 0; c->o.rotation && i < n; i++)
+        (*out)[i] = 1; /* it is in the layers behind it */
     return nbi_check_finite(&row, name);
 }
 
@@ -71,7 +75,7 @@ static nb_status read_layer(nbi_calibrated *c, uint32_t i, nbi_host_layer *l, nb
         size_t n, k;
         nbi_proj_shape(cfg, (nbi_proj)p, &n, &k);
         nbi_module_name(name, i, (nbi_proj)p);
-        NB_TRY(nbi_read_linear(&l->w[p], c->o.ckpt, NULL, name, n, k, nbi_proj_has_bias(cfg, (nbi_proj)p)));
+        NB_TRY(read_linear(c, name, n, k, nbi_proj_has_bias(cfg, (nbi_proj)p), &l->w[p]));
         NB_TRY(widen(&l->w[p]));
     }
 done:
@@ -131,14 +135,26 @@ done:
     return st;
 }
 
+static void forget_inputs(nbi_calibrated *c)
+{
+    for (int p = 0; p < NBI_N_PORTS; p++)
+        nbi_inputs_free(&c->in[p]);
+}
+
 void nbi_calibrated_free(nbi_calibrated *c)
 {
     if (!c)
         return;
+    forget_inputs(c);
     nbi_layerwise_free(c->walk);
     nb_model_free(c->shell);
     free(c->ids);
     free(c);
+}
+
+const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p)
+{
+    return &c->in[nbi_port_of(p)];
 }
 
 size_t nbi_calibrated_tokens(const nbi_calibrated *c)
@@ -154,7 +170,6 @@ const char *nbi_calibrated_device(const nbi_calibrated *c)
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized)
 {
     const uint32_t i = c->next;
-    nbi_inputs in[NBI_N_PORTS] = {{0}};
     nbi_layer_job job = {.cfg = c->o.cfg,
                          .index = i,
                          .method = c->o.method,
@@ -163,20 +178,20 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
                          .be = c->shell->be,
                          .threads = c->o.threads};
     nb_status st;
+    forget_inputs(c);
     *quantized = (nbi_host_layer){0};
     *dense = (nbi_host_layer){0};
     for (int p = 0; p < NBI_N_PROJ; p++)
         job.scheme[p] = c->o.scheme[i * NBI_N_PROJ + (uint32_t)p];
     NB_TRY(read_layer(c, i, dense, job.norm_dtype));
-    NB_TRY(nbi_layerwise_observe(c->walk, i, dense, in));
-    NB_TRY(nbi_balance_layer(&job, dense, in));
-    NB_TRY(nbi_round_layer(&job, dense, in, quantized));
+    NB_TRY(nbi_layerwise_observe(c->walk, i, dense, c->in));
+    NB_TRY(nbi_rotation_inputs(&c->in[NBI_PORT_DOWN], dense->w[NBI_DOWN].in_signs, c->o.threads));
+    NB_TRY(nbi_balance_layer(&job, dense, c->in));
+    NB_TRY(nbi_round_layer(&job, dense, c->in, quantized));
     if (i + 1 < c->o.cfg->n_layers)
         NB_TRY(nbi_layerwise_advance(c->walk, i, quantized));
     c->next++;
 done:
-    for (int p = 0; p < NBI_N_PORTS; p++)
-        nbi_inputs_free(&in[p]);
     if (st != NB_OK) {
         nbi_host_layer_free(dense);
         nbi_host_layer_free(quantized);

@@ -4,6 +4,7 @@
 #define NB_ENGINE_CALIBRATED_H
 
 #include "engine/layerwise.h"
+#include "engine/rotate.h"
 #include "format/safetensors.h"
 #include "quant/method.h"
 
@@ -13,6 +14,7 @@ typedef struct nbi_calibrated_options {
     const char *path; /* of the model: its tokenizer */
     const nbi_config *cfg;
     const nbi_checkpoint *ckpt;      /* dense */
+    const nbi_rotation *rotation;    /* the model is read through it; NULL: as it is */
     const nbi_scheme *const *scheme; /* [n_layers * NBI_N_PROJ]; bits 0: stays dense */
     const nbi_method *method;
     const nbi_method_options *options;
@@ -32,5 +34,7 @@ const char *nbi_calibrated_device(const nbi_calibrated *c);
 
 /* The next layer, from 0: as it was (dense fp32, but balanced), and quantized.  nbi_host_layer_free() both. */
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized);
+/* What that layer's linear layers saw of the text (after a balance: as it is then); until the next call. */
+const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p);
 
 #endif

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/rotate.h"
 #include "quant/balance.h"
 
 /* ---- balancing ---- */
@@ -124,6 +125,8 @@ static nb_status round_one(const nbi_layer_job *j, nbi_proj p, const nbi_weight 
                           .port = (unsigned)nbi_port_of(p),
                           .threads = j->threads};
     nb_status st = j->method->quantize(q, &job);
+    if (st == NB_OK)
+        st = nbi_rotation_sign(q, w);
     nbi_module_name(name, j->index, p);
     return st == NB_OK ? st : nbi_fail_in(st, "%s: ", name);
 }

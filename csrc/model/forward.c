@@ -381,3 +381,27 @@ done:
         ops->unlock(m->be);
     return st;
 }
+
+/* Through a lock of its own: what stands before it has been downloaded. */
+nb_status nbi_forward_logits(const nb_model *m, nbi_workspace *w, size_t rows, const float *x, float *logits)
+{
+    const nbi_backend_ops *ops = m->be->ops;
+    const nbi_linear *head = m->head;
+    const unsigned form = ops->linear_form(head), produced = m->head_in ? NBI_FORM_FLOAT : form;
+    const size_t hidden = m->cfg.hidden;
+    nb_status st;
+    if (rows > w->max_rows || rows > w->max_logits)
+        return nbi_fail(NB_EINTERNAL, "logits of %zu rows in a workspace for %zu", rows, w->max_logits);
+    if (ops->lock)
+        ops->lock(m->be);
+    NB_TRY(ops->upload(m->be, w->last, x, rows * hidden * sizeof *x));
+    NB_TRY(ops->rmsnorm(m->be, w->last, m->final_norm, m->cfg.norm_eps, rows, hidden, w->h, produced));
+    if (m->head_in)
+        NB_TRY(ops->transform_in(m->be, m->head_in, w->h, rows, form));
+    NB_TRY(ops->linear(m->be, &head, 1, w->h, form, rows, w->logits, m->cfg.vocab, NBI_DST_F32, w->scratch));
+    NB_TRY(ops->download(m->be, logits, w->logits, rows * m->cfg.vocab * sizeof *logits));
+done:
+    if (ops->unlock)
+        ops->unlock(m->be);
+    return st;
+}

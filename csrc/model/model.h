@@ -69,5 +69,7 @@ nb_status nbi_forward_sample(nbi_workspace *w, const nbi_draw *how, size_t n, nb
 nb_status nbi_forward_embed(const nb_model *m, nbi_workspace *w, const nbi_batch *batch, float *x);
 nb_status nbi_forward_layer(const nb_model *m, uint32_t layer, const nbi_kv_layer *kv, nbi_workspace *w,
                             const nbi_batch *batch, float *x, nbi_tap_fn tap, void *tap_user);
+/* logits [rows][vocab] of what the last layer left. */
+nb_status nbi_forward_logits(const nb_model *m, nbi_workspace *w, size_t rows, const float *x, float *logits);
 
 #endif

@@ -38,6 +38,10 @@ struct nbi_recipe {
     nbi_observer_method method;
     double percentile;
     uint32_t tokens, ctx;
+    bool rotate;
+    nbi_search search;
+    bool searches; /* the recipe itself asks for it */
+    json_t *json;
 };
 
 /* ---- keys ------------------------------------------------------------------------------------------------------ */
@@ -192,6 +196,11 @@ static nb_status parse_activations(const json_t *j, nbi_scheme *s, const char *w
                         "measured for each token are symmetric)",
                         where);
     return NB_OK;
+}
+
+nb_status nbi_recipe_weights(const json_t *j, nbi_scheme *s, const char *where)
+{
+    return parse_weights(j, s, where);
 }
 
 /* "weights" and "activations" of `j` on top of what *s holds already.  null switches a part off. */
@@ -377,6 +386,32 @@ static nb_status parse_method(nbi_recipe *r, const json_t *j, const char *where)
     return NB_OK;
 }
 
+static bool has_static_activations(const nbi_recipe *r)
+{
+    bool found = r->base.act == NBI_ACT_TENSOR;
+    for (size_t i = 0; i < r->n_overrides; i++)
+        found = found || r->overrides[i].scheme.act == NBI_ACT_TENSOR;
+    return found;
+}
+
+/* What a rotated model cannot have: scales of inputs that a norm or a layer in front of them would take, and ranges that were seen
+ * before the inputs of down_proj were rotated. */
+static nb_status parse_rotate(nbi_recipe *r, const json_t *j, const char *where)
+{
+    nb_status st = nbi_json_bool(j, "rotate", &r->rotate, where);
+    if (st != NB_OK || !r->rotate)
+        return st;
+    if (r->how->balance != NBI_BALANCE_NONE)
+        return nbi_fail(NB_EFORMAT,
+                        "%s: \"rotate\" is true, but the method %s balances channels: expected one or the other", where,
+                        r->how->name);
+    if (has_static_activations(r))
+        return nbi_fail(NB_EFORMAT,
+                        "%s: \"rotate\" is true with static activations, expected \"strategy\" \"token\" or none",
+                        where);
+    return NB_OK;
+}
+
 static nb_status resolve_scheme(const nbi_recipe *r, nbi_scheme *s, const char *where)
 {
     nb_status st = s->bits && r->how->scheme ? r->how->scheme(s, where) : NB_OK;
@@ -405,6 +440,34 @@ static nb_status resolve_schemes(nbi_recipe *r, const char *where)
     return st;
 }
 
+/* A search's choices, which the method must take like any scheme. */
+static nb_status read_search(const nbi_recipe *r, nbi_search *out, const json_t *search, const char *where)
+{
+    char inner[WHERE_MAX + 32];
+    nb_status st = nbi_search_parse(out, search, &r->base, where);
+    for (size_t i = 0; st == NB_OK && i < out->n; i++) {
+        snprintf(inner, sizeof inner, "%s: choices[%zu]", where, i);
+        st = resolve_scheme(r, &out->scheme[i], inner);
+    }
+    if (st != NB_OK)
+        nbi_search_free(out);
+    return st;
+}
+
+/* Without one there is nothing to check: the defaults are for flags that ask for a search, and must fit then only. */
+static nb_status parse_search(nbi_recipe *r, const json_t *j, const char *where)
+{
+    char inner[WHERE_MAX];
+    const json_t *search;
+    bool given;
+    nb_status st = get_object(j, "search", &search, &given, where);
+    snprintf(inner, sizeof inner, "%s: search", where);
+    if (st != NB_OK || !search)
+        return st;
+    r->searches = true;
+    return read_search(r, &r->search, search, inner);
+}
+
 /* "name", or the file's name without folder and .json */
 static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 {
@@ -424,8 +487,8 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
-    static const char *const keys[] = {"name",        "description", "weights",   "activations", "method",
-                                       "calibration", "ignore",      "overrides", NULL};
+    static const char *const keys[] = {"name",   "description", "weights",   "activations", "method", "calibration",
+                                       "rotate", "ignore",      "overrides", "search",      NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
     *out = NULL;
@@ -445,8 +508,11 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_ignore(r, j, where));
     NB_TRY(parse_overrides(r, j, where));
     NB_TRY(parse_method(r, j, where));
+    NB_TRY(parse_rotate(r, j, where));
     NB_TRY(resolve_schemes(r, where));
     NB_TRY(parse_calibration(r, j, where));
+    NB_TRY(parse_search(r, j, where));
+    r->json = json_incref((json_t *)j);
     *out = r;
     r = NULL;
 done:
@@ -462,6 +528,8 @@ void nbi_recipe_free(nbi_recipe *r)
         pattern_free(&r->ignore[i]);
     for (size_t i = 0; i < r->n_overrides; i++)
         pattern_free(&r->overrides[i].match);
+    nbi_search_free(&r->search);
+    json_decref(r->json);
     free(r->ignore);
     free(r->overrides);
     free(r->name);
@@ -473,6 +541,22 @@ void nbi_recipe_free(nbi_recipe *r)
 const char *nbi_recipe_name(const nbi_recipe *r)
 {
     return r->name;
+}
+
+const json_t *nbi_recipe_json(const nbi_recipe *r)
+{
+    return r->json;
+}
+
+const nbi_search *nbi_recipe_search(const nbi_recipe *r)
+{
+    return r->searches ? &r->search : NULL;
+}
+
+nb_status nbi_recipe_search_of(const nbi_recipe *r, nbi_search *out, const char *where)
+{
+    const json_t *search = json_object_get(r->json, "search");
+    return read_search(r, out, search && !json_is_null(search) ? search : NULL, where);
 }
 
 bool nbi_recipe_needs_calibration(const nbi_recipe *r)
@@ -488,6 +572,11 @@ const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_option
     if (options)
         *options = &r->how_options;
     return r->how;
+}
+
+bool nbi_recipe_rotates(const nbi_recipe *r)
+{
+    return r->rotate;
 }
 
 bool nbi_recipe_needs_text(const nbi_recipe *r)
@@ -536,6 +625,18 @@ nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, n
                         r->name, module, k, s->group);
     *out = *s;
     return NB_OK;
+}
+
+nb_status nbi_recipe_fate(const nbi_recipe *r, const char *module, nbi_fate *fate)
+{
+    bool ignored = is_never_quantized(module), overridden = false;
+    nb_status st = NB_OK;
+    for (size_t i = 0; i < r->n_ignore && st == NB_OK && !ignored; i++)
+        st = pattern_matches(&r->ignore[i], module, &ignored);
+    for (size_t i = 0; i < r->n_overrides && st == NB_OK && !overridden; i++)
+        st = pattern_matches(&r->overrides[i].match, module, &overridden);
+    *fate = ignored ? NBI_IGNORED : overridden ? NBI_OVERRIDDEN : NBI_FREE;
+    return st;
 }
 
 /* ---- finding a recipe ------------------------------------------------------------------------------------------ */

@@ -5,8 +5,10 @@
  *     "activations": {"bits": 8, "symmetric": true, "strategy": "tensor"},        or null; strategy token|tensor
  *     "method":      "gptq", or {"name": "gptq", "act_order": true, ...}            how weights are rounded; "rtn" if missing
  *     "calibration": {"method": "mse", "percentile": 99.99, "tokens": 8192, "ctx": 512},
+ *     "rotate": true,                                                             QuaRot: engine/rotate.h; false if missing
  *     "ignore": ["lm_head"],                                                      exact, or "re:..."
  *     "overrides": [{"match": "re:.*down_proj", "weights": {"bits": 8, "strategy": "channel"}}]   later ones win
+ *     "search": see search.h; nibble quantize then finds what each layer gets
  *   }
  * Unknown keys are an error that names the key and lists the known ones. */
 #ifndef NB_QUANT_RECIPE_H
@@ -17,6 +19,7 @@
 
 #include "quant/method.h"
 #include "quant/observer.h"
+#include "quant/search.h"
 
 typedef struct nbi_recipe nbi_recipe;
 
@@ -29,8 +32,18 @@ const char *nbi_recipe_name(const nbi_recipe *r);
 /* The scheme for a module with K inputs: bits 0 for ignored ones.  K not divisible by the group: NB_EINVAL naming
  * module, K and group. */
 nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, nbi_scheme *out);
+/* What decides over a module: "ignore", an override, or neither; then a search may choose. */
+typedef enum nbi_fate { NBI_FREE, NBI_IGNORED, NBI_OVERRIDDEN } nbi_fate;
+nb_status nbi_recipe_fate(const nbi_recipe *r, const char *module, nbi_fate *fate);
+const nbi_search *nbi_recipe_search(const nbi_recipe *r); /* NULL: the recipe has none */
+/* The same, or the defaults on top of the recipe's weights; nbi_search_free() it. */
+nb_status nbi_recipe_search_of(const nbi_recipe *r, nbi_search *out, const char *where);
+const json_t *nbi_recipe_json(const nbi_recipe *r); /* as it was written */
+/* search.c: "weights" on top of what *s holds. */
+nb_status nbi_recipe_weights(const json_t *j, nbi_scheme *s, const char *where);
 bool nbi_recipe_needs_calibration(const nbi_recipe *r); /* some scheme has static activations */
 const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_options **options);
+bool nbi_recipe_rotates(const nbi_recipe *r);
 bool nbi_recipe_needs_text(const nbi_recipe *r); /* for static activations, or for the method */
 void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, double *percentile, uint32_t *tokens,
                             uint32_t *ctx);
