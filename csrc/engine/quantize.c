@@ -133,6 +133,7 @@ static nb_status list_schemes(job *j)
         if (!j->modules[i].is_head)
             j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
     j->model.rotate_keys = nbi_recipe_rotates(j->recipe);
+    snprintf(j->model.kv_dtype, sizeof j->model.kv_dtype, "%s", nbi_recipe_kv_dtype(j->recipe));
     return nbi_recipe_rotates(j->recipe) ? nbi_rotation_create(&j->rotation, &j->cfg, j->ckpt, j->schemes, j->threads)
                                          : NB_OK;
 }
@@ -283,6 +284,29 @@ static nb_status report_row(job *j, const module *m, const nbi_weight *q, const 
                                                       .threads = j->threads});
 }
 
+static nb_status write_balanced(job *j, const nbi_tensor *t, const float *x);
+
+/* The lm_head of its own that a rotated model needs where the checkpoint has none. */
+static nb_status untie(job *j, bool declare)
+{
+    nbi_tensor t;
+    float *x = NULL;
+    bool needed = false;
+    nb_status st = NB_OK;
+    if (!j->rotation)
+        return NB_OK;
+    NB_TRY(nbi_rotation_head(j->rotation, &needed, &t, declare ? NULL : &x));
+    if (needed && declare)
+        j->bytes_out += t.bytes;
+    if (needed && !j->o.dry_run)
+        NB_TRY(declare ? nbi_st_declare(j->writer, t.name, t.dtype, t.n_dims, t.shape) : write_balanced(j, &t, x));
+    if (declare && j->cfg.tied && json_object_set_new(j->config, "tie_word_embeddings", json_false()) != 0)
+        NB_TRY(nbi_fail_nomem("the configuration", 0));
+done:
+    free(x);
+    return st;
+}
+
 static nb_status declare_all(job *j)
 {
     nb_status st = NB_OK;
@@ -301,6 +325,7 @@ static nb_status declare_all(job *j)
             NB_TRY(nbi_st_declare(j->writer, t->name, t->dtype, t->n_dims, t->shape));
         j->bytes_out += t->bytes;
     }
+    NB_TRY(untie(j, true));
 done:
     return st;
 }
@@ -512,6 +537,7 @@ static nb_status write_tensors(job *j)
             NB_TRY(nbi_fail(NB_ECANCELLED, "quantizing was cancelled"));
         NB_TRY(write_tensor(j, nbi_checkpoint_at(j->ckpt, j->order[i])));
     }
+    NB_TRY(untie(j, false));
     (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
     NB_TRY(nbi_st_finish(j->writer));
 done:

@@ -11,14 +11,14 @@
  *         "act_order": true, "rotate_inputs": true, "rotate_outputs": true, "outliers": true, "sparse": true,   missing: false
  *         "nested": {"num_bits": 3, "rows": 16}}},
  *       "ignore": ["lm_head"],
- *       "kv_cache": {"rotate_keys": true}}
+ *       "kv_cache": {"rotate_keys": true, "dtype": "int4"}}
  *
  * What a key means is said in base/weight.h.  An engine that does not know the method must refuse the folder; a version of nibble
  * that does not know a key, or the version, does.  The tensors of a module, b its bits, G its groups:
  *
  *     weight_packed      I32 [N, ceil(K*b/32)]        int, nf4, binary: code + 2^(b-1), bits side by side; binary: 1 for +1
  *     weight_words       I16 [N, K/8 * b/2]           e8p: words of base/e8p.h
- *     weight_scale       float [1] | [N,1] | [N,G]    unless nested
+ *     weight_scale       float [1] | [N,1] | [N,G]    unless nested; nf4, e8p: F32
  *     weight_shape       I64 [2]                      N, K
  *     weight_zero_point  I32 [ceil(N*b/32), G]        asymmetric, unless nested; per tensor I8 [1]
  *     scale_codes        I32 [ceil(N*G*3/32)]         nested: 3 bits each, rows one behind the other

@@ -32,6 +32,8 @@ static nb_status add_codes(nbi_nibble_layout *l, const char *module, size_t n, s
     const nbi_scheme plain = nbi_nibble_plain(s);
     nbi_ct_layout ct;
     nb_status st;
+    if (s->kind == NBI_KIND_NF4 || s->kind == NBI_KIND_E8P) /* their methods do not round it */
+        scale = NBI_F32;
     if (s->kind == NBI_KIND_E8P || s->kind == NBI_KIND_BINARY) {
         const bool e8p = s->kind == NBI_KIND_E8P;
         if (e8p)

@@ -102,9 +102,8 @@ static nb_status factor(quip *q)
 {
     const size_t k = q->k;
     nb_status st;
-    for (float damp = 0;;) {
-        const float more = damp == 0 ? q->o.damp : DAMP_STEP;
-        damp += more;
+    float damp = q->o.damp;
+    for (float more = damp;; more = DAMP_STEP, damp += more) {
         for (size_t i = 0; i < k; i++)
             q->h[i * k + i] += more;
         memcpy(q->l, q->h, k * k * sizeof *q->l);
