@@ -311,6 +311,57 @@ TEST(Inputs, after_a_balance_are_those_of_the_divided_channels)
         EXPECT_EQ(0, memcmp(a.*m, b.*m, k * 4));
 }
 
+/* The definition of gram.h, as it stands there. */
+TEST(Gram, has_the_bits_of_its_definition_with_every_instruction_set)
+{
+    struct Code {
+        const char *name;
+        void (*triangle)(float *, const float *, size_t, size_t, size_t, size_t);
+        bool usable;
+    };
+    const Code codes[] = {
+        {"plain", nbi_gram_triangle, true},
+#if defined(__x86_64__)
+        {"avx2", nbi_gram_triangle_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+        {"avx512", nbi_gram_triangle_avx512,
+         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
+#endif
+    };
+    const size_t P = NBI_GRAM_PANEL;
+    for (size_t k : {(size_t)1, (size_t)31, (size_t)32, (size_t)77, (size_t)130}) {
+        const size_t rows = 200, panels = (k + P - 1) / P;
+        const std::vector<float> x = noise(rows * k, k);
+        std::vector<float> want(k * k, 0.5f), whole(want);
+        for (size_t i = 0; i < k; i++)
+            for (size_t j = 0; j < k; j++)
+                for (size_t at = 0; at < rows; at += NBI_GRAM_ROWS) {
+                    float part = 0;
+                    for (size_t r = at; r < std::min<size_t>(rows, at + NBI_GRAM_ROWS); r++)
+                        part = std::fma(x[r * k + i], x[r * k + j], part);
+                    want[i * k + j] += part;
+                }
+        ASSERT_NB_OK(nbi_gram_add(whole.data(), x.data(), rows, k, 2));
+        EXPECT_TRUE(same_bits(want.data(), whole.data(), k * k)) << k;
+        for (const Code &c : codes) {
+            if (!c.usable)
+                continue;
+            std::vector<float> h(k * k, 0.5f);
+            for (size_t at = 0; at < rows; at += NBI_GRAM_ROWS) {
+                const size_t n = std::min<size_t>(NBI_GRAM_ROWS, rows - at);
+                std::vector<float> packed(panels * n * P, 0.0f);
+                for (size_t r = 0; r < n; r++)
+                    for (size_t j = 0; j < k; j++)
+                        packed[j / P * n * P + r * P + j % P] = x[(at + r) * k + j];
+                for (size_t p = 0; p < panels; p++)
+                    c.triangle(h.data(), packed.data(), n, k, p * P, std::min(k, p * P + P));
+            }
+            for (size_t i = 0; i < k; i++)
+                EXPECT_TRUE(same_bits(&want[i * k], &h[i * k], i + 1)) << c.name << ", row " << i << " of " << k;
+        }
+    }
+}
+
 /* ---- the walk ---- */
 
 TEST(Walk, with_dense_layers_sees_what_the_whole_model_sees)

@@ -76,13 +76,12 @@ nb_status nbi_inputs_add(nbi_inputs *in, const float *x, size_t rows, int thread
     for (size_t j = 0; j < in->k; j++) /* a sum keeps a NaN or an infinity */
         if (!isfinite(in->abs_sum[j]))
             return nbi_fail(NB_EFORMAT, "input channel %zu is NaN or infinite on the calibration text", j);
-    if (in->gram)
-        nbi_gram_add(in->gram, x, rows, in->k, threads);
+    nb_status st = in->gram ? nbi_gram_add(in->gram, x, rows, in->k, threads) : NB_OK;
     if (in->all) {
         nbi_observer_add(in->all, x, rows * in->k);
         add_tokens(in, x, rows);
     }
-    return NB_OK;
+    return st;
 }
 
 void nbi_inputs_divide(nbi_inputs *in, const float *s)
