@@ -116,7 +116,16 @@
     X(nb_sparse_many_f16, sparse_rows, 256, 0, 75, nb_sparse_args)                                                     \
     X(nb_sparse_many_bf16, sparse_rows, 256, 0, 80, nb_sparse_args)                                                    \
     X(nb_quantize_outliers_f16, quantize_outliers, 256, 48 * 1024, 75, nb_quantize_outliers_args)                      \
-    X(nb_quantize_outliers_bf16, quantize_outliers, 256, 48 * 1024, 80, nb_quantize_outliers_args)
+    X(nb_quantize_outliers_bf16, quantize_outliers, 256, 48 * 1024, 80, nb_quantize_outliers_args)                     \
+    /* rotations */                                                                                                    \
+    X(nb_rotate_in_f16, rotate, 256, 227 * 1024, 75, nb_rotate_in_args)                                                \
+    X(nb_rotate_in_bf16, rotate, 256, 227 * 1024, 80, nb_rotate_in_args)                                               \
+    X(nb_rotate_out_f16, rotate, 256, 227 * 1024, 75, nb_rotate_out_args)                                              \
+    X(nb_rotate_out_bf16, rotate, 256, 227 * 1024, 80, nb_rotate_out_args)                                             \
+    X(nb_rope_rotate_f16, rope_rotate, 128, 0, 75, nb_rope_rotate_args)                                                \
+    X(nb_rope_rotate_bf16, rope_rotate, 128, 0, 80, nb_rope_rotate_args)                                               \
+    /* statistics of inputs */                                                                                         \
+    X(nb_abs_sum, abs_sum, 256, 0, 75, nb_abs_sum_args)
 
 /* ---- a step: what step_begin() uploads.  Rows past the batch (a recorded step has a fixed number) have pos -1 and are
  * skipped by every kernel that reads this ---- */
@@ -431,6 +440,46 @@ typedef struct nb_quantize_outliers_args {
     nb_quantize_rows_args rows;
     const uint8_t *keep; /* [k/8] */
 } nb_quantize_outliers_args;
+
+/* ---- rotations: base/rotation.h ---- */
+
+typedef struct nb_rotation {
+    const int8_t *signs;  /* [k]; NULL (of outputs alone): no rotation */
+    const float *hartley; /* [h][h]; not read where h is 1 */
+    uint32_t h, m;        /* k = h * m */
+    float unit;
+} nb_rotation;
+
+#define NB_ROTATE_SHARED(k) (((k) + 31) / 32 * 128)
+
+typedef struct nb_rotate_in_args {
+    void *x;        /* T [rows][k], in place */
+    nb_act_out out; /* codes of it; y is not written */
+    nb_rotation r;
+    uint32_t rows, k;
+} nb_rotate_in_args;
+
+typedef struct nb_rotate_out_args {
+    const float *x;    /* [rows][k] */
+    const float *bias; /* [k] or NULL */
+    void *y;           /* of the first column */
+    nb_rotation r;
+    uint32_t rows, k, ldy;
+    uint32_t dst; /* NB_DST_* */
+} nb_rotate_out_args;
+
+typedef struct nb_rope_rotate_args {
+    nb_rope_append_args rope;
+    const float *hartley; /* [h][h], h the odd part of head_dim; not read where it is 1 */
+    uint32_t h;
+    float unit;
+} nb_rope_rotate_args;
+
+typedef struct nb_abs_sum_args {
+    const void *x;
+    double *sums; /* [k], added to */
+    uint32_t dtype, rows, k;
+} nb_abs_sum_args;
 
 enum nb_kernel {
 #define X(name, file, threads, shared, sm, args) NB_K_##name,

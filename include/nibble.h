@@ -269,9 +269,9 @@ NB_API nb_status nb_engine_get_stats(const nb_engine *e, nb_engine_stats *s);
 typedef struct nb_quantize_options {
     size_t struct_size;
     const char *recipe;    /* a recipe file, or the name of one in configs/recipes */
-    const char *calib;     /* text file, or JSONL with "text", for static activations */
-    uint32_t calib_tokens; /* 0: 8192 */
-    uint32_t calib_ctx;    /* 0: 512 */
+    const char *calib;     /* text file, or JSONL with "text", for recipes that need one */
+    uint32_t calib_tokens; /* 0: the recipe's */
+    uint32_t calib_ctx;    /* 0: the recipe's */
     const char *device;    /* as in nb_model_options */
     int32_t threads;
     int32_t overwrite;        /* non-zero: replace `dst` if it exists */
@@ -282,6 +282,15 @@ typedef struct nb_quantize_options {
      * recipe "mixed") costs each layer, and take the best assignment within the target.  It is written as recipe.json. */
     double target_bits;    /* average bits a weight of the linear layers, scales and zero points included; 0: none */
     uint64_t target_bytes; /* of the whole model: all tensors and the headers of their files; 0: none */
+    /* Recipes that need a text (static activations, and methods such as gptq) take it through the model layer by layer. */
+    uint64_t
+        calib_memory; /* most bytes for it, 0: what seems good; activations that do not fit go to a temporary file */
+    int32_t
+        sequential; /* what feeds the next layer: 1 the quantized one, -1 the dense one, 0: quantized for methods, else dense */
+    const char
+        *stats; /* file of the dense layers' statistics: read where it exists, else written; with sequential -1 */
+    int32_t
+        resume; /* non-zero: go on behind the layers that a run which was killed finished, and leave them if this one fails */
 } nb_quantize_options;
 NB_API void nb_quantize_options_init(nb_quantize_options *o);
 /* Writes `dst`, a Hugging Face folder in compressed-tensors format; it appears whole or not at all.  *report (may be
@@ -334,6 +343,16 @@ typedef struct nb_eval_result {
 } nb_eval_result;
 /* Perplexity by a named protocol (docs/numerics.md); `base` may be NULL. */
 NB_API nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options *o, nb_eval_result *r);
+
+/* Which layers of a quantized model hurt most: *json, nb_free() it, holds
+ *   windows, tokens   that were used: max_windows of the options (0: 4) windows of ctx tokens, evenly spread over the text
+ *   layers            [{"layer", "stream_error", "kl_alone"}]: model.embed_tokens, model.layers.N, lm_head
+ *     stream_error    |x - y| / |y| of the residual stream behind that layer, over all tokens: x in the model, y in the base,
+ *                     each on its own way through its layers, so that errors add up; null for lm_head
+ *     kl_alone        mean over all tokens of KL(base || base with that layer alone taken from the model), in nats: all linear
+ *                     layers and norms of a decoder layer together; the table for embed_tokens; final norm and head for lm_head
+ *   why               instead of layers: why they cannot be compared (other shapes; a rotated residual stream) */
+NB_API nb_status nb_eval_layers(const nb_model *m, const nb_model *base, const nb_eval_options *o, char **json);
 
 typedef struct nb_bench_options {
     size_t struct_size;

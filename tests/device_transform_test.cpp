@@ -162,3 +162,82 @@ TEST(DeviceTransform, what_it_cannot_do_is_refused)
         EXPECT_FAILS(NB_EINVAL, "0 inputs", (*d)->transform_create(d->be, &t, &spec));
     }
 }
+
+/* Queries and keys behind RoPE; the cache holds keys as they stand in qkv afterwards. */
+TEST(DeviceTransform, heads_are_rotated_behind_rope)
+{
+    const size_t heads = 3, n_kv = 1, rows = 5, pos0 = 13;
+    for (const Device *d : devices())
+        for (uint32_t D : {16u, 32u, 48u, 80u, 96u, 128u, 256u})
+            for (nbi_kv_type type : {NBI_KV_F16, NBI_KV_INT8, NBI_KV_INT4}) {
+                const size_t width = (heads + 2 * n_kv) * D, block = nbi_kv_block_bytes(type, D);
+                const std::vector<float> x = d->round(noise(rows * width, D, 3));
+                const std::vector<int32_t> pages = {1, 0};
+                std::vector<float> inv_freq(D / 2);
+                for (size_t i = 0; i < inv_freq.size(); i++)
+                    inv_freq[i] = (float)std::pow(10000.0, -2.0 * (double)i / D);
+                DeviceStep step(*d, rows, 1, 2, inv_freq, heads, n_kv);
+                step.begin({{0, (uint32_t)rows, (uint32_t)pos0, pages.data()}});
+                Memory k(*d, 2 * block), v(*d, 2 * block);
+                std::vector<std::vector<float>> turned;
+                for (bool rotate : {false, true}) {
+                    nbi_kv_layer kv = {k.get(), v.get(), type, n_kv, D, rotate};
+                    Acts qkv(*d, rows, width, x.data());
+                    ASSERT_NB_OK((*d)->rope_append(d->be, step.get(), qkv.get(), heads, &kv));
+                    turned.push_back(qkv.take());
+                }
+                const std::vector<float> &plain = turned[0], &got = turned[1],
+                                         all = rotated(plain, D, nullptr, nullptr);
+                for (size_t r = 0; r < rows; r++)
+                    for (size_t h = 0; h < heads + 2 * n_kv; h++) {
+                        const size_t at = r * width + h * D;
+                        double lost = 0; /* the plain ones were rounded on their way to memory, the others were not */
+                        for (size_t i = 0; i < D && !d->cpu(); i++)
+                            lost += d->rounding(plain[at + i]);
+                        for (size_t i = at; i < at + D; i++) {
+                            const float want = h < heads + n_kv ? all[i] : plain[i];
+                            const double most = lost * std::sqrt(2.0 / D);
+                            ASSERT_NEAR(got[i], want, h < heads + n_kv ? most + d->rounding(std::fabs(want) + most) : 0)
+                                << d->name << " D=" << D << " row " << r << " head " << h;
+                        }
+                    }
+                const std::vector<unsigned char> stored = k.take<unsigned char>(2 * block);
+                std::vector<unsigned char> want(2 * block);
+                for (size_t r = 0; r < rows; r++)
+                    nbi_kv_encode(type, want.data() + (size_t)pages[(pos0 + r) / 16] * block, (pos0 + r) % 16, D,
+                                  &got[r * width + heads * D]);
+                ASSERT_EQ(want, stored) << d->name << " D=" << D << " type " << type;
+            }
+}
+
+/* Scores are those of heads that are not rotated, up to what the cache and activations round. */
+TEST(DeviceTransform, rotated_heads_attend_alike)
+{
+    const size_t heads = 2, n_kv = 1, rows = 40;
+    const uint32_t D = 64;
+    for (const Device *d : devices()) {
+        const size_t width = (heads + 2 * n_kv) * D, block = nbi_kv_block_bytes(NBI_KV_F16, D);
+        const std::vector<int32_t> pages = {2, 0, 1};
+        const std::vector<float> x = d->round(noise(rows * width, 5)), inv_freq(D / 2, 0.01f);
+        std::vector<std::vector<float>> y;
+        for (bool rotate : {false, true}) {
+            DeviceStep step(*d, rows, 1, 3, inv_freq, heads, n_kv);
+            step.begin({{0, (uint32_t)rows, 0, pages.data()}});
+            Memory k(*d, 3 * block), v(*d, 3 * block);
+            nbi_kv_layer kv = {k.get(), v.get(), NBI_KV_F16, n_kv, D, rotate};
+            Acts qkv(*d, rows, width, x.data()), out(*d, rows, heads * D);
+            ASSERT_NB_OK((*d)->rope_append(d->be, step.get(), qkv.get(), heads, &kv));
+            ASSERT_NB_OK((*d)->attention(d->be, step.get(), qkv.get(), heads, &kv, 0.125f, out.get(), NBI_FORM_FLOAT));
+            y.push_back(out.take());
+        }
+        /* a key of |k| loses 2^-11 of it (bfloat16: 2^-8) and so does its query; a score moves by that of |q| |k| / 8, and a
+         * probability by as much of itself; values are up to 20 */
+        double far = 0, most = 0;
+        for (size_t i = 0; i < y[0].size(); i++) {
+            far = std::max(far, (double)std::fabs(y[0][i] - y[1][i]));
+            most = std::max(most, (double)std::fabs(y[0][i]));
+        }
+        EXPECT_GT(most, 1) << d->name;
+        EXPECT_LT(far, (d->act == NBI_BF16 ? 0x1p-4 : 0x1p-7) * most) << d->name;
+    }
+}

@@ -31,10 +31,6 @@ nb_status nbi_rotation_create(nbi_rotation **out, const nbi_config *cfg, const n
                               const nbi_scheme *const *scheme, int threads)
 {
     *out = NULL;
-    if (cfg->tied)
-        return nbi_fail(NB_EUNSUPPORTED,
-                        "the embedding of this model is its lm_head, too (tie_word_embeddings): a rotated "
-                        "model needs two, as the weights of the last norm go into one of them");
     nbi_rotation *r = calloc(1, sizeof *r);
     if (!r)
         return nbi_fail_nomem("a rotation", sizeof *r);
@@ -241,7 +237,8 @@ nb_status nbi_rotation_tensor(const nbi_rotation *r, const nbi_tensor *t, float 
         return ones(t, out);
     if (!module_of(r->cfg, t->name, module, &n, &k, &bias))
         return NB_OK;
-    NB_TRY(nbi_read_linear(&w, r->ckpt, NULL, module, n, k, bias));
+    const bool tied = r->cfg->tied && strcmp(module, "lm_head") == 0;
+    NB_TRY(nbi_read_linear(&w, r->ckpt, NULL, tied ? "model.embed_tokens" : module, n, k, bias));
     NB_TRY(nbi_rotation_linear(r, module, &w));
     if (strcmp(part, ".bias") == 0) {
         *out = w.bias;
@@ -254,6 +251,17 @@ nb_status nbi_rotation_tensor(const nbi_rotation *r, const nbi_tensor *t, float 
 done:
     nbi_weight_free(&w);
     return st;
+}
+
+nb_status nbi_rotation_head(const nbi_rotation *r, bool *needed, nbi_tensor *t, float **out)
+{
+    const nbi_tensor *embed = nbi_checkpoint_find(r->ckpt, "model.embed_tokens.weight");
+    *needed = r->cfg->tied && embed && !nbi_checkpoint_find(r->ckpt, "lm_head.weight");
+    if (!*needed)
+        return NB_OK;
+    *t = *embed;
+    t->name = "lm_head.weight";
+    return out ? nbi_rotation_tensor(r, t, out) : NB_OK;
 }
 
 nb_status nbi_rotation_inputs(nbi_inputs *in, const int8_t *signs, int threads)

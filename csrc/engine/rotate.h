@@ -20,8 +20,7 @@
 
 typedef struct nbi_rotation nbi_rotation;
 
-/* Keeps cfg, ckpt and scheme ([n_layers * NBI_N_PROJ]; NULL: all quantized).  A model with tied embeddings is refused: the weights
- * of the last norm go into lm_head, but not into the embedding. */
+/* Keeps cfg, ckpt and scheme ([n_layers * NBI_N_PROJ]; NULL: all quantized). */
 nb_status nbi_rotation_create(nbi_rotation **out, const nbi_config *cfg, const nbi_checkpoint *ckpt,
                               const nbi_scheme *const *scheme, int threads);
 void nbi_rotation_free(nbi_rotation *r); /* NULL is fine */
@@ -32,6 +31,9 @@ nb_status nbi_rotation_linear(const nbi_rotation *r, const char *module, nbi_wei
 nb_status nbi_rotation_sign(nbi_weight *q, const nbi_weight *w);
 /* A tensor that stays dense, in fp32, malloc'ed; *out NULL: it stays as it is. */
 nb_status nbi_rotation_tensor(const nbi_rotation *r, const nbi_tensor *t, float **out);
+/* Tied embeddings come apart, as the weights of the last norm go into lm_head alone: the tensor that it becomes, whose numbers go
+ * to *out (NULL: not wanted).  False: it is in the checkpoint already. */
+nb_status nbi_rotation_head(const nbi_rotation *r, bool *needed, nbi_tensor *t, float **out);
 /* What was seen of an input that a layer with these signs rotates (NULL: none).  Only second moments follow. */
 nb_status nbi_rotation_inputs(nbi_inputs *in, const int8_t *signs, int threads);
 

@@ -177,13 +177,17 @@ static nb_status parse_groups(nbi_nibble_config *c, const json_t *q, const char 
 
 static nb_status parse_model(nbi_quant_model *model, const json_t *q, const char *where)
 {
-    static const char *const known[] = {"rotate_keys", NULL};
+    static const char *const known[] = {"rotate_keys", "dtype", NULL};
+    const char *dtype = "";
     char part[320];
     nb_status st = NB_OK;
     snprintf(part, sizeof part, "%.256s: kv_cache", where);
     if (nbi_json_is_set(q, "kv_cache")) {
         NB_TRY(nbi_only_keys(json_object_get(q, "kv_cache"), part, known));
         NB_TRY(nbi_json_bool(json_object_get(q, "kv_cache"), "rotate_keys", &model->rotate_keys, part));
+        NB_TRY(nbi_json_string(json_object_get(q, "kv_cache"), "dtype", &dtype, part));
+        snprintf(model->kv_dtype, sizeof model->kv_dtype, "%s",
+                 dtype); /* one that is cut is no name of a type either */
     }
 done:
     return st;
@@ -269,6 +273,18 @@ static json_t *group_of(const nbi_scheme *s, json_t *targets, bool unused)
     return g;
 }
 
+static int set_kv_cache(json_t *out, const nbi_quant_model *model)
+{
+    if (!model->rotate_keys && !model->kv_dtype[0])
+        return 0;
+    json_t *kv = json_pack("{s:b}", "rotate_keys", model->rotate_keys);
+    if (kv && model->kv_dtype[0] && json_object_set_new(kv, "dtype", json_string(model->kv_dtype)) != 0) {
+        json_decref(kv);
+        return -1;
+    }
+    return json_object_set_new(out, "kv_cache", kv);
+}
+
 nb_status nbi_nibble_build(json_t **out, const nbi_quant_entry *e, size_t n, const nbi_quant_model *model)
 {
     nbi_groups g;
@@ -278,12 +294,11 @@ nb_status nbi_nibble_build(json_t **out, const nbi_quant_entry *e, size_t n, con
     for (size_t i = 0; i < n; i++)
         if (e[i].scheme.bits)
             NB_TRY(nbi_nibble_check(&e[i].scheme, e[i].module));
-    if (g.n == 0 && !model->rotate_keys)
+    if (g.n == 0 && !model->rotate_keys && !model->kv_dtype[0])
         goto done;
     *out = json_pack("{s:s, s:i, s:o, s:o}", "quant_method", "nibble", "version", VERSION, "config_groups",
                      nbi_groups_json(&g, group_of, false), "ignore", nbi_groups_ignored(&g));
-    if (!*out ||
-        (model->rotate_keys && json_object_set_new(*out, "kv_cache", json_pack("{s:b}", "rotate_keys", 1)) != 0)) {
+    if (!*out || set_kv_cache(*out, model) != 0) {
         json_decref(*out);
         *out = NULL;
         st = nbi_fail_nomem("a quantization config", n * 64);

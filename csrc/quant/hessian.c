@@ -22,21 +22,29 @@ static int descending(const void *a, const void *b)
     return x->index < y->index ? -1 : 1; /* qsort is not stable */
 }
 
-static nb_status set_order(nbi_hessian *q, const float *h, bool by_size)
+/* Columns of a group in descending order, and groups in that of their sums. */
+static nb_status set_order(nbi_hessian *q, const float *h, size_t group)
 {
-    ranked *r = malloc(q->k * sizeof *r);
-    if (!r)
-        return nbi_fail_nomem("the order of columns", q->k * sizeof *r);
-    for (size_t i = 0; i < q->k; i++) {
-        r[i] = (ranked){h[i * q->k + i], (uint32_t)i};
-        q->dead[i] = h[i * q->k + i] == 0;
+    const size_t n = q->k / group;
+    ranked *columns = malloc(q->k * sizeof *columns), *groups = malloc(n * sizeof *groups);
+    nb_status st = NB_OK;
+    if (!columns || !groups)
+        NB_TRY(nbi_fail_nomem("the order of columns", q->k * sizeof *columns));
+    for (size_t g = 0; g < n; g++) {
+        groups[g] = (ranked){0, (uint32_t)g};
+        for (size_t i = g * group; i < (g + 1) * group; i++) {
+            columns[i] = (ranked){h[i * q->k + i], (uint32_t)i};
+            groups[g].value += columns[i].value;
+        }
+        qsort(columns + g * group, group, sizeof *columns, descending);
     }
-    if (by_size)
-        qsort(r, q->k, sizeof *r, descending);
+    qsort(groups, n, sizeof *groups, descending);
     for (size_t i = 0; i < q->k; i++)
-        q->order[i] = r[i].index;
-    free(r);
-    return NB_OK;
+        q->order[i] = columns[groups[i / group].index * group + i % group].index;
+done:
+    free(columns);
+    free(groups);
+    return st;
 }
 
 static void set_damped(nbi_hessian *q, const float *h, float lambda)
@@ -64,7 +72,7 @@ static nb_status factor(nbi_hessian *q, const float *h)
     }
 }
 
-nb_status nbi_hessian_create(nbi_hessian *out, const float *h, size_t k, bool by_size, float damp)
+nb_status nbi_hessian_create(nbi_hessian *out, const float *h, size_t k, size_t group, float damp)
 {
     nbi_hessian q = {.k = k, .damp = damp};
     nb_status st = NB_OK;
@@ -73,7 +81,12 @@ nb_status nbi_hessian_create(nbi_hessian *out, const float *h, size_t k, bool by
     q.dead = malloc(k * sizeof *q.dead);
     if (!nbi_mul(k, k, &bytes) || !nbi_mul(bytes, sizeof *q.u, &bytes) || !(q.u = malloc(bytes)) || !q.order || !q.dead)
         NB_TRY(nbi_fail_nomem("the Hessian of a layer", bytes));
-    NB_TRY(set_order(&q, h, by_size));
+    for (size_t i = 0; i < k; i++) {
+        q.order[i] = (uint32_t)i;
+        q.dead[i] = h[i * k + i] == 0;
+    }
+    if (group)
+        NB_TRY(set_order(&q, h, group));
     NB_TRY(factor(&q, h));
     *out = q;
     q = (nbi_hessian){0};

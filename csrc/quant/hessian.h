@@ -16,8 +16,9 @@ typedef struct nbi_hessian {
     float damp;      /* lambda / mean of H_ii: what was asked for, or more where that has no factorisation */
 } nbi_hessian;
 
-/* h [k][k] = X^T X or a multiple of it.  by_size: columns in descending order of H_ii, else 0, 1, ...  `damp` up to 1. */
-nb_status nbi_hessian_create(nbi_hessian *out, const float *h, size_t k, bool by_size, float damp);
+/* h [k][k] = X^T X or a multiple of it.  group 0: columns as they stand; else groups of that many, a divisor of k, in descending order
+ * of the sum of their H_ii, the columns of each likewise: 1 is GPTQ's act-order.  `damp` up to 1. */
+nb_status nbi_hessian_create(nbi_hessian *out, const float *h, size_t k, size_t group, float damp);
 void nbi_hessian_free(nbi_hessian *h); /* the members */
 
 #endif

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/kv.h"
 #include "base/checked.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -39,6 +40,7 @@ struct nbi_recipe {
     double percentile;
     uint32_t tokens, ctx;
     bool rotate;
+    char kv_dtype[8]; /* "": none */
     nbi_search search;
     bool searches; /* the recipe itself asks for it */
     json_t *json;
@@ -394,6 +396,19 @@ static bool has_static_activations(const nbi_recipe *r)
     return found;
 }
 
+static nb_status parse_kv(nbi_recipe *r, const json_t *j, const char *where)
+{
+    const char *name = NULL;
+    nbi_kv_type type;
+    nb_status st = nbi_json_string(j, "kv_dtype", &name, where);
+    if (st != NB_OK || !name)
+        return st;
+    if (nbi_kv_type_parse(&type, name) != NB_OK)
+        return nbi_fail_in(NB_EFORMAT, "%s: \"kv_dtype\": ", where);
+    snprintf(r->kv_dtype, sizeof r->kv_dtype, "%s", name);
+    return NB_OK;
+}
+
 /* What a rotated model cannot have: scales of inputs that a norm or a layer in front of them would take, and ranges that were seen
  * before the inputs of down_proj were rotated. */
 static nb_status parse_rotate(nbi_recipe *r, const json_t *j, const char *where)
@@ -487,8 +502,8 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
-    static const char *const keys[] = {"name",   "description", "weights",   "activations", "method", "calibration",
-                                       "rotate", "ignore",      "overrides", "search",      NULL};
+    static const char *const keys[] = {"name",   "description", "weights", "activations", "method", "calibration",
+                                       "rotate", "kv_dtype",    "ignore",  "overrides",   "search", NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
     *out = NULL;
@@ -509,6 +524,7 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_overrides(r, j, where));
     NB_TRY(parse_method(r, j, where));
     NB_TRY(parse_rotate(r, j, where));
+    NB_TRY(parse_kv(r, j, where));
     NB_TRY(resolve_schemes(r, where));
     NB_TRY(parse_calibration(r, j, where));
     NB_TRY(parse_search(r, j, where));
@@ -572,6 +588,11 @@ const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_option
     if (options)
         *options = &r->how_options;
     return r->how;
+}
+
+const char *nbi_recipe_kv_dtype(const nbi_recipe *r)
+{
+    return r->kv_dtype;
 }
 
 bool nbi_recipe_rotates(const nbi_recipe *r)

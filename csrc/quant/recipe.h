@@ -6,6 +6,7 @@
  *     "method":      "gptq", or {"name": "gptq", "act_order": true, ...}            how weights are rounded; "rtn" if missing
  *     "calibration": {"method": "mse", "percentile": 99.99, "tokens": 8192, "ctx": 512},
  *     "rotate": true,                                                             QuaRot: engine/rotate.h; false if missing
+ *     "kv_dtype": "int4",                                                         of the KV cache, unless another is asked for
  *     "ignore": ["lm_head"],                                                      exact, or "re:..."
  *     "overrides": [{"match": "re:.*down_proj", "weights": {"bits": 8, "strategy": "channel"}}]   later ones win
  *     "search": see search.h; nibble quantize then finds what each layer gets
@@ -44,7 +45,8 @@ nb_status nbi_recipe_weights(const json_t *j, nbi_scheme *s, const char *where);
 bool nbi_recipe_needs_calibration(const nbi_recipe *r); /* some scheme has static activations */
 const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_options **options);
 bool nbi_recipe_rotates(const nbi_recipe *r);
-bool nbi_recipe_needs_text(const nbi_recipe *r); /* for static activations, or for the method */
+const char *nbi_recipe_kv_dtype(const nbi_recipe *r); /* "": none */
+bool nbi_recipe_needs_text(const nbi_recipe *r);      /* for static activations, or for the method */
 void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, double *percentile, uint32_t *tokens,
                             uint32_t *ctx);
 

@@ -6,7 +6,8 @@
  *      what is lost goes to the columns that follow, as in GPTQ
  * Errors are counted in units of U_jj, T = threshold * mean over j of var(W_j) / U_jj^2.
  *
- * Where this differs from the reference implementation: a zero point is an integer within the codes' range, since that is what
+ * Where this differs from the reference implementation: its act-order sorts columns and then cuts groups, here groups of neighbours are
+ * sorted as wholes, so that nothing has to be put in order when the layer runs, nor an order stored; and a zero point is an integer within the codes' range, since that is what
  * kernels multiply, so its grid has no steps finer than 1, and 0 is always exact: a single number stands for itself. */
 #include "quant/spqr.h"
 
@@ -39,7 +40,8 @@ typedef struct spqr {
     size_t n, k, groups, len, block;
     float threshold; /* T */
     kept *kept;      /* [ceil(n/16)] */
-    const char *bad; /* what is wrong with some weight */
+    const char *bad; /* what is wrong with some weight, and its row */
+    size_t bad_row;
     bool no_memory;
 } spqr;
 
@@ -50,11 +52,12 @@ typedef struct rows {
     float *single; /* [ROWS][k], by inputs: the number beside the codes, 0: none */
     float *plain;  /* [k] */
     nbi_grid grid[ROWS];
+    size_t at; /* the one that is looked at */
 } rows;
 
 nbi_spqr_options nbi_spqr_defaults(void)
 {
-    return (nbi_spqr_options){.act_order = !getenv("NOAO"), .threshold = 0.2f, .damp = 1.0f, .block = 128};
+    return (nbi_spqr_options){.act_order = true, .threshold = 0.2f, .damp = 1.0f, .block = 128};
 }
 
 /* ---- which weights stay out of a fit ---- */
@@ -129,7 +132,9 @@ static void nest(float grid[2], uint8_t *code, size_t stride, const float *v, si
 /* The grids of a group in all rows of r. */
 static bool set_grids(spqr *s, rows *r, size_t group)
 {
-    const size_t j0 = group * s->len, at = r->row0 * s->groups + group, run = (r->row0 / ROWS * s->groups + group) * 2;
+    const size_t j0 = group * s->len;
+    group = s->h.order[j0] / s->len; /* where it lies */
+    const size_t at = r->row0 * s->groups + group, run = (r->row0 / ROWS * s->groups + group) * 2;
     const unsigned bits = s->out->scheme.bits;
     nbi_nested *nested = &s->out->nested;
     float scale[ROWS], zero[ROWS], inverse[GROUP_MOST];
@@ -137,6 +142,7 @@ static bool set_grids(spqr *s, rows *r, size_t group)
         inverse[j] = 1.0f / s->h.u[(j0 + j) * (s->k + 1)];
     for (size_t i = 0; i < r->n; i++) {
         float lo, hi;
+        r->at = i;
         fit_range(s, r->w + i * s->k + j0, inverse, &lo, &hi);
         const float span = hi - lo;
         if (!(span / (float)((1 << bits) - 1) < 65504.0f))
@@ -161,6 +167,7 @@ static bool load_rows(const spqr *s, rows *r)
 {
     const size_t size = nbi_dtype_size(s->src->dense_dtype);
     for (size_t i = 0; i < r->n; i++) {
+        r->at = i;
         nbi_to_f32(r->plain, (const char *)s->src->dense + (r->row0 + i) * s->k * size, s->src->dense_dtype, s->k);
         for (size_t j = 0; j < s->k; j++) {
             const float x = r->plain[s->h.order[j]];
@@ -181,14 +188,14 @@ static bool round_group(const spqr *s, rows *r, size_t i, size_t b0, size_t b1, 
     const nbi_grid *grid = &r->grid[i];
     for (size_t j = g * s->len; j < (g + 1) * s->len; j++) {
         const float *u = s->h.u + j * s->k;
-        const size_t column = s->h.order[j], at = s->out->perm ? j : column;
-        codes[at] = nbi_grid_code(grid, w[j]);
-        float err = (w[j] - nbi_grid_value(grid, codes[at])) / u[j];
+        const size_t column = s->h.order[j];
+        codes[column] = nbi_grid_code(grid, w[j]);
+        float err = (w[j] - nbi_grid_value(grid, codes[column])) / u[j];
         if (err * err > s->threshold) {
             const float stored = as_f16(w[j]);
             if (!isfinite(stored))
                 return false;
-            codes[at] = nbi_grid_code(grid, 0);
+            codes[column] = nbi_grid_code(grid, 0);
             r->single[i * s->k + column] = stored;
             err = (w[j] - stored) / u[j];
         }
@@ -208,8 +215,8 @@ static const char *round_rows(spqr *s, rows *r)
         for (size_t g = b0 / s->len; g < b1 / s->len; g++) {
             if (!set_grids(s, r, g))
                 return "needs a scale beyond what float16 holds";
-            for (size_t i = 0; i < r->n; i++)
-                if (!round_group(s, r, i, b0, b1, g))
+            for (r->at = 0; r->at < r->n; r->at++)
+                if (!round_group(s, r, r->at, b0, b1, g))
                     return "stays outside of its group and is beyond what float16 holds";
         }
         if (b1 < s->k)
@@ -257,7 +264,10 @@ static void take_rows(spqr *s)
         ready = ready && (bad || keep_singles(s, &r, &s->kept[row0 / ROWS]));
         if (bad) {
 #pragma omp critical(nbi_spqr_bad)
-            s->bad = bad;
+            {
+                s->bad = bad;
+                s->bad_row = r.row0 + r.at;
+            }
         }
     }
     if (!ready) {
@@ -353,12 +363,7 @@ static nb_status prepare(spqr *s, const float *h, const nbi_spqr_options *o)
     s->block = o->block > s->len ? o->block / s->len * s->len : s->len;
     if (!(s->kept = calloc(nbi_ceil_div(s->n, ROWS), sizeof *s->kept)))
         NB_TRY(nbi_fail_nomem("the single numbers of a weight", s->n));
-    NB_TRY(nbi_hessian_create(&s->h, h, s->k, o->act_order, o->damp));
-    if (s->out->scheme.act_order) {
-        if (!(s->out->perm = malloc(s->k * sizeof *s->out->perm)))
-            NB_TRY(nbi_fail_nomem("the order of columns", s->k * sizeof *s->out->perm));
-        memcpy(s->out->perm, s->h.order, s->k * sizeof *s->out->perm);
-    }
+    NB_TRY(nbi_hessian_create(&s->h, h, s->k, o->act_order ? s->len : 0, o->damp));
     NB_TRY(set_threshold(s, o->threshold));
 done:
     return st;
@@ -371,14 +376,13 @@ nb_status nbi_spqr(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sch
     nbi_weight w = {.n = src->n, .k = src->k, .scheme = *scheme};
     spqr s = {.src = src, .out = &w, .n = src->n, .k = src->k};
     NB_TRY(check(src, scheme, o));
-    w.scheme.act_order = o->act_order;
     NB_TRY(prepare(&s, h, o));
 #pragma omp parallel num_threads(threads > 0 ? threads : 1)
     take_rows(&s);
     if (s.no_memory)
         NB_TRY(nbi_fail_nomem("rows of a weight", ROWS * s.k * sizeof(float)));
     if (s.bad)
-        NB_TRY(nbi_fail(NB_EFORMAT, "a weight %s", s.bad));
+        NB_TRY(nbi_fail(NB_EFORMAT, "a weight of output %zu %s", s.bad_row, s.bad));
     NB_TRY(join_singles(&s));
     if (src->bias) {
         if (!(w.bias = malloc(src->n * sizeof *w.bias)))
@@ -409,6 +413,5 @@ nb_status nbi_spqr_scheme(nbi_scheme *s, const char *where)
             "expected \"symmetric\" false, a \"group_size\" of up to %d, and no \"activations\"",
             where, GROUP_MOST);
     s->nested = s->sparse = true;
-    s->act_order = nbi_spqr_defaults().act_order;
     return NB_OK;
 }

@@ -8,13 +8,14 @@
 enum { NBI_SPQR_BITS = 3, NBI_SPQR_ROWS = 16 }; /* of scales and zero points; rows that share a grid of them */
 
 typedef struct nbi_spqr_options {
-    bool act_order;  /* columns in descending order of H_ii, groups of neighbours in that order */
+    bool
+        act_order; /* groups in descending order of the sum of their H_ii, and the columns of each, instead of 0, 1, ... */
     float threshold; /* a weight stays out whose squared error is above this times the mean of var(W_j) / U_jj^2 */
     float damp;      /* lambda = damp * mean of H_ii */
     uint32_t block;
 } nbi_spqr_options;
 
-nbi_spqr_options nbi_spqr_defaults(void); /* 0.2, 1.0, 128 */
+nbi_spqr_options nbi_spqr_defaults(void); /* act-order, 0.2, 1.0, 128 */
 
 /* Quantizes `src` by `scheme`, which nbi_spqr_scheme() made: 2 to 4 bits, asymmetric groups.  h [K][K] fp32 = X^T X of its inputs,
  * any positive multiple of it; not changed. */

@@ -105,7 +105,7 @@ def read_text(path):
         if not path.endswith(".jsonl"):
             data.decode("utf-8")
             return data
-        rows = [json.loads(line)["text"] for line in data.decode("utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line)["text"] for line in data.decode("utf-8").split("\n") if line.strip()]
         return "\n\n".join(rows).encode("utf-8")
     except OSError as e:
         raise BadFile(f"{path}: {e.strerror}") from e
@@ -293,6 +293,9 @@ def device_of(name):
 def check_output(a, state):
     if a.overwrite and a.resume:
         raise BadFile("--resume continues a run and --overwrite starts anew: one of them")
+    parent = os.path.dirname(os.path.abspath(a.output))
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BadFile(f"{parent}: is not a folder that can be written to")
     if os.path.exists(a.output) and not a.overwrite:
         raise BadFile(f"{a.output}: exists; --overwrite replaces it")
     if os.path.isdir(a.output) and os.path.samefile(a.output, a.model):

@@ -167,6 +167,26 @@ def test_twn_is_the_best_ternary_approximation_and_no_worse_than_the_papers(grou
     assert abs(error.sum() / best - 1) < 1e-5
 
 
+def test_ternary_weights_are_no_worse_than_those_of_the_engines_recipe(nibble, demo, tmp_path):
+    """Its search stops at the first threshold that does not move, which is near the best one."""
+    src, dst = str(tmp_path / "src"), str(tmp_path / "dst")
+    weights = {n: np.random.default_rng(i).standard_t(5, shape).astype("f4") for i, (n, shape) in enumerate(SHAPES.items())}
+    source = llama_folder(src, "BF16", weights, demo)
+    nibble.quantize(src, dst, recipe="ternary")
+    theirs, scheme, ratios = _checkpoint.read_weights(dst), Scheme(2, 0, True, True), []
+    for name, (_, k) in SHAPES.items():
+        module = f"model.layers.0.{name}"
+        w = _checkpoint.to_f32(source[f"{module}.weight"])
+        scale, _ = _grid.twn(w, scheme, "BF16")
+        q = _grid.unpack_codes(theirs[f"{module}.weight_packed"][1], k, 2)
+        s = _checkpoint.to_f32(theirs[f"{module}.weight_scale"])
+        assert q.min() == -1 and q.max() == 1
+        ours = np.square(_grid.values(_grid.codes(w, scale, None, scheme), scale, None, scheme) - w).sum()
+        ratios.append(ours / np.square(_grid.values(q, s, None, scheme) - w).sum())
+    assert max(ratios) <= 1 + 1e-3  # scales are rounded to BF16 after the search
+    assert min(ratios) > 0.9
+
+
 def test_clipped_ranges_are_no_worse_than_whole_ones():
     w = awkward(40, 48, 2)
     for scheme in (Scheme(2, 16, False), Scheme(4, 16), Scheme(2)):

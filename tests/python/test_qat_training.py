@@ -46,6 +46,7 @@ def layer(scheme, dtype="BF16", start=None, n=24, k=48, seed=1):
 def test_what_is_trained_is_what_the_codes_mean_bit_for_bit(scheme, dtype):
     m = layer(scheme, dtype)
     q, scale, zero = m.codes()
+    assert np.array_equal(_grid.stored_scale(m.scale.detach().numpy(), dtype), scale)
     assert np.array_equal(_grid.stored_scale(scale, dtype), scale)  # the file changes nothing
     assert (zero is None) == scheme.symmetric
     want = _grid.values(q, scale, zero, scheme)
@@ -253,6 +254,7 @@ def test_bad_arguments_are_refused_by_name(demo, text, tmp_path, capsys):
     ]:
         refused(capsys, arguments(demo, out, text, *more), *words)
         assert not out.exists()
+    refused(capsys, arguments(demo, tmp_path / "no" / "out", text, "--bits", "4"), "no: is not a folder that can be written to")
     out.mkdir()
     refused(capsys, arguments(demo, out, text, "--bits", "4"), "exists; --overwrite")
     refused(capsys, arguments(demo, demo, text, "--bits", "4", "--overwrite"), "is the model itself")
@@ -274,8 +276,8 @@ def test_bad_texts_are_refused(demo, tmp_path, capsys):
 
 def test_jsonl_is_its_texts(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_text('{"text": "one"}\n\n{"text": "zwei ä"}\n', encoding="utf-8")
-    assert qat.read_text(str(path)).decode() == "one\n\nzwei ä"
+    path.write_text('{"text": "one\u2028line"}\r\n\n{"text": "zwei ä"}\n', encoding="utf-8")
+    assert qat.read_text(str(path)).decode() == "one\u2028line\n\nzwei ä"
 
 
 def test_bad_models_are_refused_by_tensor(demo, text, tmp_path, capsys):
