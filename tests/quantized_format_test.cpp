@@ -413,7 +413,7 @@ TEST(Config, nonsense_is_refused_by_name)
     EXPECT_FAILS(NB_EUNSUPPORTED, "\"colour\"", parse(W4 + R"(,"colour":1)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "\"colour\"", parse(W4, R"(,"colour":1)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "kv_cache: has the unknown key \"type\"", parse(W4, R"(,"kv_cache":{"type":8})"));
-    EXPECT_FAILS(NB_EFORMAT, "dtype", parse(W4, R"(,"kv_cache":{"dtype":8})"));
+    EXPECT_FAILS(NB_EFORMAT, "kv_cache: \"dtype\"", parse(W4, R"(,"kv_cache":{"dtype":8})"));
     EXPECT_FAILS(NB_EFORMAT, "rotate_keys", parse(W4, R"(,"kv_cache":{"rotate_keys":8})"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "outliers go with INT8", parse(W4 + R"(,"sparse":true,"outliers":true)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "outliers go with INT8", parse(W4 + A8 + R"(,"outliers":true)"));
