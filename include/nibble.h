@@ -269,9 +269,9 @@ NB_API nb_status nb_engine_get_stats(const nb_engine *e, nb_engine_stats *s);
 typedef struct nb_quantize_options {
     size_t struct_size;
     const char *recipe;    /* a recipe file, or the name of one in configs/recipes */
-    const char *calib;     /* text file, or JSONL with "text", for static activations */
-    uint32_t calib_tokens; /* 0: 8192 */
-    uint32_t calib_ctx;    /* 0: 512 */
+    const char *calib;     /* text file, or JSONL with "text", for recipes that need one */
+    uint32_t calib_tokens; /* 0: the recipe's */
+    uint32_t calib_ctx;    /* 0: the recipe's */
     const char *device;    /* as in nb_model_options */
     int32_t threads;
     int32_t overwrite;        /* non-zero: replace `dst` if it exists */
@@ -282,6 +282,15 @@ typedef struct nb_quantize_options {
      * recipe "mixed") costs each layer, and take the best assignment within the target.  It is written as recipe.json. */
     double target_bits;    /* average bits a weight of the linear layers, scales and zero points included; 0: none */
     uint64_t target_bytes; /* of the whole model: all tensors and the headers of their files; 0: none */
+    /* Recipes that need a text (static activations, and methods such as gptq) take it through the model layer by layer. */
+    uint64_t
+        calib_memory; /* most bytes for it, 0: what seems good; activations that do not fit go to a temporary file */
+    int32_t
+        sequential; /* what feeds the next layer: 1 the quantized one, -1 the dense one, 0: quantized for methods, else dense */
+    const char
+        *stats; /* file of the dense layers' statistics: read where it exists, else written; with sequential -1 */
+    int32_t
+        resume; /* non-zero: go on behind the layers that a run which was killed finished, and leave them if this one fails */
 } nb_quantize_options;
 NB_API void nb_quantize_options_init(nb_quantize_options *o);
 /* Writes `dst`, a Hugging Face folder in compressed-tensors format; it appears whole or not at all.  *report (may be

@@ -541,6 +541,34 @@ TEST(CudaGram, has_the_bits_of_the_host_and_is_near_the_truth)
     }
 }
 
+/* ---- sums of magnitudes ---- */
+
+TEST(CudaAbsSum, has_the_bits_of_the_host)
+{
+    const struct {
+        size_t rows, k;
+    } shapes[] = {{1, 1}, {7, 5}, {16, 256}, {129, 257}, {33, 1000}};
+    for (const auto &s : shapes)
+        for (nbi_dtype t : kTypes) {
+            const Array a(s.rows, s.k, noise(s.rows * s.k, s.k), t);
+            const nbi_matrix m = a.matrix();
+            Buffer<double> sums(std::vector<double>(s.k, 0.0));
+            std::vector<double> want(s.k, 0.0);
+            for (int call = 0; call < 2; call++) { /* twice: it adds */
+                ASSERT_NB_OK(ops().abs_sum_add(backend(), &m, sums.ptr())) << trouble();
+                for (size_t i = 0; i < s.rows * s.k; i++)
+                    want[i % s.k] += (double)std::fabs(a.x[i]);
+            }
+            EXPECT_EQ(want, sums.get()) << s.rows << " x " << s.k;
+        }
+    Array none(1, 8, std::vector<float>(8, 1.0f), NBI_F32);
+    nbi_matrix m = none.matrix();
+    m.rows = 0;
+    Buffer<double> sums(std::vector<double>(8, 3.0));
+    ASSERT_NB_OK(ops().abs_sum_add(backend(), &m, sums.ptr()));
+    EXPECT_EQ(std::vector<double>(8, 3.0), sums.get());
+}
+
 /* ---- failures ---- */
 
 namespace

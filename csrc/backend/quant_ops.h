@@ -76,6 +76,9 @@ typedef struct nbi_quant_ops {
 
     /* h [k][k] fp32 += X^T X. */
     nb_status (*gram_add)(nbi_backend *b, const nbi_matrix *m, float *h);
+
+    /* sums [k] fp64 += |x| of each column, in ascending rows: quant/inputs.h. */
+    nb_status (*abs_sum_add)(nbi_backend *b, const nbi_matrix *m, double *sums);
 } nbi_quant_ops;
 
 #endif

@@ -178,8 +178,7 @@ void nbi_out_abort(nbi_out *o)
     *o = (nbi_out){0};
 }
 
-/* Removes a folder of files and folders that we made ourselves; links are removed, not followed. */
-static void remove_tree(const char *path)
+void nbi_remove_tree(const char *path)
 {
     DIR *d = opendir(path);
     if (d) {
@@ -191,7 +190,7 @@ static void remove_tree(const char *path)
             struct stat s;
             if (p && lstat(p, &s) == 0) {
                 if (S_ISDIR(s.st_mode))
-                    remove_tree(p);
+                    nbi_remove_tree(p);
                 else
                     unlink(p);
             }
@@ -215,7 +214,7 @@ nb_status nbi_outdir_open(nbi_outdir *o, const char *path, bool overwrite)
         free(o->tmp);
         o->tmp = NULL;
     } else {
-        remove_tree(o->tmp); /* left by a killed process that had our pid */
+        nbi_remove_tree(o->tmp); /* left by a killed process that had our pid */
         if (mkdir(o->tmp, 0777) != 0) {
             st = fail_errno(path, "create the folder");
             free(o->tmp);
@@ -251,7 +250,7 @@ nb_status nbi_outdir_commit(nbi_outdir *o)
         free(o->tmp);
         o->tmp = NULL;
         if (old)
-            remove_tree(old);
+            nbi_remove_tree(old);
     }
     free(old);
     nbi_outdir_abort(o);
@@ -261,7 +260,7 @@ nb_status nbi_outdir_commit(nbi_outdir *o)
 void nbi_outdir_abort(nbi_outdir *o)
 {
     if (o->tmp)
-        remove_tree(o->tmp);
+        nbi_remove_tree(o->tmp);
     free(o->tmp);
     free(o->path);
     *o = (nbi_outdir){0};

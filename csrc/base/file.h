@@ -23,6 +23,8 @@ nb_status nbi_read_file(char **out, size_t *bytes, const char *path, size_t limi
 char *nbi_path_join(const char *dir, const char *name);
 bool nbi_path_exists(const char *path);
 bool nbi_is_dir(const char *path);
+/* Removes a folder of files and folders that we made ourselves; links are removed, not followed. */
+void nbi_remove_tree(const char *path);
 
 /* Output file: written as "<path>.part-<pid>", synced and renamed by commit, removed by abort. */
 typedef struct nbi_out {

@@ -47,6 +47,25 @@ static bool parse_int(const char *s, int64_t *out)
     return *s && !*end && !errno;
 }
 
+static bool parse_size(const char *s, uint64_t *out)
+{
+    static const struct {
+        const char *name;
+        double bytes;
+    } units[] = {{"", 1},      {"B", 1},        {"kB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+                 {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+    char *end;
+    const double v = strtod(s, &end);
+    while (*end == ' ')
+        end++;
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (strcmp(end, units[i].name) == 0 && v > 0 && v * units[i].bytes >= 1 && v * units[i].bytes < 0x1p60) {
+            *out = (uint64_t)(v * units[i].bytes);
+            return true;
+        }
+    return false;
+}
+
 static int parse_list(const cli_command *c, const cli_flag *f, const char *word)
 {
     cli_list *l = f->value;
@@ -97,6 +116,11 @@ static int set_value(const cli_command *c, const cli_flag *f, const char *word)
         *(double *)f->value = v;
         return -1;
     }
+    case CLI_SIZE:
+        if (!parse_size(word, f->value))
+            return cli_usage_error(c, "%s is \"%s\", expected a number and a unit, such as 4GiB or 700MB", f->name,
+                                   word);
+        return -1;
     case CLI_LIST:
         return parse_list(c, f, word);
     }

@@ -18,6 +18,7 @@ typedef enum cli_kind {
     CLI_STRING, /* const char ** */
     CLI_INT,    /* int64_t *, lo .. hi */
     CLI_DOUBLE, /* double *, lo .. hi */
+    CLI_SIZE,   /* uint64_t *, bytes: "2GiB", "700MB", "1000000" */
     CLI_LIST,   /* cli_list *: "1,8,64", each lo .. hi */
     CLI_STRINGS /* cli_strings *: the flag may be repeated */
 } cli_kind;

@@ -60,26 +60,6 @@ static void print_found(const json_t *search, const char *out, bool dry)
         printf("to change it: edit %s/recipe.json and give it to --recipe\n", out);
 }
 
-/* "4GiB", "3.5 GB", "700MiB", "1234567": bytes, 0 where it is none of these. */
-static uint64_t parse_size(const char *text)
-{
-    static const struct {
-        const char *name;
-        double factor;
-    } units[] = {{"", 1},          {"B", 1},    {"kB", 1e3},      {"KB", 1e3},  {"KiB", 1024},           {"MB", 1e6},
-                 {"MiB", 1 << 20}, {"GB", 1e9}, {"GiB", 1 << 30}, {"TB", 1e12}, {"TiB", 1099511627776.0}};
-    char *end;
-    if (*text < '0' || *text > '9')
-        return 0;
-    const double x = strtod(text, &end);
-    while (*end == ' ')
-        end++;
-    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        if (strcmp(end, units[i].name) == 0 && x * units[i].factor >= 1 && x * units[i].factor < 1e18)
-            return (uint64_t)(x * units[i].factor);
-    return 0;
-}
-
 static int by_sqnr(const void *a, const void *b)
 {
     double x = json_number_value(json_object_get(*(json_t *const *)a, "sqnr_db"));
@@ -121,11 +101,13 @@ static void print_report(const char *text, const char *out, bool dry)
 
 static int run(const cli_command *c, int argc, char **argv)
 {
-    const char *src[1] = {NULL}, *out = NULL, *recipe = NULL, *calib = NULL, *size = NULL;
+    const char *src[1] = {NULL}, *out = NULL, *recipe = NULL, *calib = NULL;
     cli_model_flags m = {0};
     int64_t tokens = 0, ctx = 0, shard = 0;
     double bits = 0;
-    bool force = false, dry = false, json = false;
+    bool force = false, dry = false, json = false, sequential = false, dense = false, resume = false;
+    const char *stats = NULL;
+    uint64_t memory = 0, size = 0;
     char *report = NULL;
     const cli_flag flags[] = {
         {"--output", "-o", CLI_STRING, &out, "DIR", "the folder to write", 0, 0},
@@ -134,8 +116,16 @@ static int run(const cli_command *c, int argc, char **argv)
          "text or JSONL: for static activations, methods that need it, --target-*", 0, 0},
         {"--calib-tokens", NULL, CLI_INT, &tokens, "N", "tokens of it to use (default: the recipe's)", 2, 1e9},
         {"--calib-ctx", NULL, CLI_INT, &ctx, "N", "window (default: the recipe's)", 2, 1e7},
+        {"--calib-memory", NULL, CLI_SIZE, &memory, "SIZE",
+         "memory for it, e.g. 2GiB; what does not fit goes to a file", 0, 0},
+        {"--sequential", NULL, CLI_BOOL, &sequential, NULL, "quantized layers feed the next one (default for methods)",
+         0, 0},
+        {"--no-sequential", NULL, CLI_BOOL, &dense, NULL, "dense layers feed the next one", 0, 0},
+        {"--stats", NULL, CLI_STRING, &stats, "FILE",
+         "read the dense layers' statistics, or write them where FILE is new", 0, 0},
+        {"--resume", NULL, CLI_BOOL, &resume, NULL, "go on behind the layers that a killed run finished", 0, 0},
         {"--target-bits", NULL, CLI_DOUBLE, &bits, "B", "mixed precision: average bits a weight, e.g. 3.5", 1, 16},
-        {"--target-size", NULL, CLI_STRING, &size, "S", "mixed precision: size of the whole model, e.g. 4GiB", 0, 0},
+        {"--target-size", NULL, CLI_SIZE, &size, "S", "mixed precision: size of the whole model, e.g. 4GiB", 0, 0},
         {"--max-shard-bytes", NULL, CLI_INT, &shard, "N", "split the weights over files (default 5e9)", 1 << 16, 1e15},
         {"--overwrite", NULL, CLI_BOOL, &force, NULL, "replace the folder if it exists", 0, 0},
         {"--dry-run", NULL, CLI_BOOL, &dry, NULL, "only tell the size", 0, 0},
@@ -147,12 +137,12 @@ static int run(const cli_command *c, int argc, char **argv)
         return rc;
     if (bits != 0 && size)
         return cli_usage_error(c, "--target-bits and --target-size were given: expected one of them");
-    if (size && !parse_size(size))
-        return cli_usage_error(c, "--target-size is \"%s\", expected a number and a unit, such as 4GiB or 700MB", size);
     if (!recipe && bits == 0 && !size)
         return cli_usage_error(c, "--recipe is missing; configs/recipes holds ready ones, for example w4a16-g128");
     if (!out && !dry)
         return cli_usage_error(c, "-o DIR is missing: where should the model go?");
+    if (sequential && dense)
+        return cli_usage_error(c, "--sequential and --no-sequential were given: expected one of them");
     nb_quantize_options o;
     nb_quantize_options_init(&o);
     o.recipe = recipe;
@@ -165,7 +155,11 @@ static int run(const cli_command *c, int argc, char **argv)
     o.dry_run = dry;
     o.max_shard_bytes = (uint64_t)shard;
     o.target_bits = bits;
-    o.target_bytes = size ? parse_size(size) : 0;
+    o.target_bytes = size;
+    o.calib_memory = memory;
+    o.sequential = sequential ? 1 : dense ? -1 : 0;
+    o.stats = stats;
+    o.resume = resume;
     o.callbacks = cli_callbacks();
     if (nb_quantize(src[0], out ? out : "", &o, &report) != NB_OK)
         return cli_failed(c);

@@ -6,16 +6,19 @@
 
 #include "base/log.h"
 #include "engine/calibrate.h"
+#include "engine/job.h"
 #include "engine/quantize_layer.h"
+#include "engine/stats.h"
 #include "model/checkpoint.h"
-#include "text/tokenizer.h"
 
 struct nbi_calibrated {
     nbi_calibrated_options o;
     nb_model *shell;
-    nbi_layerwise *walk;
+    nbi_layerwise *walk; /* NULL: everything is saved */
+    nbi_stats *stats;    /* or NULL */
+    unsigned needs;
     int32_t *ids;
-    size_t n;
+    size_t n, ctx;
     uint32_t next;
     nbi_inputs in[NBI_N_PORTS]; /* of the layer that was told last */
 };
@@ -86,27 +89,76 @@ done:
 
 /* ---- life ---- */
 
+/* What is to be gathered: for the method, and for static activations. */
+static unsigned needs_of(const nbi_calibrated_options *o)
+{
+    unsigned needs = o->method->needs;
+    for (size_t i = 0; i < (size_t)o->cfg->n_layers * NBI_N_PROJ; i++)
+        if (o->scheme[i]->bits && o->scheme[i]->act == NBI_ACT_TENSOR)
+            needs |= NBI_NEEDS_RANGE;
+    return needs;
+}
+
 static nb_status read_text(nbi_calibrated *c)
 {
-    nb_status st;
-    nb_tokenizer *tok = NULL;
-    char *text = NULL;
-    size_t bytes;
-    NB_TRY(nb_tokenizer_load(&tok, c->o.path));
-    NB_TRY(nbi_load_text(&text, &bytes, c->o.text));
-    NB_TRY(nb_tokenize(tok, text, bytes, NB_TOKENIZE_SPECIAL, &c->ids, &c->n));
-    if (c->n < 2)
-        NB_TRY(nbi_fail(NB_EFORMAT, "%s: has %zu tokens, expected text to calibrate on", c->o.text, c->n));
-    for (size_t i = 0; i < c->n; i++)
-        if (c->ids[i] < 0 || (uint32_t)c->ids[i] >= c->o.cfg->vocab)
-            NB_TRY(nbi_fail(NB_EFORMAT, "%s: its tokenizer gives the id %d, and the model has %u", c->o.path, c->ids[i],
-                            c->o.cfg->vocab));
-    if (c->n > c->o.tokens)
-        c->n = c->o.tokens;
-done:
-    free(text);
-    nb_tokenizer_free(tok);
+    const nbi_calibrated_options *o = &c->o;
+    nb_status st = nbi_calib_tokens(&c->ids, &c->n, o->text, o->path, o->cfg->vocab, o->tokens);
+    if (st != NB_OK)
+        return st;
+    if (c->n < o->tokens)
+        nbi_log(o->callbacks, NB_LOG_WARN, "%s: has %zu tokens, and %zu were asked for", o->text, c->n, o->tokens);
+    if ((o->method->needs & NBI_NEEDS_GRAM) && c->n < o->cfg->hidden)
+        nbi_log(o->callbacks, NB_LOG_WARN,
+                "%zu tokens are fewer than the %u inputs of a layer: what they say of them together is guesswork", c->n,
+                o->cfg->hidden);
+    c->ctx = o->ctx < o->cfg->max_context ? o->ctx : o->cfg->max_context;
+    c->ctx = c->ctx < c->n ? c->ctx : c->n;
+    return NB_OK;
+}
+
+static nb_status open_stats(nbi_calibrated *c)
+{
+    const nbi_stats_key key = {c->o.model, nbi_calibrated_text(c), c->n, c->ctx};
+    if (!c->o.stats)
+        return NB_OK;
+    if (!c->o.dense_feed)
+        return nbi_fail(
+            NB_EINVAL,
+            "%s: saved statistics are those of the dense model, and %s lets each quantized layer feed the next "
+            "one: expected --no-sequential with --stats",
+            c->o.stats, c->o.method->name);
+    nb_status st = nbi_stats_open(&c->stats, c->o.stats, &key, c->needs, c->o.cfg, c->shell->be->name);
+    if (st == NB_OK)
+        c->needs = nbi_stats_needs(c->stats);
     return st;
+}
+
+static bool is_saved(const nbi_calibrated *c)
+{
+    return c->stats && nbi_stats_saved(c->stats);
+}
+
+static nb_status open_walk(nbi_calibrated *c)
+{
+    const nbi_calibrated_options *o = &c->o;
+    const char *tmp = getenv("TMPDIR");
+    nb_status st = nbi_model_build_shell(c->shell, &(nbi_source){.linear = read_linear, .self = c});
+    if (st != NB_OK)
+        return st;
+    return nbi_layerwise_create(
+        &c->walk,
+        &(nbi_layerwise_options){.shell = c->shell,
+                                 .ids = c->ids,
+                                 .n = c->n,
+                                 .ctx = c->ctx,
+                                 .needs = c->needs,
+                                 .threads = o->threads,
+                                 .memory = o->memory,
+                                 .folder = o->folder ? o->folder
+                                           : tmp     ? tmp
+                                                     : "/tmp",
+                                 .passes = o->cfg->n_layers * (o->dense_feed ? 1 : 2) - (o->dense_feed ? 0 : 1),
+                                 .callbacks = o->callbacks});
 }
 
 nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_options *o)
@@ -118,16 +170,16 @@ nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_optio
     if (!c)
         return nbi_fail_nomem("calibration", sizeof *c);
     c->o = *o;
+    c->needs = needs_of(o);
     NB_TRY(read_text(c));
     nb_model_options_init(&mo);
     mo.device = o->device;
     mo.threads = o->threads;
     NB_TRY(nbi_model_new(&c->shell, &mo, &cb));
     c->shell->cfg = *o->cfg;
-    NB_TRY(nbi_model_build_shell(c->shell, &(nbi_source){.linear = read_linear, .self = c}));
-    size_t ctx = o->ctx < o->cfg->max_context ? o->ctx : o->cfg->max_context;
-    NB_TRY(
-        nbi_layerwise_create(&c->walk, c->shell, c->ids, c->n, ctx < c->n ? ctx : c->n, o->method->needs, o->threads));
+    NB_TRY(open_stats(c));
+    if (!is_saved(c))
+        NB_TRY(open_walk(c));
     *out = c;
     c = NULL;
 done:
@@ -146,15 +198,17 @@ void nbi_calibrated_free(nbi_calibrated *c)
     if (!c)
         return;
     forget_inputs(c);
+    nbi_stats_free(c->stats);
     nbi_layerwise_free(c->walk);
     nb_model_free(c->shell);
-    free(c->ids);
+    nb_free(c->ids);
     free(c);
 }
 
 const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p)
 {
-    return &c->in[nbi_port_of(p)];
+    const nbi_inputs *in = &c->in[nbi_port_of(p)];
+    return in->k ? in : NULL;
 }
 
 size_t nbi_calibrated_tokens(const nbi_calibrated *c)
@@ -162,9 +216,49 @@ size_t nbi_calibrated_tokens(const nbi_calibrated *c)
     return c->n;
 }
 
+size_t nbi_calibrated_ctx(const nbi_calibrated *c)
+{
+    return c->ctx;
+}
+
+uint64_t nbi_calibrated_text(const nbi_calibrated *c)
+{
+    return nbi_hash(NBI_HASH_INIT, c->ids, c->n * sizeof *c->ids);
+}
+
 const char *nbi_calibrated_device(const nbi_calibrated *c)
 {
-    return c->shell->be->description;
+    return is_saved(c) ? nbi_stats_device(c->stats) : c->shell->be->name;
+}
+
+/* ---- layers ---- */
+
+/* What layer i sees; where dense layers feed the next one the walk is behind it afterwards. */
+static nb_status gather(nbi_calibrated *c, uint32_t i, const nbi_host_layer *dense)
+{
+    if (is_saved(c))
+        return nbi_stats_read(c->stats, i, c->in);
+    nb_status st = nbi_layerwise_observe(c->walk, i, dense, c->o.dense_feed, c->in);
+    return st == NB_OK && c->stats ? nbi_stats_write(c->stats, i, c->in) : st;
+}
+
+static nb_status set_activation_grids(nbi_calibrated *c, uint32_t i, nbi_host_layer *quantized)
+{
+    nbi_grid g;
+    char name[96];
+    for (int p = 0; p < NBI_N_PROJ; p++) {
+        nbi_weight *w = &quantized->w[p];
+        if (!w->scheme.bits || w->scheme.act != NBI_ACT_TENSOR)
+            continue;
+        nb_status st = nbi_observer_grid(c->in[nbi_port_of((nbi_proj)p)].all, c->o.observer, c->o.percentile, 8,
+                                         w->scheme.act_symmetric, &g);
+        nbi_module_name(name, i, (nbi_proj)p);
+        if (st != NB_OK)
+            return nbi_fail_in(st, "%s: ", name);
+        w->act_scale = g.scale;
+        w->act_zero = g.zero;
+    }
+    return NB_OK;
 }
 
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized)
@@ -176,7 +270,8 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
                          .options = c->o.options,
                          .scale_dtype = c->o.scale_dtype,
                          .be = c->shell->be,
-                         .threads = c->o.threads};
+                         .threads = c->o.threads,
+                         .callbacks = c->o.callbacks};
     nb_status st;
     forget_inputs(c);
     *quantized = (nbi_host_layer){0};
@@ -184,11 +279,12 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
     for (int p = 0; p < NBI_N_PROJ; p++)
         job.scheme[p] = c->o.scheme[i * NBI_N_PROJ + (uint32_t)p];
     NB_TRY(read_layer(c, i, dense, job.norm_dtype));
-    NB_TRY(nbi_layerwise_observe(c->walk, i, dense, c->in));
+    NB_TRY(gather(c, i, dense));
     NB_TRY(nbi_rotation_inputs(&c->in[NBI_PORT_DOWN], dense->w[NBI_DOWN].in_signs, c->o.threads));
     NB_TRY(nbi_balance_layer(&job, dense, c->in));
     NB_TRY(nbi_round_layer(&job, dense, c->in, quantized));
-    if (i + 1 < c->o.cfg->n_layers)
+    NB_TRY(set_activation_grids(c, i, quantized));
+    if (!c->o.dense_feed && i + 1 < c->o.cfg->n_layers)
         NB_TRY(nbi_layerwise_advance(c->walk, i, quantized));
     c->next++;
 done:
@@ -196,5 +292,24 @@ done:
         nbi_host_layer_free(dense);
         nbi_host_layer_free(quantized);
     }
+    return st;
+}
+
+nb_status nbi_calibrated_skip(nbi_calibrated *c, const nbi_host_layer *quantized)
+{
+    const uint32_t i = c->next++;
+    nbi_dtype norm_dtype[2];
+    nbi_host_layer dense = {0};
+    nb_status st = NB_OK;
+    forget_inputs(c);
+    if (is_saved(c) || (!c->stats && i + 1 == c->o.cfg->n_layers))
+        return NB_OK;
+    if (!c->o.dense_feed)
+        return nbi_layerwise_advance(c->walk, i, quantized);
+    NB_TRY(read_layer(c, i, &dense, norm_dtype));
+    NB_TRY(c->stats ? gather(c, i, &dense) : nbi_layerwise_advance(c->walk, i, &dense));
+    forget_inputs(c);
+done:
+    nbi_host_layer_free(&dense);
     return st;
 }

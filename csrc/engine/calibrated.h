@@ -7,6 +7,7 @@
 #include "engine/rotate.h"
 #include "format/safetensors.h"
 #include "quant/method.h"
+#include "quant/observer.h"
 
 typedef struct nbi_calibrated nbi_calibrated;
 
@@ -24,17 +25,29 @@ typedef struct nbi_calibrated_options {
     const char *device;
     int threads;
     const nb_callbacks *callbacks;
+    /* static activations: how their grids follow from what was seen */
+    nbi_observer_method observer;
+    double percentile;
+    bool dense_feed;    /* dense layers feed the next one, instead of the quantized ones */
+    uint64_t memory;    /* bytes, 0: what seems good */
+    const char *folder; /* for activations that do not fit; NULL: where temporary files go */
+    const char *stats;  /* file of saved statistics, or NULL; with dense_feed */
+    uint64_t model;     /* nbi_model_fingerprint(), for stats */
 } nbi_calibrated_options;
 
 /* Keeps the pointers. */
 nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_options *o);
 void nbi_calibrated_free(nbi_calibrated *c);
 size_t nbi_calibrated_tokens(const nbi_calibrated *c);
-const char *nbi_calibrated_device(const nbi_calibrated *c);
+size_t nbi_calibrated_ctx(const nbi_calibrated *c);
+uint64_t nbi_calibrated_text(const nbi_calibrated *c);      /* a hash of the tokens */
+const char *nbi_calibrated_device(const nbi_calibrated *c); /* what computed the activations: "cpu", "cuda" */
 
 /* The next layer, from 0: as it was (dense fp32, but balanced), and quantized.  nbi_host_layer_free() both. */
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized);
-/* What that layer's linear layers saw of the text (after a balance: as it is then); until the next call. */
+/* Past the next layer, which is quantized already. */
+nb_status nbi_calibrated_skip(nbi_calibrated *c, const nbi_host_layer *quantized);
+/* What the layer that came last saw of the text; NULL behind a skipped one. */
 const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p);
 
 #endif

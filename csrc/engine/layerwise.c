@@ -1,24 +1,42 @@
 #include "engine/layerwise.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
+#include "base/log.h"
+#include "engine/residual.h"
+#include "quant/inputs_device.h"
 
 struct nbi_layerwise {
-    nb_model *m;
-    const int32_t *ids;
-    size_t n, ctx;
-    unsigned needs;
-    int threads;
+    nbi_layerwise_options o;
     nbi_kv kv; /* of one layer, one window */
     nbi_workspace *w;
     int32_t *pages;
-    float *x;    /* [n][hidden] the residual stream before the next layer */
-    float *work; /* [ctx][hidden] a window of it */
-    float *seen; /* [ctx][widest] one batch of a layer's inputs */
+    nbi_residual *x; /* before the next layer */
+    float *work;     /* [ctx][hidden] a window of it */
+    float *seen;     /* [ctx][widest] one batch of a layer's inputs */
     nbi_inputs *in;
+    nbi_inputs_device *there[NBI_N_PORTS]; /* where the device gathers, else NULL */
+    uint64_t done;                         /* tokens through a layer */
+    double seconds;                        /* that took */
 };
+
+const char *nbi_port_name(nbi_port p)
+{
+    static const char *const names[NBI_N_PORTS] = {"attn", "o", "ffn", "down"};
+    return names[p];
+}
+
+size_t nbi_port_width(const nbi_config *c, nbi_port p)
+{
+    static const nbi_proj first[NBI_N_PORTS] = {NBI_Q, NBI_O, NBI_GATE, NBI_DOWN};
+    size_t n, k;
+    nbi_proj_shape(c, first[p], &n, &k);
+    return k;
+}
 
 void nbi_host_layer_free(nbi_host_layer *l)
 {
@@ -64,49 +82,137 @@ static nb_status supply_vector(void *self, const char *name, size_t n, float *ou
 
 static nb_status load(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer)
 {
-    supply s = {layer, l->m->cfg.hidden, i};
-    nb_status st = nbi_layer_load(l->m, &(nbi_source){.linear = supply_linear, .vector = supply_vector, .self = &s}, i);
+    supply s = {layer, l->o.shell->cfg.hidden, i};
+    nb_status st =
+        nbi_layer_load(l->o.shell, &(nbi_source){.linear = supply_linear, .vector = supply_vector, .self = &s}, i);
     if (st != NB_OK)
-        nbi_layer_unload(l->m, i);
+        nbi_layer_unload(l->o.shell, i);
     return st;
+}
+
+/* ---- the plan ---- */
+
+typedef struct plan {
+    uint64_t stream, statistics, layer, window, budget;
+    bool spill;
+} plan;
+
+static uint64_t times(uint64_t a, uint64_t b)
+{
+    return b && a > UINT64_MAX / 16 / b ? UINT64_MAX / 16 : a * b; /* so that sums of some stay in range */
+}
+
+/* The machine's memory is not ours alone: half of it, or what is free. */
+static uint64_t default_budget(nbi_backend *be)
+{
+    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    uint64_t half = pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size / 2 : UINT64_MAX / 2;
+    const uint64_t free = strcmp(be->name, "cpu") == 0 ? be->ops->free_bytes(be) : half;
+    return free < half ? free : half;
+}
+
+/* Weights of a layer are there in fp32, as the device packs them and as codes; a second-order method copies the largest of
+ * the Gram matrices. */
+static plan make_plan(const nbi_layerwise_options *o)
+{
+    const nbi_config *c = &o->shell->cfg;
+    plan p = {.stream = times(times(o->n, c->hidden), sizeof(float))};
+    size_t n, k, widest = 0;
+    for (int i = 0; i < NBI_N_PROJ; i++) {
+        nbi_proj_shape(c, (nbi_proj)i, &n, &k);
+        p.layer += times(times(n, k), 2 * sizeof(float) + 1);
+    }
+    for (int i = 0; i < NBI_N_PORTS; i++) {
+        k = nbi_port_width(c, (nbi_port)i);
+        widest = k > widest ? k : widest;
+        p.statistics += times(k, sizeof(double) + 3 * sizeof(float));
+        p.statistics += o->needs & NBI_NEEDS_GRAM ? times(times(k, k), sizeof(float)) : 0;
+        p.statistics += o->needs & NBI_NEEDS_RANGE ? 2 * sizeof(nbi_observer) : 0;
+    }
+    p.statistics += o->needs & NBI_NEEDS_GRAM ? times(times(widest, widest), sizeof(float)) : 0;
+    p.window = times(times(o->ctx, widest + c->hidden), sizeof(float)) +
+               nbi_workspace_bytes(o->shell,
+                                   &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = 1, .context = o->ctx});
+    p.budget = o->memory ? o->memory : default_budget(o->shell->be);
+    p.spill = p.stream + p.statistics + p.layer + p.window > p.budget;
+    return p;
+}
+
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / (double)(1 << 20);
+}
+
+static nb_status tell_plan(const nbi_layerwise_options *o, const plan *p)
+{
+    const uint64_t least = p->statistics + p->layer + p->window;
+    if (o->memory && least > o->memory)
+        return nbi_fail(
+            NB_ELIMIT,
+            "calibration is allowed %.1f MiB of memory, and a layer (%.1f MiB), its statistics (%.1f MiB) and a "
+            "window of %zu tokens (%.1f MiB) take %.1f MiB: allow at least that, or use a smaller window",
+            mib(o->memory), mib(p->layer), mib(p->statistics), o->ctx, mib(p->window), mib(least));
+    nbi_log(
+        o->callbacks, NB_LOG_INFO,
+        "calibration: %zu tokens in windows of %zu through %u layers; activations %.1f MiB %s, statistics %.1f MiB, "
+        "a layer %.1f MiB, a window %.1f MiB",
+        o->n, o->ctx, o->shell->cfg.n_layers, mib(p->stream), p->spill ? "in a file" : "in memory", mib(p->statistics),
+        mib(p->layer), mib(p->window));
+    return NB_OK;
 }
 
 /* ---- windows ---- */
 
-nb_status nbi_layerwise_create(nbi_layerwise **out, nb_model *shell, const int32_t *ids, size_t n, size_t ctx,
-                               unsigned needs, int threads)
+static nbi_batch batch_at(const nbi_layerwise *l, size_t at, nbi_seq *seq)
+{
+    const size_t rows = l->o.n - at < l->o.ctx ? l->o.n - at : l->o.ctx;
+    *seq = (nbi_seq){.n_rows = (uint32_t)rows, .pages = l->pages};
+    return (nbi_batch){.rows = rows, .n_seqs = 1, .ids = l->o.ids + at, .seqs = seq};
+}
+
+/* The table is needed once, and is the largest of all weights. */
+static nb_status embed_all(nbi_layerwise *l)
+{
+    nb_model *m = l->o.shell;
+    nb_status st = NB_OK;
+    nbi_seq seq;
+    for (size_t at = 0; at < l->o.n; at += l->o.ctx) {
+        const nbi_batch batch = batch_at(l, at, &seq);
+        NB_TRY(nbi_forward_embed(m, l->w, &batch, l->work));
+        NB_TRY(nbi_residual_write(l->x, at, batch.rows, l->work));
+    }
+    m->be->ops->linear_free(m->be, m->embed);
+    m->embed = NULL;
+done:
+    return st;
+}
+
+nb_status nbi_layerwise_create(nbi_layerwise **out, const nbi_layerwise_options *o)
 {
     nb_status st = NB_OK;
-    const nbi_config *c = &shell->cfg;
-    const size_t q = (size_t)c->n_heads * c->head_dim, wide = c->ffn > c->hidden ? c->ffn : c->hidden;
-    const size_t widest = wide > q ? wide : q, n_pages = nbi_ceil_div(ctx, NBI_PAGE_TOKENS);
-    nb_model one = *shell; /* a cache for one layer */
-    size_t bytes;
+    nb_model one = *o->shell; /* a cache for one layer */
+    const nbi_config *c = &one.cfg;
+    const size_t n_pages = nbi_ceil_div(o->ctx, NBI_PAGE_TOKENS);
+    const plan p = make_plan(o);
+    size_t widest = 0;
     nbi_layerwise *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("calibration", sizeof *l);
     one.cfg.n_layers = 1;
-    l->m = shell;
-    l->ids = ids;
-    l->n = n;
-    l->ctx = ctx;
-    l->needs = needs;
-    l->threads = threads;
-    if (!nbi_mul(n, c->hidden * sizeof(float), &bytes) || !(l->x = malloc(bytes)) ||
-        !(l->work = malloc(ctx * c->hidden * sizeof *l->work)) || !(l->seen = malloc(ctx * widest * sizeof *l->seen)) ||
-        !(l->pages = malloc(n_pages * sizeof *l->pages)))
-        NB_TRY(nbi_fail_nomem("the residual stream of the calibration text", n * c->hidden * sizeof(float)));
+    l->o = *o;
+    for (int i = 0; i < NBI_N_PORTS; i++)
+        widest = nbi_port_width(c, (nbi_port)i) > widest ? nbi_port_width(c, (nbi_port)i) : widest;
+    NB_TRY(tell_plan(o, &p));
+    NB_TRY(nbi_residual_create(&l->x, o->n, c->hidden, p.spill ? o->folder : NULL));
+    if (!(l->work = malloc(o->ctx * c->hidden * sizeof *l->work)) ||
+        !(l->seen = malloc(o->ctx * widest * sizeof *l->seen)) || !(l->pages = malloc(n_pages * sizeof *l->pages)))
+        NB_TRY(nbi_fail_nomem("a window of the calibration text", o->ctx * widest * sizeof(float)));
     for (size_t i = 0; i < n_pages; i++)
         l->pages[i] = (int32_t)i;
-    NB_TRY(nbi_kv_create(&l->kv, &one, (uint32_t)n_pages, shell->be->default_kv));
-    NB_TRY(nbi_workspace_create(&l->w, shell,
-                                &(nbi_workspace_limits){.rows = ctx, .seqs = 1, .logits = 1, .context = ctx}));
-    for (size_t at = 0; at < n; at += ctx) {
-        const size_t rows = n - at < ctx ? n - at : ctx;
-        const nbi_seq seq = {.n_rows = (uint32_t)rows, .pages = l->pages};
-        const nbi_batch batch = {.rows = rows, .n_seqs = 1, .ids = ids + at, .seqs = &seq};
-        NB_TRY(nbi_forward_embed(shell, l->w, &batch, l->x + at * c->hidden));
-    }
+    NB_TRY(nbi_kv_create(&l->kv, &one, (uint32_t)n_pages, one.be->default_kv));
+    NB_TRY(nbi_workspace_create(&l->w, o->shell,
+                                &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = 1, .context = o->ctx}));
+    NB_TRY(embed_all(l));
     *out = l;
     l = NULL;
 done:
@@ -120,8 +226,8 @@ void nbi_layerwise_free(nbi_layerwise *l)
         return;
     nbi_workspace_free(l->w);
     nbi_kv_free(&l->kv);
+    nbi_residual_free(l->x);
     free(l->pages);
-    free(l->x);
     free(l->work);
     free(l->seen);
     free(l);
@@ -131,45 +237,84 @@ void nbi_layerwise_free(nbi_layerwise *l)
 static nb_status observe(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k)
 {
     nbi_layerwise *l = user;
-    (void)layer;
+    nbi_backend *be = l->o.shell->be;
+    const nbi_port port = nbi_port_of(p);
+    char name[96];
+    nb_status st;
     if (p != NBI_Q && p != NBI_O && p != NBI_GATE && p != NBI_DOWN)
         return NB_OK;
-    nb_status st = l->m->be->ops->download_act(l->m->be, l->seen, x, rows * k);
-    return st == NB_OK ? nbi_inputs_add(&l->in[nbi_port_of(p)], l->seen, rows, l->threads) : st;
+    if (l->there[port])
+        st = nbi_inputs_device_add(l->there[port], x, rows);
+    else if ((st = be->ops->download_act(be, l->seen, x, rows * k)) == NB_OK)
+        st = nbi_inputs_add(&l->in[port], l->seen, rows, l->o.threads);
+    nbi_module_name(name, layer, p);
+    return st == NB_OK ? st : nbi_fail_in(st, "%s: ", name);
+}
+
+static nb_status tick(nbi_layerwise *l, uint32_t i)
+{
+    char unit[64];
+    const uint64_t total = (uint64_t)l->o.passes * l->o.n;
+    snprintf(unit, sizeof unit, "tokens, layer %u of %u", i + 1, l->o.shell->cfg.n_layers);
+    if (nbi_progress(l->o.callbacks, "calibrate", unit, l->done, total > l->done ? total : l->done,
+                     l->seconds > 0 ? (double)l->done / l->seconds : 0))
+        return nbi_fail(NB_ECANCELLED, "calibration was cancelled");
+    return NB_OK;
 }
 
 /* All windows through layer i; keep: the stream moves on. */
 static nb_status feed(nbi_layerwise *l, uint32_t i, bool keep, nbi_tap_fn tap)
 {
-    const size_t hidden = l->m->cfg.hidden;
-    for (size_t at = 0; at < l->n; at += l->ctx) {
-        const size_t rows = l->n - at < l->ctx ? l->n - at : l->ctx;
-        const nbi_seq seq = {.n_rows = (uint32_t)rows, .pages = l->pages};
-        const nbi_batch batch = {.rows = rows, .n_seqs = 1, .ids = l->ids + at, .seqs = &seq};
-        float *x = l->x + at * hidden;
-        if (!keep)
-            x = memcpy(l->work, x, rows * hidden * sizeof *x);
-        nb_status st = nbi_forward_layer(l->m, i, &l->kv.layers[0], l->w, &batch, x, tap, l);
-        if (st != NB_OK)
-            return st;
+    nb_status st = NB_OK;
+    nbi_seq seq;
+    for (size_t at = 0; at < l->o.n; at += l->o.ctx) {
+        const nbi_batch batch = batch_at(l, at, &seq);
+        const double start = nbi_now();
+        NB_TRY(tick(l, i));
+        NB_TRY(nbi_residual_read(l->x, at, batch.rows, l->work));
+        NB_TRY(nbi_forward_layer(l->o.shell, i, &l->kv.layers[0], l->w, &batch, l->work, tap, l));
+        if (keep)
+            NB_TRY(nbi_residual_write(l->x, at, batch.rows, l->work));
+        l->done += batch.rows;
+        l->seconds += nbi_now() - start;
     }
-    return NB_OK;
+    NB_TRY(tick(l, i));
+done:
+    return st;
 }
 
-nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, nbi_inputs *in)
+static nb_status open_ports(nbi_layerwise *l, nbi_inputs *in)
 {
-    static const nbi_proj first[NBI_N_PORTS] = {NBI_Q, NBI_O, NBI_GATE, NBI_DOWN};
+    nbi_backend *be = l->o.shell->be;
     nb_status st = NB_OK;
     memset(in, 0, NBI_N_PORTS * sizeof *in);
-    for (int p = 0; p < NBI_N_PORTS; p++)
-        NB_TRY(nbi_inputs_init(&in[p], layer->w[first[p]].k, l->needs));
-    NB_TRY(load(l, i, layer));
+    for (int p = 0; p < NBI_N_PORTS; p++) {
+        NB_TRY(nbi_inputs_init(&in[p], nbi_port_width(&l->o.shell->cfg, (nbi_port)p), l->o.needs));
+        if (be->quant)
+            NB_TRY(nbi_inputs_device_create(&l->there[p], be, &in[p], l->o.ctx));
+    }
     l->in = in;
-    st = feed(l, i, false, observe);
-    nbi_layer_unload(l->m, i);
 done:
-    for (int p = 0; p < NBI_N_PORTS && st != NB_OK; p++)
-        nbi_inputs_free(&in[p]);
+    return st;
+}
+
+nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, bool move, nbi_inputs *in)
+{
+    nb_status st;
+    NB_TRY(open_ports(l, in));
+    NB_TRY(load(l, i, layer));
+    NB_TRY(feed(l, i, move, observe));
+    for (int p = 0; p < NBI_N_PORTS; p++)
+        if (l->there[p])
+            NB_TRY(nbi_inputs_device_finish(l->there[p]));
+done:
+    nbi_layer_unload(l->o.shell, i);
+    for (int p = 0; p < NBI_N_PORTS; p++) {
+        nbi_inputs_device_free(l->there[p]);
+        l->there[p] = NULL;
+        if (st != NB_OK)
+            nbi_inputs_free(&in[p]);
+    }
     return st;
 }
 
@@ -178,6 +323,6 @@ nb_status nbi_layerwise_advance(nbi_layerwise *l, uint32_t i, const nbi_host_lay
     nb_status st = load(l, i, layer);
     if (st == NB_OK)
         st = feed(l, i, true, NULL);
-    nbi_layer_unload(l->m, i);
+    nbi_layer_unload(l->o.shell, i);
     return st;
 }

@@ -1,10 +1,14 @@
 /* A calibration text through a model, one layer at a time: what a layer's inputs are is told before it is quantized, and what
- * the quantized layer makes of them is what the next one sees.  One layer is in memory, and the residual stream of all tokens. */
+ * the quantized layer makes of them is what the next one sees.  One layer is in memory; the residual stream of all tokens is
+ * there too, or in a temporary file. */
 #ifndef NB_ENGINE_LAYERWISE_H
 #define NB_ENGINE_LAYERWISE_H
 
 #include "model/build.h"
 #include "quant/inputs.h"
+
+const char *nbi_port_name(nbi_port p); /* "attn", "o", "ffn", "down" */
+size_t nbi_port_width(const nbi_config *c, nbi_port p);
 
 /* A layer on the host: dense fp32 weights that methods change, norms. */
 typedef struct nbi_host_layer {
@@ -15,15 +19,24 @@ void nbi_host_layer_free(nbi_host_layer *l); /* the members */
 
 typedef struct nbi_layerwise nbi_layerwise;
 
-/* shell: a model of nbi_model_build_shell(), which must outlive the object.  ids [n], in windows of ctx tokens (the last may be
- * shorter); needs: NBI_NEEDS_*. */
-nb_status nbi_layerwise_create(nbi_layerwise **out, nb_model *shell, const int32_t *ids, size_t n, size_t ctx,
-                               unsigned needs, int threads);
+typedef struct nbi_layerwise_options {
+    nb_model *shell;    /* of nbi_model_build_shell(), must outlive the object, which takes its embedding away */
+    const int32_t *ids; /* [n], kept */
+    size_t n, ctx;      /* windows of ctx tokens; the last may be shorter */
+    unsigned needs;     /* NBI_NEEDS_* */
+    int threads;
+    uint64_t memory;    /* most bytes to use, 0: what seems good.  The stream goes to a file where it does not fit */
+    const char *folder; /* for that file */
+    uint32_t passes;    /* of the text through a layer that are to come, for the progress bar */
+    const nb_callbacks *callbacks;
+} nbi_layerwise_options;
+
+nb_status nbi_layerwise_create(nbi_layerwise **out, const nbi_layerwise_options *o);
 void nbi_layerwise_free(nbi_layerwise *l);
 
 /* Feeds all windows to layer i with the weights of `layer` and leaves what its linear layers saw in in[NBI_N_PORTS]
- * (nbi_inputs_free() each).  The residual stream stays as it was before the layer. */
-nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, nbi_inputs *in);
+ * (nbi_inputs_free() each).  move: the residual stream goes past the layer; else it stays as it was before. */
+nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, bool move, nbi_inputs *in);
 /* Moves the residual stream past layer i, now with these weights (quantized or dense). */
 nb_status nbi_layerwise_advance(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer);
 

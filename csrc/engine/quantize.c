@@ -1,5 +1,6 @@
 /* nb_quantize: a dense Hugging Face folder in, a compressed-tensors folder out, one tensor in memory at a time.  A device computes
  * ranges, scales and codes where it can; reading, the errors of the report and writing stay on the host. */
+#include <inttypes.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,10 +10,11 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/options.h"
-#include "engine/calibrate.h"
 #include "engine/calibrated.h"
+#include "engine/job.h"
 #include "engine/mixed.h"
 #include "engine/report.h"
+#include "engine/resume.h"
 #include "model/checkpoint.h"
 #include "quant/recipe.h"
 #include "quant/rtn.h"
@@ -40,10 +42,12 @@ typedef struct job {
     nbi_config cfg;
     nbi_checkpoint *ckpt;
     nbi_recipe *recipe;
-    nbi_calibration *calib; /* ranges of static activations */
     const nbi_method *method;
     const nbi_method_options *method_options;
-    nbi_calibrated *walk;            /* methods that need a text; else NULL */
+    nbi_calibrated *walk;            /* recipes that need a text; else NULL */
+    nbi_resume *resume;              /* finished layers, on disk */
+    json_t *done_rows;               /* of the current layer, where an earlier run finished it; else NULL */
+    size_t first_row;                /* of the current layer in rows */
     const nbi_scheme **schemes;      /* [n_layers * NBI_N_PROJ], for it and the rotation */
     nbi_rotation *rotation;          /* the model is read through it; NULL: as it is */
     nbi_host_layer dense, quantized; /* the layer whose tensors are being written */
@@ -178,6 +182,22 @@ static nb_status check_complete(const job *j)
     return NB_OK;
 }
 
+/* Options that would do nothing are mistakes. */
+static nb_status check_calibration_flags(const job *j)
+{
+    const char *flag = j->o.calib_memory ? "--calib-memory"
+                       : j->o.stats      ? "--stats"
+                       : j->o.resume     ? "--resume"
+                       : j->o.sequential ? "--sequential"
+                                         : NULL;
+    if (flag && !nbi_recipe_needs_text(j->recipe))
+        return nbi_fail(NB_EINVAL, "recipe %s needs no calibration text, so that %s means nothing: leave it out",
+                        nbi_recipe_name(j->recipe), flag);
+    if (j->o.sequential < -1 || j->o.sequential > 1)
+        return nbi_fail(NB_EINVAL, "sequential is %d, expected -1, 0 or 1", j->o.sequential);
+    return NB_OK;
+}
+
 static nb_status open_source(job *j, const char *dst)
 {
     nb_status st;
@@ -203,6 +223,7 @@ static nb_status open_source(job *j, const char *dst)
     if (nbi_recipe_needs_text(j->recipe) && !j->o.calib)
         NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has %s: give it a text with --calib FILE", nbi_recipe_name(j->recipe),
                         j->method->needs ? "a method that needs calibration" : "static activations"));
+    NB_TRY(check_calibration_flags(j));
     NB_TRY(nbi_backend_create(&j->be, j->o.device, j->threads));
     if (!j->o.dry_run)
         NB_TRY(nbi_outdir_open(&j->out, dst, j->o.overwrite != 0));
@@ -245,27 +266,6 @@ static nb_status search(job *j)
     NB_TRY(list_schemes(j));
     NB_TRY(choose_format(j));
 done:
-    return st;
-}
-
-static nb_status calibrate(job *j)
-{
-    nb_model *m = NULL;
-    nb_model_options mo;
-    nbi_observer_method method;
-    double percentile;
-    uint32_t tokens, ctx;
-    if (!nbi_recipe_needs_calibration(j->recipe) || j->o.dry_run)
-        return NB_OK;
-    nbi_recipe_calibration(j->recipe, &method, &percentile, &tokens, &ctx);
-    nb_model_options_init(&mo);
-    mo.device = j->o.device;
-    mo.threads = j->o.threads;
-    nb_status st = nb_model_load(&m, j->src, &mo);
-    if (st == NB_OK)
-        st = nbi_calibrate(&j->calib, m, j->o.calib, j->o.calib_tokens ? j->o.calib_tokens : tokens,
-                           j->o.calib_ctx ? j->o.calib_ctx : ctx, &j->o.callbacks);
-    nb_model_free(m);
     return st;
 }
 
@@ -330,24 +330,6 @@ done:
     return st;
 }
 
-static nb_status set_activation_grid(const job *j, const module *m, nbi_weight *q)
-{
-    nbi_observer_method method;
-    double percentile;
-    uint32_t tokens, ctx;
-    nbi_grid g;
-    if (m->scheme.act != NBI_ACT_TENSOR)
-        return NB_OK;
-    nbi_recipe_calibration(j->recipe, &method, &percentile, &tokens, &ctx);
-    nb_status st = nbi_observer_grid(nbi_calibration_of(j->calib, m->layer, m->proj), method, percentile, 8,
-                                     m->scheme.act_symmetric, &g);
-    if (st != NB_OK)
-        return nbi_fail_in(st, "%s: ", m->name);
-    q->act_scale = g.scale;
-    q->act_zero = g.zero;
-    return NB_OK;
-}
-
 static nb_status round_one(job *j, const module *m, const nbi_weight *src, nbi_weight *q)
 {
     bool on_device;
@@ -375,9 +357,9 @@ static nb_status quantize_one(job *j, const module *m)
     nb_status st;
     if (j->walk && !m->is_head) {
         nbi_weight *made = &j->quantized.w[m->proj];
-        NB_TRY(set_activation_grid(j, m, made));
         NB_TRY(nbi_quant_write(j->format, j->writer, m->name, made, j->scale_dtype));
-        st = report_row(j, m, made, &j->dense.w[m->proj], nbi_calibrated_inputs(j->walk, m->proj));
+        if (!j->done_rows)
+            NB_TRY(report_row(j, m, made, &j->dense.w[m->proj], nbi_calibrated_inputs(j->walk, m->proj)));
         goto done;
     }
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
@@ -385,7 +367,6 @@ static nb_status quantize_one(job *j, const module *m)
         NB_TRY(nbi_rotation_linear(j->rotation, m->name, &src));
     NB_TRY(round_one(j, m, &src, &q));
     NB_TRY(nbi_rotation_sign(&q, &src));
-    NB_TRY(set_activation_grid(j, m, &q));
     NB_TRY(nbi_quant_write(j->format, j->writer, m->name, &q, j->scale_dtype));
     NB_TRY(report_row(j, m, &q, &src, NULL));
 done:
@@ -439,15 +420,48 @@ static nb_status set_order(job *j)
     return NB_OK;
 }
 
+/* By default quantized layers feed the next one where a method can make good what they lost; ranges are those of the dense
+ * model. */
+static bool is_sequential(const job *j)
+{
+    return j->o.sequential ? j->o.sequential > 0 : j->method->needs != 0;
+}
+
+/* All that decides what the layers become. */
+static nb_status open_resume(job *j, uint64_t model)
+{
+    char *recipe = json_dumps(nbi_recipe_json(j->recipe), JSON_COMPACT | JSON_SORT_KEYS);
+    json_t *key = NULL;
+    nb_status st = NB_OK;
+    if (!recipe)
+        return nbi_fail_nomem("a job", 0);
+    const uint64_t hash = nbi_hash(NBI_HASH_INIT, recipe, strlen(recipe));
+    key = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s}", "version of nibble", nb_version(), "recipe",
+                    json_sprintf("%016" PRIx64, hash), "model", json_sprintf("%016" PRIx64, model), "text",
+                    json_sprintf("%016" PRIx64, nbi_calibrated_text(j->walk)), "number of tokens",
+                    json_sprintf("%zu", nbi_calibrated_tokens(j->walk)), "window",
+                    json_sprintf("%zu", nbi_calibrated_ctx(j->walk)), "feed",
+                    is_sequential(j) ? "quantized layers" : "dense layers", "device", nbi_calibrated_device(j->walk));
+    st = key ? nbi_resume_open(&j->resume, j->out.path, key, j->o.resume != 0) : nbi_fail_nomem("a job", 0);
+    json_decref(key);
+    free(recipe);
+    if (st == NB_OK && nbi_resume_layers(j->resume))
+        nbi_log(&j->o.callbacks, NB_LOG_INFO, "going on behind %u of %u layers", nbi_resume_layers(j->resume),
+                j->cfg.n_layers);
+    return st;
+}
+
 static nb_status open_walk(job *j)
 {
     nbi_observer_method observer;
     double percentile;
     uint32_t tokens, ctx;
-    if (!j->method->needs || j->o.dry_run)
+    nb_status st;
+    const uint64_t model = nbi_model_fingerprint(j->ckpt, j->config);
+    if (!nbi_recipe_needs_text(j->recipe) || j->o.dry_run)
         return NB_OK;
     nbi_recipe_calibration(j->recipe, &observer, &percentile, &tokens, &ctx);
-    return nbi_calibrated_create(&j->walk,
+    NB_TRY(nbi_calibrated_create(&j->walk,
                                  &(nbi_calibrated_options){.path = j->src,
                                                            .cfg = &j->cfg,
                                                            .ckpt = j->ckpt,
@@ -461,7 +475,51 @@ static nb_status open_walk(job *j)
                                                            .ctx = j->o.calib_ctx ? j->o.calib_ctx : ctx,
                                                            .device = j->o.device,
                                                            .threads = j->threads,
-                                                           .callbacks = &j->o.callbacks});
+                                                           .callbacks = &j->o.callbacks,
+                                                           .observer = observer,
+                                                           .percentile = percentile,
+                                                           .dense_feed = !is_sequential(j),
+                                                           .memory = j->o.calib_memory,
+                                                           .folder = j->out.tmp,
+                                                           .stats = j->o.stats,
+                                                           .model = model}));
+    st = open_resume(j, model);
+done:
+    return st;
+}
+
+/* The current layer is written: another run need not compute it again. */
+static nb_status leave_layer(job *j)
+{
+    nb_status st = NB_OK;
+    if (j->layer >= 0 && !j->done_rows) {
+        json_t *rows = json_array();
+        for (size_t i = j->first_row; rows && i < json_array_size(j->rows); i++)
+            json_array_append(rows, json_array_get(j->rows, i));
+        st = rows ? nbi_resume_save(j->resume, (uint32_t)j->layer, &j->quantized, rows) : nbi_fail_nomem("rows", 0);
+        json_decref(rows);
+    }
+    json_decref(j->done_rows);
+    j->done_rows = NULL;
+    nbi_host_layer_free(&j->dense);
+    nbi_host_layer_free(&j->quantized);
+    return st;
+}
+
+/* What an earlier run made of a layer, and said of it. */
+static nb_status take_finished(job *j, uint32_t layer)
+{
+    size_t i;
+    json_t *row;
+    nb_status st = nbi_resume_load(j->resume, layer, &j->cfg, &j->quantized, &j->done_rows);
+    if (st != NB_OK)
+        return st;
+    json_array_foreach(j->done_rows, i, row)
+    {
+        j->bytes_out += (uint64_t)json_integer_value(json_object_get(row, "bytes"));
+        json_array_append(j->rows, row);
+    }
+    return nbi_calibrated_skip(j->walk, &j->quantized);
 }
 
 /* Makes the layer of a tensor the current one. */
@@ -469,10 +527,13 @@ static nb_status enter_layer(job *j, int64_t layer)
 {
     if (!j->walk || layer <= j->layer)
         return NB_OK;
-    nbi_host_layer_free(&j->dense);
-    nbi_host_layer_free(&j->quantized);
+    nb_status st = leave_layer(j);
+    if (st != NB_OK)
+        return st;
     j->layer = layer;
-    return nbi_calibrated_next(j->walk, &j->dense, &j->quantized);
+    j->first_row = json_array_size(j->rows);
+    return (uint32_t)layer < nbi_resume_layers(j->resume) ? take_finished(j, (uint32_t)layer)
+                                                          : nbi_calibrated_next(j->walk, &j->dense, &j->quantized);
 }
 
 /* A tensor of the current layer that stays dense, as the method left it; NULL: it is not one that methods touch. */
@@ -533,12 +594,16 @@ static nb_status write_tensors(job *j)
     size_t n = nbi_checkpoint_count(j->ckpt);
     nb_status st = NB_OK;
     for (size_t i = 0; i < n; i++) {
-        if (nbi_progress(&j->o.callbacks, "quantize", "tensors", i, n, 0))
+        /* a walk through the layers tells its own progress */
+        if (!j->walk && nbi_progress(&j->o.callbacks, "quantize", "tensors", i, n, 0))
             NB_TRY(nbi_fail(NB_ECANCELLED, "quantizing was cancelled"));
         NB_TRY(write_tensor(j, nbi_checkpoint_at(j->ckpt, j->order[i])));
     }
     NB_TRY(untie(j, false));
-    (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
+    if (j->walk)
+        NB_TRY(leave_layer(j));
+    else
+        (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
     NB_TRY(nbi_st_finish(j->writer));
 done:
     return st;
@@ -610,10 +675,7 @@ static json_t *make_report(const job *j)
         json_pack("{s:s, s:s, s:I, s:I, s:f, s:I, s:O}", "recipe", nbi_recipe_name(j->recipe), "nibble", nb_version(),
                   "bytes_before", (json_int_t)j->bytes_in, "bytes_after", (json_int_t)j->bytes_out, "ratio",
                   j->bytes_out ? (double)j->bytes_in / (double)j->bytes_out : 0.0, "calibration_tokens",
-                  (json_int_t)(j->walk    ? nbi_calibrated_tokens(j->walk)
-                               : j->calib ? nbi_calibration_tokens(j->calib)
-                                          : 0),
-                  "modules", j->rows);
+                  (json_int_t)(j->walk ? nbi_calibrated_tokens(j->walk) : 0), "modules", j->rows);
     if (r && json_object_set_new(r, "method", json_string(j->method->name)) != 0) {
         json_decref(r);
         return NULL;
@@ -623,8 +685,8 @@ static json_t *make_report(const job *j)
         json_decref(r);
         return NULL;
     }
-    if (r && j->calib &&
-        json_object_set_new(r, "calibration_device", json_string(nbi_calibration_device(j->calib))) != 0) {
+    if (r && j->walk &&
+        json_object_set_new(r, "calibration_device", json_string(nbi_calibrated_device(j->walk))) != 0) {
         json_decref(r);
         return NULL;
     }
@@ -653,7 +715,6 @@ static nb_status quantize(job *j, const char *dst, char **report)
     j->scale_dtype = j->cfg.dtype;
     NB_TRY(set_order(j));
     NB_TRY(search(j));
-    NB_TRY(calibrate(j));
     NB_TRY(open_walk(j));
     if (!j->o.dry_run)
         NB_TRY(nbi_st_writer_create(&j->writer, j->out.tmp,
@@ -701,7 +762,8 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nbi_host_layer_free(&j.dense);
     nbi_host_layer_free(&j.quantized);
     nbi_calibrated_free(j.walk);
-    nbi_calibration_free(j.calib);
+    nbi_resume_close(j.resume, st != NB_OK && j.o.resume);
+    json_decref(j.done_rows);
     nbi_rotation_free(j.rotation);
     free(j.schemes);
     free(j.entries);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "engine/rotate.h"
 #include "quant/balance.h"
 
@@ -114,6 +115,7 @@ static nb_status copy_dense(nbi_weight *out, const nbi_weight *w)
 static nb_status round_one(const nbi_layer_job *j, nbi_proj p, const nbi_weight *w, const nbi_inputs *in, nbi_weight *q)
 {
     char name[96];
+    float damp = 0;
     nbi_method_job job = {.src = w,
                           .scheme = j->scheme[p],
                           .scale_dtype = j->scale_dtype,
@@ -123,11 +125,17 @@ static nb_status round_one(const nbi_layer_job *j, nbi_proj p, const nbi_weight 
                           .module = nbi_proj_name(p),
                           .layer = j->index,
                           .port = (unsigned)nbi_port_of(p),
-                          .threads = j->threads};
+                          .threads = j->threads,
+                          .damp_used = &damp};
     nb_status st = j->method->quantize(q, &job);
     if (st == NB_OK)
         st = nbi_rotation_sign(q, w);
     nbi_module_name(name, j->index, p);
+    if (st == NB_OK && damp > j->options->gptq.damp)
+        nbi_log(
+            j->callbacks, NB_LOG_WARN,
+            "%s: its inputs depend on each other so much that X^T X has no inverse with a damping of %g; %g was used",
+            name, (double)j->options->gptq.damp, (double)damp);
     return st == NB_OK ? st : nbi_fail_in(st, "%s: ", name);
 }
 

@@ -15,6 +15,7 @@ typedef struct nbi_layer_job {
     nbi_dtype scale_dtype;
     nbi_backend *be;
     int threads;
+    const nb_callbacks *callbacks; /* for warnings; may be NULL */
 } nbi_layer_job;
 
 /* Changes l and in together, so that the layer computes what it computed before, up to rounding.  Norms are numbers of their

@@ -17,5 +17,7 @@ nb_status nbi_read_linear(nbi_weight *w, const nbi_checkpoint *ckpt, const nbi_q
                           size_t n, size_t k, bool bias);
 /* NB_EFORMAT naming tensor, row and column of the first NaN or Inf in a dense weight. */
 nb_status nbi_check_finite(const nbi_weight *w, const char *name);
+/* Identifies a model: a hash of config.json, the tensors' names, types and shapes, and some bytes of each. */
+uint64_t nbi_model_fingerprint(const nbi_checkpoint *c, const json_t *config);
 
 #endif

@@ -137,7 +137,7 @@ static uint64_t mix(uint64_t h, const void *data, size_t n)
 
 /* Every name, type and shape, and 64 bytes at the start, middle and end of each tensor: tells fine-tunes of one model
  * apart without reading gigabytes. */
-static uint64_t fingerprint(const nbi_checkpoint *c, const json_t *config)
+uint64_t nbi_model_fingerprint(const nbi_checkpoint *c, const json_t *config)
 {
     uint64_t h = 0xcbf29ce484222325u;
     char *text = json_dumps(config, JSON_SORT_KEYS | JSON_COMPACT);
@@ -215,7 +215,7 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     NB_TRY(nbi_quantization_config(&f.quant, config, where));
     NB_TRY(set_kv(m, nbi_quant_model_of(f.quant), where));
     NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
-    m->hash = fingerprint(f.ckpt, config);
+    m->hash = nbi_model_fingerprint(f.ckpt, config);
     NB_TRY(load_tokenizer(m, path));
     NB_TRY(nbi_model_build(m, &(nbi_source){folder_scheme, folder_linear, folder_vector, &f}, &cb));
     *out = m;

@@ -6,18 +6,22 @@
 #ifndef NB_QUANT_GRAM_H
 #define NB_QUANT_GRAM_H
 
-#include <stdbool.h>
 #include <stddef.h>
 
-#define NBI_GRAM_ROWS 128
+#include "base/status.h"
 
-/* h [k][k] += X^T X, x [rows][k].  h is symmetric before and after. */
-void nbi_gram_add(float *h, const float *x, size_t rows, size_t k, int threads);
+#define NBI_GRAM_ROWS  128
+#define NBI_GRAM_PANEL 32
 
-/* gram.c, gram_avx2.c: rows [i0, i1) of one triangle for n <= NBI_GRAM_ROWS rows of x; i0 is a multiple of 4. */
-void nbi_gram_triangle(float *h, const float *x, size_t n, size_t k, size_t i0, size_t i1);
+/* h [k][k] += X^T X, x [rows][k].  h is symmetric before and after.  NB_ENOMEM: no room for NBI_GRAM_ROWS rows. */
+nb_status nbi_gram_add(float *h, const float *x, size_t rows, size_t k, int threads);
+
+/* gram*.c: rows [i0, i1) of one triangle for n <= NBI_GRAM_ROWS rows of x, packed in panels [n][NBI_GRAM_PANEL] of columns;
+ * i0 is a multiple of NBI_GRAM_PANEL. */
+void nbi_gram_triangle(float *h, const float *packed, size_t n, size_t k, size_t i0, size_t i1);
 #if defined(__x86_64__)
-void nbi_gram_triangle_avx2(float *h, const float *x, size_t n, size_t k, size_t i0, size_t i1);
+void nbi_gram_triangle_avx2(float *h, const float *packed, size_t n, size_t k, size_t i0, size_t i1);
+void nbi_gram_triangle_avx512(float *h, const float *packed, size_t n, size_t k, size_t i0, size_t i1);
 #endif
 
 #endif

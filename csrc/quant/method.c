@@ -32,7 +32,7 @@ static nb_status clip_weights(nbi_weight *out, const nbi_method_job *j)
 
 static nb_status gptq(nbi_weight *out, const nbi_method_job *j)
 {
-    return nbi_gptq(out, j->src, j->scheme, j->scale_dtype, j->in->gram, &j->options->gptq, j->threads, NULL);
+    return nbi_gptq(out, j->src, j->scheme, j->scale_dtype, j->in->gram, &j->options->gptq, j->threads, j->damp_used);
 }
 
 /* After the balance: clips that lose least of the outputs.  Queries and keys are not clipped, as in the reference: softmax makes

@@ -31,6 +31,7 @@ typedef struct nbi_method_job {
     uint32_t layer;     /* with port: layers of one number and port have the same inputs, and get the same in_signs */
     unsigned port;
     int threads;
+    float *damp_used; /* out, may be NULL: where a damped X^T X ended, as nbi_gptq() says it */
 } nbi_method_job;
 
 typedef struct nbi_method {

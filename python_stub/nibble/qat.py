@@ -105,7 +105,7 @@ def read_text(path):
         if not path.endswith(".jsonl"):
             data.decode("utf-8")
             return data
-        rows = [json.loads(line)["text"] for line in data.decode("utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line)["text"] for line in data.decode("utf-8").split("\n") if line.strip()]
         return "\n\n".join(rows).encode("utf-8")
     except OSError as e:
         raise BadFile(f"{path}: {e.strerror}") from e

@@ -279,6 +279,16 @@ static nb_status gram_add(nbi_backend *b, const nbi_matrix *m, float *h)
     return NBI_LAUNCH(nbi_cuda_of(b), NB_K_nb_gram, tiles * (tiles + 1) / 2, 1, 1, 0, a);
 }
 
+static nb_status abs_sum_add(nbi_backend *b, const nbi_matrix *m, double *sums)
+{
+    nb_status st = check(m, at_least_1(m->k));
+    if (st != NB_OK || !m->rows || !m->k)
+        return st;
+    const nb_abs_sum_args a = {
+        .x = m->x, .sums = sums, .dtype = m->dtype, .rows = (uint32_t)m->rows, .k = (uint32_t)m->k};
+    return NBI_LAUNCH(nbi_cuda_of(b), NB_K_nb_abs_sum, nbi_ceil_div(m->k, THREADS), 1, 1, 0, a);
+}
+
 const nbi_quant_ops nbi_cuda_quant_ops = {
     .act_dtype = act_dtype,
     .range = range,
@@ -289,4 +299,5 @@ const nbi_quant_ops nbi_cuda_quant_ops = {
     .observer_read = observer_read,
     .clip_search = clip_search,
     .gram_add = gram_add,
+    .abs_sum_add = abs_sum_add,
 };
