@@ -102,7 +102,29 @@
     X(nb_clip_search, clip_search, 256, 0, 75, nb_clip_search_args)                                                    \
     X(nb_gram, gram, 256, 0, 75, nb_gram_args)                                                                         \
     X(nb_rtn, rtn, 256, 0, 75, nb_rtn_args)                                                                            \
-    X(nb_abs_sum, abs_sum, 256, 0, 75, nb_abs_sum_args)
+    X(nb_abs_sum, abs_sum, 256, 0, 75, nb_abs_sum_args)                                                                \
+    /* weights that are not on an even grid */                                                                         \
+    NB_GEMM_LINES(X, nb_gemm_nf4, gemm_nf4)                                                                            \
+    X(nb_gemv_nf4_f16, gemv_nf4, 256, 99 * 1024, 75, nb_gemv_args)                                                     \
+    X(nb_gemv_nf4_bf16, gemv_nf4, 256, 99 * 1024, 80, nb_gemv_args)                                                    \
+    X(nb_sign_rows_f16, xnor, 256, 0, 75, nb_sign_rows_args)                                                           \
+    X(nb_sign_rows_bf16, xnor, 256, 0, 80, nb_sign_rows_args)                                                          \
+    X(nb_xnor_f16, xnor, 256, 0, 75, nb_gemm_args)                                                                     \
+    X(nb_xnor_bf16, xnor, 256, 0, 80, nb_gemm_args)                                                                    \
+    /* beside linear layers: single numbers, outliers */                                                               \
+    X(nb_sparse_few_f16, sparse_rows, 256, 0, 75, nb_sparse_args)                                                      \
+    X(nb_sparse_few_bf16, sparse_rows, 256, 0, 80, nb_sparse_args)                                                     \
+    X(nb_sparse_many_f16, sparse_rows, 256, 0, 75, nb_sparse_args)                                                     \
+    X(nb_sparse_many_bf16, sparse_rows, 256, 0, 80, nb_sparse_args)                                                    \
+    X(nb_quantize_outliers_f16, quantize_outliers, 256, 48 * 1024, 75, nb_quantize_outliers_args)                      \
+    X(nb_quantize_outliers_bf16, quantize_outliers, 256, 48 * 1024, 80, nb_quantize_outliers_args)                     \
+    /* rotations */                                                                                                    \
+    X(nb_rotate_in_f16, rotate, 256, 227 * 1024, 75, nb_rotate_in_args)                                                \
+    X(nb_rotate_in_bf16, rotate, 256, 227 * 1024, 80, nb_rotate_in_args)                                               \
+    X(nb_rotate_out_f16, rotate, 256, 227 * 1024, 75, nb_rotate_out_args)                                              \
+    X(nb_rotate_out_bf16, rotate, 256, 227 * 1024, 80, nb_rotate_out_args)                                             \
+    X(nb_rope_rotate_f16, rope_rotate, 128, 0, 75, nb_rope_rotate_args)                                                \
+    X(nb_rope_rotate_bf16, rope_rotate, 128, 0, 80, nb_rope_rotate_args)
 
 /* ---- a step: what step_begin() uploads.  Rows past the batch (a recorded step has a fixed number) have pos -1 and are
  * skipped by every kernel that reads this ---- */
@@ -395,6 +417,67 @@ typedef struct nb_abs_sum_args {
     double *sums; /* [k], added to */
     uint32_t dtype, rows, k;
 } nb_abs_sum_args;
+/* ---- signs on both sides: xnor.cu; nb_xnor takes nb_gemm_args, x its bits, dst as there ---- */
+
+#define NB_XNOR_ROWS    8
+#define NB_XNOR_COLUMNS 32
+
+typedef struct nb_sign_rows_args {
+    const void *x;  /* T [rows][k] */
+    uint32_t *bits; /* [rows][NB_XNOR_WORDS(k)] */
+    float *scale;   /* [rows] */
+    uint32_t rows, k;
+} nb_sign_rows_args;
+
+/* ---- beside linear layers ---- */
+
+typedef struct nb_sparse_args {
+    const uint32_t *row;   /* [n+1] */
+    const uint32_t *entry; /* [nnz]: column, and value as half << 16 */
+    const void *x;         /* T [rows][k] */
+    void *y;               /* [rows][ldy], added to */
+    uint32_t rows, n, k, ldy;
+    uint32_t dst; /* NB_DST_ACT: T, else fp32 */
+} nb_sparse_args;
+
+typedef struct nb_quantize_outliers_args {
+    nb_quantize_rows_args rows;
+    const uint8_t *keep; /* [k/8] */
+} nb_quantize_outliers_args;
+
+/* ---- rotations: base/rotation.h ---- */
+
+typedef struct nb_rotation {
+    const int8_t *signs;  /* [k]; NULL (of outputs alone): no rotation */
+    const float *hartley; /* [h][h]; not read where h is 1 */
+    uint32_t h, m;        /* k = h * m */
+    float unit;
+} nb_rotation;
+
+#define NB_ROTATE_SHARED(k) (((k) + 31) / 32 * 128)
+
+typedef struct nb_rotate_in_args {
+    void *x;        /* T [rows][k], in place */
+    nb_act_out out; /* codes of it; y is not written */
+    nb_rotation r;
+    uint32_t rows, k;
+} nb_rotate_in_args;
+
+typedef struct nb_rotate_out_args {
+    const float *x;    /* [rows][k] */
+    const float *bias; /* [k] or NULL */
+    void *y;           /* of the first column */
+    nb_rotation r;
+    uint32_t rows, k, ldy;
+    uint32_t dst; /* NB_DST_* */
+} nb_rotate_out_args;
+
+typedef struct nb_rope_rotate_args {
+    nb_rope_append_args rope;
+    const float *hartley; /* [h][h], h the odd part of head_dim; not read where it is 1 */
+    uint32_t h;
+    float unit;
+} nb_rope_rotate_args;
 
 enum nb_kernel {
 #define X(name, file, threads, shared, sm, args) NB_K_##name,

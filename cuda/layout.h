@@ -16,9 +16,13 @@
  *          - masks 0x000f000f, 0x00f000f0, then the same after >> 8, are the pairs of codes of a0, a1, a2, a3 of m16n8k16
  *          - 0x0f0f0f0f of word 2j, its >> 4, and the same of word 2j+1, are a0, a1, a2, a3 of m16n8k32 in the order above
  *
+ *   NF4    one unit of unsigned codes as W4, but for the order: nibbles 0..7 = (g; 2t, 2t+1) (g+8; 2t, 2t+1) (g; 2t+8, 2t+9)
+ *          (g+8; 2t+8, 2t+9): two of each of a0..a3, as a table gives four numbers at once (nf4.cuh)
+ *   XNOR   no tiles: rows [N] of NB_XNOR_WORDS(K) words, bit k % 32 of word k / 32 is 1 for the code 1, 0 beyond K; scales [N]
+ *
  * Hence NB_K_ORDER: INT8 activations are stored so that position 4t+i of each 16 holds k = 2t, 2t+8, 2t+1, 2t+9 (i = 0..3).
  *
- * What lies beyond N or K: codes of value zero (W4: its zero point, so that (u - zero) is 0; dense: 0.0).
+ * What lies beyond N or K: codes of value zero (W4: its zero point, so that (u - zero) is 0; NF4: 7; dense: 0.0).
  * Scales [panels][groups][16] fp32, zero points [panels][groups][16] bytes: W4 u8 with the offset 8 of its codes (8 when
  * symmetric: always present), W8 signed (NULL when symmetric).  corr [panels][groups][16] int32: -zx * sum of (code - z), for
  * static asymmetric activations; NULL when zx is 0.  bias [panels*16] fp32 or NULL.
@@ -35,8 +39,10 @@
 /* Two more kinds, only with --gemm cublaslt, lie as that library wants them: row-major, n rows of k.  PLAIN is dense; PLAIN8 has INT8
  * codes for INT8 activations, rows of k_pad (k rounded up to NB_TILE_K, zeros beyond k) in NB_K_ORDER, and one group: its
  * scales, zero points (signed), corrections and bias are [n].  Of the kernels only nb_embed and nb_finish_sums know them. */
-enum { NB_W_DENSE, NB_W_W8, NB_W_W4, NB_W_PLAIN, NB_W_PLAIN8, NB_N_WEIGHT_KINDS };
+enum { NB_W_DENSE, NB_W_W8, NB_W_W4, NB_W_PLAIN, NB_W_PLAIN8, NB_W_NF4, NB_W_XNOR, NB_N_WEIGHT_KINDS };
 #define NB_UNITS(kind) ((kind) == NB_W_DENSE ? 4 : (kind) == NB_W_W8 ? 2 : 1) /* of a tile */
+
+#define NB_XNOR_WORDS(k) (((k) + 127) / 128 * 4) /* of 32 bits: a row of signs */
 
 /* k of position p (0..15) in a block of 16 activations in INT8, and back. */
 #define NB_K_ORDER(p)    (2 * ((p) >> 2) + ((p)&1) * 8 + (((p) >> 1) & 1))

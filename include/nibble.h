@@ -278,6 +278,10 @@ typedef struct nb_quantize_options {
     int32_t dry_run;          /* non-zero: write nothing, only report */
     uint64_t max_shard_bytes; /* 0: 5 GB */
     nb_callbacks callbacks;
+    /* Mixed precision: one of these two makes nb_quantize() measure what each scheme of the recipe's search (recipe NULL: the
+     * recipe "mixed") costs each layer, and take the best assignment within the target.  It is written as recipe.json. */
+    double target_bits;    /* average bits a weight of the linear layers, scales and zero points included; 0: none */
+    uint64_t target_bytes; /* of the whole model: all tensors and the headers of their files; 0: none */
     /* Recipes that need a text (static activations, and methods such as gptq) take it through the model layer by layer. */
     uint64_t calib_memory; /* most bytes for it, 0: what seems good; activations that do not fit go to a temporary file */
     int32_t sequential; /* what feeds the next layer: 1 the quantized one, -1 the dense one, 0: quantized for methods, else dense */
@@ -335,6 +339,16 @@ typedef struct nb_eval_result {
 } nb_eval_result;
 /* Perplexity by a named protocol (docs/numerics.md); `base` may be NULL. */
 NB_API nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options *o, nb_eval_result *r);
+
+/* Which layers of a quantized model hurt most: *json, nb_free() it, holds
+ *   windows, tokens   that were used: max_windows of the options (0: 4) windows of ctx tokens, evenly spread over the text
+ *   layers            [{"layer", "stream_error", "kl_alone"}]: model.embed_tokens, model.layers.N, lm_head
+ *     stream_error    |x - y| / |y| of the residual stream behind that layer, over all tokens: x in the model, y in the base,
+ *                     each on its own way through its layers, so that errors add up; null for lm_head
+ *     kl_alone        mean over all tokens of KL(base || base with that layer alone taken from the model), in nats: all linear
+ *                     layers and norms of a decoder layer together; the table for embed_tokens; final norm and head for lm_head
+ *   why               instead of layers: why they cannot be compared (other shapes; a rotated residual stream) */
+NB_API nb_status nb_eval_layers(const nb_model *m, const nb_model *base, const nb_eval_options *o, char **json);
 
 typedef struct nb_bench_options {
     size_t struct_size;

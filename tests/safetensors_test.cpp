@@ -450,6 +450,10 @@ struct Writer {
     {
         return nbi_st_declare(w, name, t, uint32_t(shape.size()), shape.data());
     }
+    nb_status declare_late(const char *name, nbi_dtype t, std::vector<size_t> most)
+    {
+        return nbi_st_declare_late(w, name, t, uint32_t(most.size()), most.data());
+    }
     nb_status write(const char *name, const std::string &data)
     {
         return nbi_st_write(w, name, data.data(), data.size());
@@ -649,6 +653,85 @@ TEST(Write, a_full_disk_is_an_error_and_leaves_nothing)
     signal(SIGXFSZ, old);
     EXPECT_EQ(NB_EIO, st);
     EXPECT_EQ(0u, files_in(d.path()));
+}
+
+/* The header has room for the most that a late tensor may have, and says in the end what it has. */
+TEST(Write, tensors_whose_size_is_known_late)
+{
+    TempDir d;
+    {
+        Writer w(d.path(), 0);
+        ASSERT_NB_OK(w.declare_late("late", NBI_U8, {1000000, 4}));
+        ASSERT_NB_OK(w.declare("b", NBI_I8, {3}));
+        ASSERT_NB_OK(w.declare_late("a_later", NBI_U8, {1000000, 2, 3}));
+        ASSERT_NB_OK(w.declare_late("none", NBI_U8, {9, 5}));
+        ASSERT_NB_OK(w.declare("z", NBI_F32, {1}));
+        EXPECT_FAILS(NB_EINVAL, "only bytes", w.declare_late("wide", NBI_F16, {3, 3}));
+        EXPECT_FAILS(NB_EINVAL, "only bytes", w.declare_late("scalar", NBI_U8, {}));
+        EXPECT_FAILS(NB_EINVAL, "whole rows of at most 4000000", w.write("late", "12345"));
+        EXPECT_FAILS(NB_EINVAL, "whole rows of at most 4000000", w.write("late", std::string(4000004, 'x')));
+        EXPECT_NB_OK(w.write("late", "abcdefgh"));
+        EXPECT_NB_OK(w.write("b", "xyz"));
+        EXPECT_NB_OK(w.write("a_later", "123456"));
+        EXPECT_NB_OK(w.write("none", ""));
+        EXPECT_NB_OK(w.write("z", "0123"));
+        EXPECT_NB_OK(nbi_st_finish(w.w));
+    }
+    const std::string file = read_text(d / "model.safetensors");
+    uint64_t n;
+    memcpy(&n, file.data(), 8);
+    EXPECT_EQ(0u, (8 + n) % 8);
+    EXPECT_EQ("0123xyzabcdefgh123456", file.substr(8 + n)); /* late ones last, as they came; no holes */
+    nbi_checkpoint *c = nullptr;
+    ASSERT_NB_OK(nbi_checkpoint_open(&c, d.path().c_str()));
+    const nbi_tensor *late = nbi_checkpoint_find(c, "late"), *later = nbi_checkpoint_find(c, "a_later"),
+                     *none = nbi_checkpoint_find(c, "none");
+    ASSERT_TRUE(late && later && none);
+    EXPECT_EQ(2u, late->shape[0]);
+    EXPECT_EQ(4u, late->shape[1]);
+    EXPECT_EQ(1u, later->shape[0]);
+    EXPECT_EQ(3u, later->shape[2]);
+    EXPECT_EQ(0u, none->shape[0]);
+    nbi_checkpoint_close(c);
+}
+
+TEST(Write, late_tensors_in_shards)
+{
+    TempDir d;
+    std::string text;
+    {
+        Writer w(d.path(), 100);
+        for (std::string n : {"a", "b", "c"}) {
+            ASSERT_NB_OK(w.declare((n + "0").c_str(), NBI_U8, {60}));
+            ASSERT_NB_OK(w.declare_late((n + "1").c_str(), NBI_U8, {size_t(1) << 40, 2}));
+        }
+        for (std::string n : {"a", "b", "c"}) {
+            EXPECT_NB_OK(w.write((n + "0").c_str(), std::string(60, n[0])));
+            EXPECT_NB_OK(w.write((n + "1").c_str(), std::string(n == "b" ? 0 : 6, n[0])));
+        }
+        EXPECT_EQ(3u, files_in(d.path()));
+        EXPECT_NB_OK(nbi_st_finish(w.w));
+    }
+    nbi_checkpoint *c = nullptr;
+    ASSERT_NB_OK(nbi_checkpoint_open(&c, d.path().c_str()));
+    for (const char *n : {"a1", "b1", "c1"})
+        EXPECT_EQ(*n == 'b' ? 0u : 3u, nbi_checkpoint_find(c, n)->shape[0]);
+    nbi_checkpoint_close(c);
+    EXPECT_NE(read_text(d / "model.safetensors.index.json").find("\"total_size\": 192"), std::string::npos);
+    TempDir e;
+    {
+        Writer w(e.path(), 0); /* the last one never comes */
+        ASSERT_NB_OK(w.declare("a", NBI_U8, {2}));
+        ASSERT_NB_OK(w.declare_late("b", NBI_U8, {2}));
+        EXPECT_NB_OK(w.write("a", "12"));
+        EXPECT_FAILS(NB_EINVAL, "its data never came", nbi_st_finish(w.w));
+    }
+    EXPECT_EQ(0u, files_in(e.path()));
+    TempDir f;
+    Writer w(f.path(), 0);
+    for (const char *n : {"a", "b"})
+        ASSERT_NB_OK(w.declare_late(n, NBI_U8, {size_t(1) << 62}));
+    EXPECT_FAILS(NB_ELIMIT, "overflow", w.write("a", "1"));
 }
 
 TEST(Read, the_shared_model_opens)

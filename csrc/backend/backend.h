@@ -67,7 +67,8 @@ typedef struct nbi_kv_layer {
 
 typedef struct nbi_transform_spec {
     size_t k;
-    const int8_t *signs; /* host [k]: y = T (signs * x) for inputs, y = signs * (T x) for outputs */
+    const int8_t
+        *signs; /* host [k]: y = T (signs * x) for inputs, y = signs * (T x) for outputs; NULL: y = x, placed */
 } nbi_transform_spec;
 
 /* ---- a batch ---- */
@@ -167,8 +168,9 @@ typedef struct nbi_backend_ops {
     /* -- transforms; NULL where a device has none -- */
     /* The spec is copied. */
     nb_status (*transform_create)(nbi_backend *b, nbi_transform **out, const nbi_transform_spec *spec);
-    void (*transform_free)(nbi_backend *b, nbi_transform *t);                  /* NULL is fine */
-    size_t (*transform_bytes)(nbi_backend *b, const nbi_transform_spec *spec); /* on the device, for the plan */
+    void (*transform_free)(nbi_backend *b, nbi_transform *t); /* NULL is fine */
+    /* On the device, for the plan: signs are not read. */
+    size_t (*transform_bytes)(nbi_backend *b, const nbi_transform_spec *spec);
     /* Inputs of linear layers, in place: x [rows][k] activations hold NBI_FORM_FLOAT.  The rotated rows are left in
      * `forms`. */
     nb_status (*transform_in)(nbi_backend *b, const nbi_transform *t, void *x, size_t rows, unsigned forms);

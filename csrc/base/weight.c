@@ -135,18 +135,24 @@ nb_status nbi_weight_alloc_nested(nbi_weight *w)
     return NB_OK;
 }
 
-void nbi_weight_unnest(nbi_weight *w)
+void nbi_weight_unnest_group(nbi_weight *w, size_t row0, size_t n, size_t group)
 {
     const nbi_nested *q = &w->nested;
     const size_t groups = nbi_scheme_groups(&w->scheme, w->k);
     const float most = (float)((1 << (w->scheme.bits - 1)) - 1);
-    for (size_t n = 0; n < w->n; n++)
-        for (size_t g = 0; g < groups; g++) {
-            const size_t at = n * groups + g, run = (n / q->rows * groups + g) * 2;
-            const float zero = rintf(fmaf((float)q->zero_code[at], q->zero_grid[run + 1], q->zero_grid[run]));
-            w->scales[at] = fmaf((float)q->scale_code[at], q->scale_grid[run + 1], q->scale_grid[run]);
-            w->zeros[at] = (int8_t)(!(zero > -most - 1) ? -most - 1 : zero < most ? zero : most);
-        }
+    for (size_t r = row0; r < row0 + n; r++) {
+        const size_t at = r * groups + group, run = (r / q->rows * groups + group) * 2;
+        const float zero = rintf(fmaf((float)q->zero_code[at], q->zero_grid[run + 1], q->zero_grid[run]));
+        w->scales[at] = fmaf((float)q->scale_code[at], q->scale_grid[run + 1], q->scale_grid[run]);
+        w->zeros[at] = (int8_t)(!(zero > -most - 1) ? -most - 1 : zero < most ? zero : most);
+    }
+}
+
+void nbi_weight_unnest(nbi_weight *w)
+{
+    const size_t groups = nbi_scheme_groups(&w->scheme, w->k);
+    for (size_t g = 0; g < groups; g++)
+        nbi_weight_unnest_group(w, 0, w->n, g);
 }
 
 nb_status nbi_weight_check_sparse(const nbi_weight *w)
@@ -172,6 +178,10 @@ nb_status nbi_weight_check_sparse(const nbi_weight *w)
                                 p->col[i], n, w->k);
     if (s->outliers && (s->act == NBI_ACT_NONE || s->act_order || (w->n_outliers && !w->outlier)))
         return nbi_fail(NB_EINVAL, "outliers do not go with the scheme of a weight: expected INT8 activations");
+    for (size_t n = 0; s->outliers && n < w->n; n++)
+        if (p->row[n + 1] - p->row[n] != w->n_outliers ||
+            (w->n_outliers && memcmp(p->col + p->row[n], w->outlier, w->n_outliers * sizeof *p->col) != 0))
+            return nbi_fail(NB_EINVAL, "row %zu of a sparse part does not hold the columns of the outliers", n);
     for (size_t i = 0; s->outliers && i < w->n_outliers; i++)
         if (w->outlier[i] >= w->k || (i && w->outlier[i] <= w->outlier[i - 1]))
             return nbi_fail(NB_EINVAL, "outlier %zu is input %u: expected ascending ones below %zu", i, w->outlier[i],
@@ -247,9 +257,9 @@ nb_status nbi_weight_dense(const nbi_weight *w, float *dst, int threads)
         for (size_t i = w->sparse.nnz ? w->sparse.row[n] : 0; w->sparse.nnz && i < w->sparse.row[n + 1]; i++)
             row[w->sparse.col[i]] += w->sparse.value[i];
     }
-    if (s->bits && s->rotate_in)
+    if (s->rotate_in)
         st = nbi_rotate_rows(dst, w->n, w->k, NULL, w->in_signs, threads);
-    if (st == NB_OK && s->bits && s->rotate_out)
+    if (st == NB_OK && s->rotate_out)
         st = nbi_rotate_columns(dst, w->n, w->k, NULL, w->out_signs, threads);
     return st;
 }

@@ -72,6 +72,17 @@ static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
     return s->strategy == NBI_PER_GROUP ? k / s->group : 1;
 }
 
+/* What a scheme is in memory: E8P's codes are packed as the INT8 that they are, whatever their bits in a file. */
+static inline nbi_scheme nbi_scheme_packed(const nbi_scheme *s)
+{
+    nbi_scheme p = *s;
+    if (s->bits && s->kind == NBI_KIND_E8P) {
+        p.kind = NBI_KIND_INT;
+        p.bits = 8;
+    }
+    return p;
+}
+
 /* Codes on an even grid and nothing beside them, in the order of inputs or not: what rounding to nearest makes. */
 static inline bool nbi_scheme_is_plain(const nbi_scheme *s)
 {
@@ -88,7 +99,8 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48]);
  * With rotations, T the orthogonal, symmetric matrix of base/rotation.h:
  *     y = bias + diag(out_signs) T_N (W T_K (diag(in_signs) x))
  * where either side may be missing.  With outliers, the columns listed are 0 in W, activations are quantized as if these inputs
- * were 0, and the columns are in the sparse part.  The sparse part S adds S x, x as it came, its columns by inputs.  A rotation
+ * were 0, and the sparse part holds
+ * these columns, whole, and nothing else.  The sparse part S adds S x, x as it came, its columns by inputs.  A rotation
  * stands alone: act_order and sparse parts, without outliers, go together.
  *
  * W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G). */
@@ -134,6 +146,7 @@ nb_status nbi_weight_check_act(const nbi_weight *w, size_t group_len);
 /* Room for nested.bits and .rows, which must be set; and scales and zeros made of what is there. */
 nb_status nbi_weight_alloc_nested(nbi_weight *w);
 void nbi_weight_unnest(nbi_weight *w);
+void nbi_weight_unnest_group(nbi_weight *w, size_t row0, size_t n, size_t group); /* of rows row0 .. row0+n-1 */
 
 /* The sparse part and the outliers go with the scheme, and stay within the weight. */
 nb_status nbi_weight_check_sparse(const nbi_weight *w);

@@ -28,7 +28,8 @@ struct nbi_calibrated {
 static nb_status read_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
 {
     nbi_calibrated *c = self;
-    return nbi_read_linear(out, c->o.ckpt, NULL, module, n, k, bias);
+    nb_status st = nbi_read_linear(out, c->o.ckpt, NULL, module, n, k, bias);
+    return st == NB_OK && c->o.rotation ? nbi_rotation_linear(c->o.rotation, module, out) : st;
 }
 
 static nb_status read_norm(const nbi_calibrated *c, const char *name, float **out, nbi_dtype *dtype)
@@ -43,6 +44,8 @@ static nb_status read_norm(const nbi_calibrated *c, const char *name, float **ou
     nbi_to_f32(*out, t->data, t->dtype, n);
     *dtype = t->dtype;
     const nbi_weight row = {.n = 1, .k = n, .dense_dtype = t->dtype, .dense = t->data};
+    for (size_t i = 0; c->o.rotation && i < n; i++)
+        (*out)[i] = 1; /* it is in the layers behind it */
     return nbi_check_finite(&row, name);
 }
 
@@ -75,7 +78,7 @@ static nb_status read_layer(nbi_calibrated *c, uint32_t i, nbi_host_layer *l, nb
         size_t n, k;
         nbi_proj_shape(cfg, (nbi_proj)p, &n, &k);
         nbi_module_name(name, i, (nbi_proj)p);
-        NB_TRY(nbi_read_linear(&l->w[p], c->o.ckpt, NULL, name, n, k, nbi_proj_has_bias(cfg, (nbi_proj)p)));
+        NB_TRY(read_linear(c, name, n, k, nbi_proj_has_bias(cfg, (nbi_proj)p), &l->w[p]));
         NB_TRY(widen(&l->w[p]));
     }
 done:
@@ -124,6 +127,11 @@ static nb_status open_stats(nbi_calibrated *c)
             "%s: saved statistics are those of the dense model, and %s lets each quantized layer feed the next "
             "one: expected --no-sequential with --stats",
             c->o.stats, c->o.method->name);
+    if (c->o.rotation)
+        return nbi_fail(
+            NB_EUNSUPPORTED,
+            "%s: saved statistics are those of the model as it is, and this recipe rotates it: leave out --stats",
+            c->o.stats);
     nb_status st = nbi_stats_open(&c->stats, c->o.stats, &key, c->needs, c->o.cfg, c->shell->be->name);
     if (st == NB_OK)
         c->needs = nbi_stats_needs(c->stats);
@@ -277,6 +285,7 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
         job.scheme[p] = c->o.scheme[i * NBI_N_PROJ + (uint32_t)p];
     NB_TRY(read_layer(c, i, dense, job.norm_dtype));
     NB_TRY(gather(c, i, dense));
+    NB_TRY(nbi_rotation_inputs(&c->in[NBI_PORT_DOWN], dense->w[NBI_DOWN].in_signs, c->o.threads));
     NB_TRY(nbi_balance_layer(&job, dense, c->in));
     NB_TRY(nbi_round_layer(&job, dense, c->in, quantized));
     NB_TRY(set_activation_grids(c, i, quantized));

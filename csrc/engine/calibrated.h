@@ -4,6 +4,7 @@
 #define NB_ENGINE_CALIBRATED_H
 
 #include "engine/layerwise.h"
+#include "engine/rotate.h"
 #include "format/safetensors.h"
 #include "quant/method.h"
 #include "quant/observer.h"
@@ -14,6 +15,7 @@ typedef struct nbi_calibrated_options {
     const char *path; /* of the model: its tokenizer */
     const nbi_config *cfg;
     const nbi_checkpoint *ckpt;      /* dense */
+    const nbi_rotation *rotation;    /* the model is read through it; NULL: as it is */
     const nbi_scheme *const *scheme; /* [n_layers * NBI_N_PROJ]; bits 0: stays dense */
     const nbi_method *method;
     const nbi_method_options *options;

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/options.h"
 #include "engine/calibrate.h"
+#include "engine/eval.h"
 #include "model/sequence.h"
 #include "text/tokenizer.h"
 
@@ -187,66 +188,84 @@ done:
     return st;
 }
 
+nb_status nbi_eval_text_read(nbi_eval_text *t, const nb_model *m, const nb_model *base, const nb_eval_options *options)
+{
+    nb_status st;
+    *t = (nbi_eval_text){.kv = NBI_KV_F32, .bos = -1};
+    nb_eval_options_init(&t->o);
+    NB_TRY(nbi_take_options(&t->o, sizeof t->o, options, "nb_eval_options"));
+    const nb_eval_options *o = &t->o;
+    t->llama_cpp = o->protocol && strcmp(o->protocol, "llama.cpp") == 0;
+    if (o->protocol && !t->llama_cpp && strcmp(o->protocol, "hf") != 0)
+        NB_TRY(nbi_fail(NB_EINVAL, "the protocol is \"%s\", expected hf or llama.cpp", o->protocol));
+    NB_TRY(nbi_kv_option(&t->kv, m->be, o->kv_dtype));
+    if (!o->text)
+        NB_TRY(nbi_fail(NB_EINVAL, "no text was given (-f FILE)"));
+    t->ctx = o->ctx ? o->ctx : 512;
+    if (t->ctx < 2 || t->ctx > m->cfg.max_context || (base && t->ctx > base->cfg.max_context))
+        NB_TRY(nbi_fail(NB_EINVAL, "the context is %zu, expected 2 to %u", t->ctx, m->cfg.max_context));
+    NB_TRY(read_ids(m, o, t->llama_cpp, &t->ids, &t->n));
+    const size_t least = (t->llama_cpp ? 2 : 1) * t->ctx;
+    if (t->n < least)
+        NB_TRY(nbi_fail(NB_EINVAL, "%s: has %zu tokens, expected at least %zu for windows of %zu", o->text, t->n, least,
+                        t->ctx));
+    if (base)
+        NB_TRY(same_vocabulary(m, base, o, t->llama_cpp, t->ids, t->n));
+    t->windows = t->n / t->ctx;
+    if (o->max_windows && t->windows > o->max_windows)
+        t->windows = o->max_windows;
+    if (t->llama_cpp && nbi_tokenizer_adds_bos(m->tok))
+        t->bos = nb_tokenizer_bos(m->tok);
+done:
+    if (st != NB_OK)
+        nbi_eval_text_free(t);
+    return st;
+}
+
+void nbi_eval_text_free(nbi_eval_text *t)
+{
+    free(t->ids);
+    t->ids = NULL;
+}
+
 nb_status nb_eval(const nb_model *m, const nb_model *base, const nb_eval_options *options, nb_eval_result *r)
 {
     nb_status st;
-    nb_eval_options o;
-    int32_t *ids = NULL;
-    size_t n = 0;
+    nbi_eval_text t = {0};
     nbi_sequence *seq = NULL, *base_seq = NULL;
     eval e = {0};
     sums total = {0};
-    nbi_kv_type kv = NBI_KV_F32;
     nb_eval_result result = {.struct_size = sizeof result};
     if (!m || !options || !r)
         return nbi_fail(NB_EINVAL, "nb_eval: model, options and result must not be NULL");
     NB_TRY(
         nbi_give_result(r, &result, sizeof result, "nb_eval_result")); /* a wrong struct_size is told before the work */
-    nb_eval_options_init(&o);
-    NB_TRY(nbi_take_options(&o, sizeof o, options, "nb_eval_options"));
-    bool llama_cpp = o.protocol && strcmp(o.protocol, "llama.cpp") == 0;
-    if (o.protocol && !llama_cpp && strcmp(o.protocol, "hf") != 0)
-        NB_TRY(nbi_fail(NB_EINVAL, "the protocol is \"%s\", expected hf or llama.cpp", o.protocol));
-    NB_TRY(nbi_kv_option(&kv, m->be, o.kv_dtype));
-    if (!o.text)
-        NB_TRY(nbi_fail(NB_EINVAL, "no text was given (-f FILE)"));
-    e.ctx = o.ctx ? o.ctx : 512;
-    if (e.ctx < 2 || e.ctx > m->cfg.max_context || (base && e.ctx > base->cfg.max_context))
-        NB_TRY(nbi_fail(NB_EINVAL, "the context is %zu, expected 2 to %u", e.ctx, m->cfg.max_context));
-    e.first = llama_cpp ? e.ctx / 2 : 0;
+    NB_TRY(nbi_eval_text_read(&t, m, base, options));
+    e.ctx = t.ctx;
+    e.first = t.llama_cpp ? e.ctx / 2 : 0;
     e.vocab = m->cfg.vocab;
-    NB_TRY(read_ids(m, &o, llama_cpp, &ids, &n));
-    if (n < (llama_cpp ? 2 : 1) * e.ctx)
-        NB_TRY(nbi_fail(NB_EINVAL, "%s: has %zu tokens, expected at least %zu for windows of %zu", o.text, n,
-                        (llama_cpp ? 2 : 1) * e.ctx, e.ctx));
-    if (base)
-        NB_TRY(same_vocabulary(m, base, &o, llama_cpp, ids, n));
-    size_t windows = n / e.ctx;
-    if (o.max_windows && windows > o.max_windows)
-        windows = o.max_windows;
     e.scores = calloc(e.ctx, sizeof *e.scores);
     if (base)
         e.base_logits = malloc(e.ctx * e.vocab * sizeof *e.base_logits);
     if (!e.scores || (base && !e.base_logits))
         NB_TRY(nbi_fail_nomem("eval", e.ctx * e.vocab * sizeof *e.base_logits));
-    NB_TRY(nbi_sequence_create(&seq, m, e.ctx, 256, kv));
+    NB_TRY(nbi_sequence_create(&seq, m, e.ctx, 256, t.kv));
     if (base)
         NB_TRY(nbi_sequence_create(&base_seq, base, e.ctx, 256, base->be->default_kv));
     double start = nbi_now();
-    NB_TRY(run_windows(&e, &total, seq, base_seq, ids, windows,
-                       llama_cpp && nbi_tokenizer_adds_bos(m->tok) ? nb_tokenizer_bos(m->tok) : -1, &o.callbacks));
-    result.tokens = n;
-    result.windows = windows;
+    NB_TRY(run_windows(&e, &total, seq, base_seq, t.ids, t.windows, t.bos, &t.o.callbacks));
+    result.tokens = t.n;
+    result.windows = t.windows;
     result.seconds = nbi_now() - start;
     finish(&result, &total, base != NULL);
     NB_TRY(nbi_give_result(r, &result, sizeof result, "nb_eval_result"));
     if (!isfinite(result.perplexity))
-        st = nbi_fail(NB_EINTERNAL, "the model gives logits that are not finite on %s", o.text);
+        st = nbi_fail(NB_EINTERNAL, "the model gives logits that are not finite on %s", t.o.text);
 done:
     nbi_sequence_free(seq);
     nbi_sequence_free(base_seq);
     free(e.scores);
     free(e.base_logits);
-    free(ids);
+    nbi_eval_text_free(&t);
     return st;
 }

@@ -24,11 +24,6 @@ struct nbi_layerwise {
     double seconds;                        /* that took */
 };
 
-nbi_port nbi_port_of(nbi_proj p)
-{
-    return p <= NBI_V ? NBI_PORT_ATTN : p == NBI_O ? NBI_PORT_O : p == NBI_DOWN ? NBI_PORT_DOWN : NBI_PORT_FFN;
-}
-
 const char *nbi_port_name(nbi_port p)
 {
     static const char *const names[NBI_N_PORTS] = {"attn", "o", "ffn", "down"};

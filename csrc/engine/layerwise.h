@@ -7,9 +7,6 @@
 #include "model/build.h"
 #include "quant/inputs.h"
 
-/* q, k and v see the same input, so do gate and up. */
-typedef enum nbi_port { NBI_PORT_ATTN, NBI_PORT_O, NBI_PORT_FFN, NBI_PORT_DOWN, NBI_N_PORTS } nbi_port;
-nbi_port nbi_port_of(nbi_proj p);
 const char *nbi_port_name(nbi_port p); /* "attn", "o", "ffn", "down" */
 size_t nbi_port_width(const nbi_config *c, nbi_port p);
 

@@ -12,6 +12,7 @@
 #include "base/options.h"
 #include "engine/calibrated.h"
 #include "engine/job.h"
+#include "engine/mixed.h"
 #include "engine/report.h"
 #include "engine/resume.h"
 #include "model/checkpoint.h"
@@ -47,7 +48,8 @@ typedef struct job {
     nbi_resume *resume;              /* finished layers, on disk */
     json_t *done_rows;               /* of the current layer, where an earlier run finished it; else NULL */
     size_t first_row;                /* of the current layer in rows */
-    const nbi_scheme **schemes;      /* [n_layers * NBI_N_PROJ], for it */
+    const nbi_scheme **schemes;      /* [n_layers * NBI_N_PROJ], for it and the rotation */
+    nbi_rotation *rotation;          /* the model is read through it; NULL: as it is */
     nbi_host_layer dense, quantized; /* the layer whose tensors are being written */
     int64_t layer;                   /* its index, -1 before the first */
     uint32_t *order;                 /* of the checkpoint's tensors in the output: layer after layer */
@@ -60,10 +62,12 @@ typedef struct job {
     const nbi_quant_format *format; /* of what is written */
     nbi_outdir out;
     nbi_st_writer *writer;
-    json_t *rows; /* of the report */
+    json_t *rows;             /* of the report */
+    json_t *found, *measured; /* what a search found: a recipe, and the table it was found from; else NULL */
     uint64_t bytes_in, bytes_out;
     nbi_backend *be; /* what computes codes and scales */
     int threads;
+    bool search;
 } job;
 
 static int by_name(const void *a, const void *b)
@@ -86,8 +90,6 @@ static const module *module_of(const job *j, const char *tensor)
 static nb_status list_modules(job *j)
 {
     const nbi_config *c = &j->cfg;
-    const nbi_method_options *options;
-    nb_status st = NB_OK;
     j->modules = calloc((size_t)c->n_layers * NBI_N_PROJ + 1, sizeof *j->modules);
     if (!j->modules)
         return nbi_fail_nomem("the list of layers", 0);
@@ -102,9 +104,19 @@ static nb_status list_modules(job *j)
         module *m = &j->modules[j->n_modules++];
         *m = (module){.name = "lm_head", .is_head = true, .n = c->vocab, .k = c->hidden};
     }
+    qsort(j->modules, j->n_modules, sizeof *j->modules, by_name);
+    return NB_OK;
+}
+
+static nb_status set_schemes(job *j)
+{
+    const nbi_method_options *options;
+    nb_status st = NB_OK;
     for (size_t i = 0; i < j->n_modules; i++) {
         module *m = &j->modules[i];
         NB_TRY(nbi_recipe_scheme(j->recipe, m->name, m->k, &m->scheme));
+        if (nbi_recipe_rotates(j->recipe) && !m->is_head && m->proj == NBI_DOWN && m->scheme.bits)
+            m->scheme.rotate_in = true;
         if (m->is_head && m->scheme.act == NBI_ACT_TENSOR)
             NB_TRY(nbi_fail(NB_EUNSUPPORTED, "the recipe gives lm_head static activations, expected dynamic or none"));
         if (m->is_head && nbi_recipe_method(j->recipe, &options)->needs && !nbi_scheme_is_plain(&m->scheme))
@@ -112,9 +124,22 @@ static nb_status list_modules(job *j)
                             "the recipe gives lm_head a method that calibrates layers, and lm_head lies behind "
                             "them: expected \"lm_head\" in \"ignore\""));
     }
-    qsort(j->modules, j->n_modules, sizeof *j->modules, by_name);
 done:
     return st;
+}
+
+static nb_status list_schemes(job *j)
+{
+    const size_t n = (size_t)j->cfg.n_layers * NBI_N_PROJ;
+    if (!(j->schemes = calloc(n, sizeof *j->schemes)))
+        return nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes);
+    for (size_t i = 0; i < j->n_modules; i++)
+        if (!j->modules[i].is_head)
+            j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
+    j->model.rotate_keys = nbi_recipe_rotates(j->recipe);
+    snprintf(j->model.kv_dtype, sizeof j->model.kv_dtype, "%s", nbi_recipe_kv_dtype(j->recipe));
+    return nbi_recipe_rotates(j->recipe) ? nbi_rotation_create(&j->rotation, &j->cfg, j->ckpt, j->schemes, j->threads)
+                                         : NB_OK;
 }
 
 /* The format that can say all schemes. */
@@ -176,9 +201,10 @@ static nb_status check_calibration_flags(const job *j)
 static nb_status open_source(job *j, const char *dst)
 {
     nb_status st;
-    if (!j->o.recipe)
+    const bool target = j->o.target_bits != 0 || j->o.target_bytes != 0;
+    if (!j->o.recipe && !target)
         return nbi_fail(NB_EINVAL, "no recipe was given (--recipe FILE or NAME)");
-    NB_TRY(nbi_recipe_load(&j->recipe, j->o.recipe));
+    NB_TRY(nbi_recipe_load(&j->recipe, j->o.recipe ? j->o.recipe : "mixed"));
     NB_TRY(nbi_model_json(&j->config, j->src, j->where));
     const json_t *q = json_object_get(j->config, "quantization_config");
     if (q && !json_is_null(q))
@@ -186,8 +212,13 @@ static nb_status open_source(job *j, const char *dst)
     NB_TRY(nbi_config_parse(&j->cfg, j->config, j->where));
     NB_TRY(nbi_checkpoint_open(&j->ckpt, j->src));
     NB_TRY(list_modules(j));
-    NB_TRY(choose_format(j));
     NB_TRY(check_complete(j));
+    j->search = nbi_mixed_wanted(j->recipe, j->o.target_bits, j->o.target_bytes);
+    if (!j->search) {
+        NB_TRY(set_schemes(j));
+        NB_TRY(list_schemes(j));
+        NB_TRY(choose_format(j));
+    }
     j->method = nbi_recipe_method(j->recipe, &j->method_options);
     if (nbi_recipe_needs_text(j->recipe) && !j->o.calib)
         NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has %s: give it a text with --calib FILE", nbi_recipe_name(j->recipe),
@@ -196,6 +227,44 @@ static nb_status open_source(job *j, const char *dst)
     NB_TRY(nbi_backend_create(&j->be, j->o.device, j->threads));
     if (!j->o.dry_run)
         NB_TRY(nbi_outdir_open(&j->out, dst, j->o.overwrite != 0));
+done:
+    return st;
+}
+
+/* The recipe becomes the one that the search finds: as it is written, so it is used. */
+static nb_status search(job *j)
+{
+    nbi_observer_method observer;
+    double percentile;
+    uint32_t tokens, ctx;
+    nbi_recipe *found = NULL;
+    if (!j->search)
+        return NB_OK;
+    nbi_recipe_calibration(j->recipe, &observer, &percentile, &tokens, &ctx);
+    nb_status st = nbi_mixed_find(&j->found, &j->measured,
+                                  &(nbi_mixed_options){.path = j->src,
+                                                       .cfg = &j->cfg,
+                                                       .ckpt = j->ckpt,
+                                                       .recipe = j->recipe,
+                                                       .scale_dtype = j->scale_dtype,
+                                                       .target_bits = j->o.target_bits,
+                                                       .target_bytes = j->o.target_bytes,
+                                                       .text = j->o.calib,
+                                                       .tokens = j->o.calib_tokens ? j->o.calib_tokens : tokens,
+                                                       .ctx = j->o.calib_ctx ? j->o.calib_ctx : ctx,
+                                                       .device = j->o.device,
+                                                       .threads = j->threads,
+                                                       .callbacks = &j->o.callbacks});
+    if (st == NB_OK)
+        st = nbi_recipe_parse(&found, j->found, "recipe.json");
+    if (st != NB_OK)
+        return st;
+    nbi_recipe_free(j->recipe);
+    j->recipe = found;
+    j->method = nbi_recipe_method(j->recipe, &j->method_options);
+    NB_TRY(set_schemes(j));
+    NB_TRY(list_schemes(j));
+    NB_TRY(choose_format(j));
 done:
     return st;
 }
@@ -213,6 +282,29 @@ static nb_status report_row(job *j, const module *m, const nbi_weight *q, const 
                                                       .src = src,
                                                       .in = in,
                                                       .threads = j->threads});
+}
+
+static nb_status write_balanced(job *j, const nbi_tensor *t, const float *x);
+
+/* The lm_head of its own that a rotated model needs where the checkpoint has none. */
+static nb_status untie(job *j, bool declare)
+{
+    nbi_tensor t;
+    float *x = NULL;
+    bool needed = false;
+    nb_status st = NB_OK;
+    if (!j->rotation)
+        return NB_OK;
+    NB_TRY(nbi_rotation_head(j->rotation, &needed, &t, declare ? NULL : &x));
+    if (needed && declare)
+        j->bytes_out += t.bytes;
+    if (needed && !j->o.dry_run)
+        NB_TRY(declare ? nbi_st_declare(j->writer, t.name, t.dtype, t.n_dims, t.shape) : write_balanced(j, &t, x));
+    if (declare && j->cfg.tied && json_object_set_new(j->config, "tie_word_embeddings", json_false()) != 0)
+        NB_TRY(nbi_fail_nomem("the configuration", 0));
+done:
+    free(x);
+    return st;
 }
 
 static nb_status declare_all(job *j)
@@ -233,6 +325,7 @@ static nb_status declare_all(job *j)
             NB_TRY(nbi_st_declare(j->writer, t->name, t->dtype, t->n_dims, t->shape));
         j->bytes_out += t->bytes;
     }
+    NB_TRY(untie(j, true));
 done:
     return st;
 }
@@ -270,7 +363,10 @@ static nb_status quantize_one(job *j, const module *m)
         goto done;
     }
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
+    if (j->rotation)
+        NB_TRY(nbi_rotation_linear(j->rotation, m->name, &src));
     NB_TRY(round_one(j, m, &src, &q));
+    NB_TRY(nbi_rotation_sign(&q, &src));
     NB_TRY(nbi_quant_write(j->format, j->writer, m->name, &q, j->scale_dtype));
     NB_TRY(report_row(j, m, &q, &src, NULL));
 done:
@@ -362,19 +458,14 @@ static nb_status open_walk(job *j)
     uint32_t tokens, ctx;
     nb_status st;
     const uint64_t model = nbi_model_fingerprint(j->ckpt, j->config);
-    const size_t n = (size_t)j->cfg.n_layers * NBI_N_PROJ;
     if (!nbi_recipe_needs_text(j->recipe) || j->o.dry_run)
         return NB_OK;
-    if (!(j->schemes = calloc(n, sizeof *j->schemes)))
-        return nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes);
-    for (size_t i = 0; i < j->n_modules; i++)
-        if (!j->modules[i].is_head)
-            j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
     nbi_recipe_calibration(j->recipe, &observer, &percentile, &tokens, &ctx);
     NB_TRY(nbi_calibrated_create(&j->walk,
                                  &(nbi_calibrated_options){.path = j->src,
                                                            .cfg = &j->cfg,
                                                            .ckpt = j->ckpt,
+                                                           .rotation = j->rotation,
                                                            .scheme = j->schemes,
                                                            .method = j->method,
                                                            .options = j->method_options,
@@ -488,7 +579,14 @@ static nb_status write_tensor(job *j, const nbi_tensor *t)
     if (m && m->scheme.bits)
         return quantize_one(j, m);
     const float *x = j->walk && layer >= 0 ? balanced(j, t->name) : NULL;
-    return x ? write_balanced(j, t, x) : copy_dense(j, t, m);
+    float *rotated = NULL;
+    if (!x && j->rotation)
+        NB_TRY(nbi_rotation_tensor(j->rotation, t, &rotated));
+    x = x ? x : rotated;
+    st = x ? write_balanced(j, t, x) : copy_dense(j, t, m);
+done:
+    free(rotated);
+    return st;
 }
 
 static nb_status write_tensors(job *j)
@@ -505,6 +603,7 @@ static nb_status write_tensors(job *j)
         NB_TRY(leave_layer(j));
     else
         (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
+    NB_TRY(untie(j, false));
     NB_TRY(nbi_st_finish(j->writer));
 done:
     return st;
@@ -559,6 +658,17 @@ static nb_status copy_companions(job *j)
     return st;
 }
 
+static nb_status write_html(const job *j, const json_t *report)
+{
+    char *path = nbi_path_join(j->out.tmp, "quant_report.html"), *html = NULL;
+    nb_status st = path ? nbi_report_html(&html, report) : nbi_fail_nomem("a path", 0);
+    if (st == NB_OK)
+        st = nbi_write_file(path, html, strlen(html));
+    free(path);
+    free(html);
+    return st;
+}
+
 static json_t *make_report(const job *j)
 {
     json_t *r =
@@ -567,6 +677,11 @@ static json_t *make_report(const job *j)
                   j->bytes_out ? (double)j->bytes_in / (double)j->bytes_out : 0.0, "calibration_tokens",
                   (json_int_t)(j->walk ? nbi_calibrated_tokens(j->walk) : 0), "modules", j->rows);
     if (r && json_object_set_new(r, "method", json_string(j->method->name)) != 0) {
+        json_decref(r);
+        return NULL;
+    }
+    if (r && j->measured &&
+        (json_object_set(r, "search", j->measured) != 0 || json_object_set(r, "recipe_found", j->found) != 0)) {
         json_decref(r);
         return NULL;
     }
@@ -599,6 +714,7 @@ static nb_status quantize(job *j, const char *dst, char **report)
     NB_TRY(open_source(j, dst));
     j->scale_dtype = j->cfg.dtype;
     NB_TRY(set_order(j));
+    NB_TRY(search(j));
     NB_TRY(open_walk(j));
     if (!j->o.dry_run)
         NB_TRY(nbi_st_writer_create(&j->writer, j->out.tmp,
@@ -613,6 +729,9 @@ static nb_status quantize(job *j, const char *dst, char **report)
         NB_TRY(write_config(j));
         NB_TRY(copy_companions(j));
         NB_TRY(write_json(j->out.tmp, "quant_report.json", r));
+        NB_TRY(write_html(j, r));
+        if (j->found)
+            NB_TRY(write_json(j->out.tmp, "recipe.json", j->found));
         NB_TRY(nbi_outdir_commit(&j->out));
     }
     NB_TRY(give_report(j, r, report));
@@ -632,6 +751,10 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nb_status st = nbi_take_options(&j.o, sizeof j.o, o, "nb_quantize_options");
     if (st == NB_OK && (j.o.threads < 0 || j.o.threads > 1024))
         st = nbi_fail(NB_EINVAL, "threads is %d, expected 0 (one for each core) to 1024", j.o.threads);
+    if (st == NB_OK && j.o.target_bits != 0 && j.o.target_bytes != 0)
+        st = nbi_fail(NB_EINVAL, "two targets were given, bits a weight and a size: expected one");
+    if (st == NB_OK && j.o.target_bits != 0 && !(j.o.target_bits >= 1 && j.o.target_bits <= 16))
+        st = nbi_fail(NB_EINVAL, "the target is %g bits a weight, expected 1 to 16", j.o.target_bits);
     if (st == NB_OK)
         st = quantize(&j, dst, report);
     nbi_st_writer_free(j.writer);
@@ -641,6 +764,7 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nbi_calibrated_free(j.walk);
     nbi_resume_close(j.resume, st != NB_OK && j.o.resume);
     json_decref(j.done_rows);
+    nbi_rotation_free(j.rotation);
     free(j.schemes);
     free(j.entries);
     free(j.order);
@@ -649,6 +773,8 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     nbi_recipe_free(j.recipe);
     nbi_checkpoint_close(j.ckpt);
     json_decref(j.config);
+    json_decref(j.found);
+    json_decref(j.measured);
     json_decref(j.rows);
     free(j.modules);
     return st;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "engine/rotate.h"
 #include "quant/balance.h"
 
 /* ---- balancing ---- */
@@ -127,6 +128,8 @@ static nb_status round_one(const nbi_layer_job *j, nbi_proj p, const nbi_weight 
                           .threads = j->threads,
                           .damp_used = &damp};
     nb_status st = j->method->quantize(q, &job);
+    if (st == NB_OK)
+        st = nbi_rotation_sign(q, w);
     nbi_module_name(name, j->index, p);
     if (st == NB_OK && damp > j->options->gptq.damp)
         nbi_log(

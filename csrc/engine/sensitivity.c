@@ -11,7 +11,6 @@
 #include "engine/stream.h"
 #include "model/checkpoint.h"
 #include "quant/output_error.h"
-#include "quant/rtn.h"
 
 #define VERDICT_MOST ((size_t)512 << 20) /* bytes of kept logits: fewer windows where a vocabulary is large */
 
@@ -179,15 +178,15 @@ static nb_status measure(run *r, const nbi_weight *w, const nbi_scheme *s, const
     nbi_backend *be = r->o->m->be;
     nbi_weight q = {0};
     nbi_linear *l = NULL, *dense = *slot;
-    double signal, noise;
+    nbi_weight_error e;
     nb_status st;
     NB_TRY(quantize(r, w, s, in, module, &q));
-    NB_TRY(nbi_output_error(&signal, &noise, &q, w, in->gram, r->o->threads));
+    NB_TRY(nbi_weight_error_of(&e, &q, w, in->gram, r->o->threads));
     NB_TRY(be->ops->linear_create(be, &l, &q));
     *slot = l;
     st = divergence(r, first, &cost->kl);
     *slot = dense;
-    cost->error = signal > 0 ? noise / signal : 0;
+    cost->error = e.signal > 0 ? e.noise / e.signal : 0;
     if (st == NB_OK && !isfinite(cost->error))
         st = nbi_fail(NB_EFORMAT, "the error of its outputs is not finite");
 done:

@@ -8,25 +8,13 @@
 #include <strings.h>
 
 #include "base/json.h"
-#include "base/regex.h"
 #include "format/compressed_tensors.h"
-
-#define LONGEST_PATTERN 4096
-
-/* One entry of `targets` or `ignore`. */
-typedef struct target {
-    char *text;    /* without "re:" */
-    nbi_regex *re; /* NULL: an exact module or class name */
-    size_t group;  /* index into schemes */
-} target;
+#include "format/groups.h"
 
 struct nbi_ct_config {
     nbi_scheme *schemes;
     size_t n_schemes;
-    target *targets; /* exact names, then patterns, each in byte order, as the reference sorts them */
-    size_t n_targets;
-    target *ignore;
-    size_t n_ignore;
+    nbi_targets *targets;
 };
 
 /* QuantizationArgs of the reference, with its defaults. */
@@ -37,30 +25,6 @@ typedef struct args {
 } args;
 
 /* ---- small checks ---------------------------------------------------------------------------------------------- */
-
-static nb_status only_keys(const json_t *o, const char *where, const char *const *known)
-{
-    const char *key;
-    json_t *v;
-    if (!json_is_object(o))
-        return nbi_fail(NB_EFORMAT, "%s: is not an object", where);
-    json_object_foreach((json_t *)o, key, v)
-    {
-        const char *const *k = known;
-        while (*k && strcmp(*k, key) != 0)
-            k++;
-        if (!*k)
-            return nbi_fail(NB_EUNSUPPORTED, "%s: has the unknown key \"%s\", which may change what the numbers mean",
-                            where, key);
-    }
-    return NB_OK;
-}
-
-static bool is_set(const json_t *o, const char *key)
-{
-    const json_t *v = json_object_get(o, key);
-    return v && !json_is_null(v);
-}
 
 static nb_status check_format(const json_t *o, const char *where)
 {
@@ -105,7 +69,7 @@ static nb_status parse_strategy(args *a, const json_t *o, const char *where)
     if (st != NB_OK)
         return st;
     if (!s)
-        s = !is_set(o, "group_size") ? "tensor" : a->group > 0 ? "group" : "channel";
+        s = !nbi_json_is_set(o, "group_size") ? "tensor" : a->group > 0 ? "group" : "channel";
     a->strategy = NULL;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcasecmp(s, names[i]) == 0)
@@ -150,7 +114,7 @@ static nb_status parse_args(args *a, const json_t *o, const char *where)
     const char *dtype = NULL;
     nb_status st;
     *a = (args){.bits = 8, .group = -1, .symmetric = true};
-    NB_TRY(only_keys(o, where, known));
+    NB_TRY(nbi_only_keys(o, where, known));
     NB_TRY(parse_type(o, where));
     NB_TRY(nbi_json_int(o, "num_bits", 1, 64, &a->bits, where));
     NB_TRY(nbi_json_bool(o, "symmetric", &a->symmetric, where));
@@ -222,73 +186,6 @@ static nb_status input_scheme(nbi_scheme *s, const json_t *o, const char *where)
     return NB_OK;
 }
 
-/* ---- targets --------------------------------------------------------------------------------------------------- */
-
-static void free_targets(target *t, size_t n)
-{
-    for (size_t i = 0; t && i < n; i++) {
-        nbi_regex_free(t[i].re);
-        free(t[i].text);
-    }
-    free(t);
-}
-
-static nb_status compile(target *t, const char *where)
-{
-    size_t n = strlen(t->text);
-    if (n > LONGEST_PATTERN)
-        return nbi_fail(NB_ELIMIT, "%s: a pattern has %zu bytes, expected at most %d", where, n, LONGEST_PATTERN);
-    return nbi_regex_create(&t->re, t->text, n, where);
-}
-
-/* Appends the strings of a list to *list. */
-static nb_status add_targets(target **list, size_t *n, const json_t *names, size_t group, const char *where)
-{
-    if (!json_is_array(names))
-        return nbi_fail(NB_EFORMAT, "%s: is not a list of names", where);
-    size_t more = json_array_size(names);
-    target *p = realloc(*list, (*n + more + 1) * sizeof *p); /* a JSON file of at most 256 MB: no overflow */
-    if (!p)
-        return nbi_fail_nomem(where, more * sizeof *p);
-    *list = p;
-    for (size_t i = 0; i < more; i++) {
-        const json_t *v = json_array_get(names, i);
-        const char *s = json_string_value(v);
-        if (!s || strlen(s) != json_string_length(v))
-            return nbi_fail(NB_EFORMAT, "%s: entry %zu is not a name", where, i);
-        bool re = strncmp(s, "re:", 3) == 0;
-        target t = {.text = strdup(re ? s + 3 : s), .group = group};
-        if (!t.text)
-            return nbi_fail_nomem(where, strlen(s));
-        p[(*n)++] = t;
-        nb_status st = re ? compile(&p[*n - 1], where) : NB_OK;
-        if (st != NB_OK)
-            return st;
-    }
-    return NB_OK;
-}
-
-/* Exact before pattern, then by text; of equal targets the later group comes first, since it wins. */
-static int by_precedence(const void *a, const void *b)
-{
-    const target *x = a, *y = b;
-    if (!x->re != !y->re)
-        return x->re ? 1 : -1;
-    int c = strcmp(x->text, y->text);
-    return c ? c : (x->group < y->group) - (x->group > y->group);
-}
-
-/* Does it match the module's name?  Fails when the pattern is too costly. */
-static nb_status match_name(bool *hit, const target *t, const char *module)
-{
-    *hit = false;
-    if (!t->re) {
-        *hit = strcmp(t->text, module) == 0;
-        return NB_OK;
-    }
-    return nbi_regex_match_start(t->re, module, strlen(module), hit);
-}
-
 /* ---- groups ---------------------------------------------------------------------------------------------------- */
 
 static nb_status parse_group(nbi_ct_config *c, const json_t *o, size_t i, const char *where)
@@ -300,17 +197,17 @@ static nb_status parse_group(nbi_ct_config *c, const json_t *o, size_t i, const 
     nb_status st;
     if (json_is_array(o))
         return nbi_fail(NB_EUNSUPPORTED, "%s: names a preset, expected the scheme itself", where);
-    NB_TRY(only_keys(o, where, known));
+    NB_TRY(nbi_only_keys(o, where, known));
     NB_TRY(check_format(o, where));
-    if (is_set(o, "output_activations")) {
+    if (nbi_json_is_set(o, "output_activations")) {
         st = nbi_fail(NB_EUNSUPPORTED, "%s: output_activations are not supported, expected null", where);
         goto done;
     }
-    if (is_set(o, "weights")) {
+    if (nbi_json_is_set(o, "weights")) {
         snprintf(part, sizeof part, "%s.weights", where);
         NB_TRY(weight_scheme(s, json_object_get(o, "weights"), part));
     }
-    if (is_set(o, "input_activations")) {
+    if (nbi_json_is_set(o, "input_activations")) {
         snprintf(part, sizeof part, "%s.input_activations", where);
         NB_TRY(input_scheme(s, json_object_get(o, "input_activations"), part));
         if (!s->bits) {
@@ -319,7 +216,7 @@ static nb_status parse_group(nbi_ct_config *c, const json_t *o, size_t i, const 
         }
     }
     snprintf(part, sizeof part, "%s.targets", where);
-    NB_TRY(add_targets(&c->targets, &c->n_targets, json_object_get(o, "targets"), i, part));
+    NB_TRY(nbi_targets_add(c->targets, json_object_get(o, "targets"), i, part));
 done:
     return st;
 }
@@ -342,8 +239,6 @@ static nb_status parse_groups(nbi_ct_config *c, const json_t *q, const char *whe
         if (st != NB_OK)
             return st;
     }
-    if (c->n_targets)
-        qsort(c->targets, c->n_targets, sizeof *c->targets, by_precedence);
     return NB_OK;
 }
 
@@ -352,19 +247,19 @@ static nb_status check_extras(const json_t *q, const char *where)
 {
     const json_t *sparsity = json_object_get(q, "sparsity_config"), *rotation = json_object_get(q, "transform_config");
     const char *format = json_string_value(json_object_get(sparsity, "format"));
-    if (is_set(q, "kv_cache_scheme"))
+    if (nbi_json_is_set(q, "kv_cache_scheme"))
         return nbi_fail(NB_EUNSUPPORTED, "%s: kv_cache_scheme (a quantized KV cache) is not supported, expected null",
                         where);
-    if (is_set(q, "moe_sparsity_config"))
+    if (nbi_json_is_set(q, "moe_sparsity_config"))
         return nbi_fail(NB_EUNSUPPORTED, "%s: moe_sparsity_config is not supported, expected null", where);
     /* "dense" is what older writers put down when nothing is sparse */
-    if (is_set(q, "sparsity_config") && !(json_is_object(sparsity) && json_object_size(sparsity) == 0) &&
+    if (nbi_json_is_set(q, "sparsity_config") && !(json_is_object(sparsity) && json_object_size(sparsity) == 0) &&
         !(format && strcmp(format, "dense") == 0))
         return nbi_fail(NB_EUNSUPPORTED, "%s: sparsity_config (format %s) is not supported, expected none", where,
                         format ? format : "unknown");
     const json_t *groups = json_object_get(rotation, "config_groups");
     size_t n = json_object_size(rotation);
-    if (is_set(q, "transform_config") &&
+    if (nbi_json_is_set(q, "transform_config") &&
         !(json_is_object(rotation) && (n == 0 || (n == 1 && json_is_object(groups) && json_object_size(groups) == 0))))
         return nbi_fail(NB_EUNSUPPORTED, "%s: transform_config (rotations) is not supported, expected none", where);
     return NB_OK;
@@ -403,10 +298,12 @@ nb_status nbi_ct_config_parse(nbi_ct_config **out, const json_t *q, const char *
     if (!c)
         return nbi_fail_nomem(where, sizeof *c);
     NB_TRY(check_top(q, where));
+    NB_TRY(nbi_targets_create(&c->targets));
     NB_TRY(parse_groups(c, q, where));
     snprintf(part, sizeof part, "%.256s: ignore", where);
-    if (is_set(q, "ignore"))
-        NB_TRY(add_targets(&c->ignore, &c->n_ignore, json_object_get(q, "ignore"), 0, part));
+    if (nbi_json_is_set(q, "ignore"))
+        NB_TRY(nbi_targets_add(c->targets, json_object_get(q, "ignore"), NBI_NO_GROUP, part));
+    nbi_targets_sort(c->targets);
     *out = c;
     c = NULL;
 done:
@@ -418,36 +315,15 @@ void nbi_ct_config_free(nbi_ct_config *c)
 {
     if (!c)
         return;
-    free_targets(c->targets, c->n_targets);
-    free_targets(c->ignore, c->n_ignore);
+    nbi_targets_free(c->targets);
     free(c->schemes);
     free(c);
 }
 
 nb_status nbi_ct_scheme(const nbi_ct_config *c, const char *module, const char *cls, nbi_scheme *out)
 {
-    bool hit;
-    nb_status st;
-    *out = (nbi_scheme){0};
-    for (size_t i = 0; i < c->n_ignore; i++) {
-        const target *t = &c->ignore[i];
-        if ((st = match_name(&hit, t, module)) != NB_OK)
-            return st;
-        if (hit || (!t->re && strcmp(t->text, cls) == 0))
-            return NB_OK;
-    }
-    for (size_t i = 0; i < c->n_targets; i++) {
-        if ((st = match_name(&hit, &c->targets[i], module)) != NB_OK)
-            return st;
-        if (hit) {
-            *out = c->schemes[c->targets[i].group];
-            return NB_OK;
-        }
-    }
-    for (size_t i = 0; i < c->n_targets; i++)
-        if (!c->targets[i].re && strcmp(c->targets[i].text, cls) == 0) {
-            *out = c->schemes[c->targets[i].group];
-            return NB_OK;
-        }
-    return NB_OK;
+    size_t group;
+    nb_status st = nbi_targets_find(c->targets, module, cls, &group);
+    *out = st == NB_OK && group != NBI_NO_GROUP ? c->schemes[group] : (nbi_scheme){0};
+    return st;
 }

@@ -5,7 +5,7 @@
 bool nbi_ct_can_say(const nbi_scheme *s)
 {
     return s->kind == NBI_KIND_INT && nbi_ct_has_bits(s->bits) && s->act != NBI_ACT_SIGN && !s->act_order &&
-           !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse;
+           !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse && !s->nested;
 }
 
 static nb_status parse(void **config, nbi_quant_model *model, const json_t *q, const char *where)
@@ -37,7 +37,7 @@ static bool can_write(const nbi_quant_entry *e, size_t n, const nbi_quant_model 
     for (size_t i = 0; i < n; i++)
         if (e[i].scheme.bits && !nbi_ct_can_say(&e[i].scheme))
             return false;
-    return !model->rotate_keys;
+    return !model->rotate_keys && !model->kv_dtype[0];
 }
 
 static nb_status build(json_t **out, const nbi_quant_entry *e, size_t n, const nbi_quant_model *model)

@@ -12,6 +12,7 @@
 #define NB_FORMAT_CT_LAYOUT_H
 
 #include "base/weight.h"
+#include "format/safetensors.h"
 
 typedef struct nbi_ct_part {
     const char *suffix; /* "weight_scale" */
@@ -28,6 +29,16 @@ typedef struct nbi_ct_layout {
 /* Fails (NB_EINVAL, naming `module`) on bits other than 2, 3, 4 and 8, empty shapes, and K that the group does not divide. */
 nb_status nbi_ct_layout_of(nbi_ct_layout *l, const char *module, size_t n, size_t k, const nbi_scheme *scheme,
                            nbi_dtype scale_dtype);
+
+bool nbi_ct_part_bytes(const nbi_ct_part *p, size_t *bytes); /* false: overflow */
+/* The data of one part, dst zeroed.  NB_EINVAL for codes, scales and zero points that cannot be stored. */
+nb_status nbi_ct_put_part(void *dst, const char *module, const nbi_weight *w, const nbi_ct_part *p);
+
+/* Reading parts, for formats that store some in the same way; w has n, k and a scheme.  The first one allocates the weight. */
+nb_status nbi_ct_read_packed(nbi_weight *w, const nbi_checkpoint *c, const char *module);
+nb_status nbi_ct_check_shape(const nbi_weight *w, const nbi_checkpoint *c, const char *module);
+nb_status nbi_ct_read_scales(nbi_weight *w, const nbi_checkpoint *c, const char *module);
+nb_status nbi_ct_read_input(nbi_weight *w, const nbi_checkpoint *c, const char *module);
 
 /* The reference's rule: integer weights with integer activations are stored one code a byte. */
 static inline bool nbi_ct_is_packed(const nbi_scheme *s)

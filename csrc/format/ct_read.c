@@ -268,6 +268,35 @@ done:
     return st;
 }
 
+/* ---- for formats that store some parts in the same way ----------------------------------------------------------- */
+
+nb_status nbi_ct_read_packed(nbi_weight *w, const nbi_checkpoint *c, const char *module)
+{
+    const source s = {c, module, w, nbi_scheme_groups(&w->scheme, w->k)};
+    const nbi_tensor *t = find(&s, "weight_packed");
+    return t ? read_packed(&s, t) : missing(&s, "weight_packed");
+}
+
+nb_status nbi_ct_check_shape(const nbi_weight *w, const nbi_checkpoint *c, const char *module)
+{
+    const source s = {c, module, (nbi_weight *)w, 0};
+    return check_weight_shape(&s);
+}
+
+nb_status nbi_ct_read_scales(nbi_weight *w, const nbi_checkpoint *c, const char *module)
+{
+    const source s = {c, module, w, nbi_scheme_groups(&w->scheme, w->k)};
+    return read_scales(&s);
+}
+
+nb_status nbi_ct_read_input(nbi_weight *w, const nbi_checkpoint *c, const char *module)
+{
+    const source s = {c, module, w, 0};
+    return read_input(&s);
+}
+
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
+
 nb_status nbi_ct_read_codes(nbi_weight *w, const nbi_checkpoint *c, const char *name)
 {
     source s = {.c = c, .module = name, .w = w};

@@ -121,7 +121,7 @@ nb_status nbi_ct_layout_of(nbi_ct_layout *l, const char *module, size_t n, size_
     return NB_OK;
 }
 
-static bool part_bytes(const nbi_ct_part *p, size_t *bytes)
+bool nbi_ct_part_bytes(const nbi_ct_part *p, size_t *bytes)
 {
     *bytes = nbi_dtype_size(p->dtype);
     for (uint32_t i = 0; i < p->n_dims; i++)
@@ -137,7 +137,7 @@ size_t nbi_ct_bytes(size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype scal
     if (nbi_ct_layout_of(&l, "a weight", n, k, scheme, scale_dtype) != NB_OK)
         return 0;
     for (size_t i = 0; i < l.n_parts; i++)
-        if (!part_bytes(&l.part[i], &bytes) || !nbi_add(sum, bytes, &sum))
+        if (!nbi_ct_part_bytes(&l.part[i], &bytes) || !nbi_add(sum, bytes, &sum))
             return SIZE_MAX;
     return sum;
 }
@@ -243,7 +243,7 @@ static nb_status put_input_zero(void *dst, const char *name, const nbi_weight *w
     return NB_OK;
 }
 
-static nb_status put_part(void *dst, const char *name, const nbi_weight *w, const nbi_ct_part *p)
+nb_status nbi_ct_put_part(void *dst, const char *name, const nbi_weight *w, const nbi_ct_part *p)
 {
     if (strcmp(p->suffix, "weight_scale") == 0)
         return put_scales(dst, name, w, p->dtype);
@@ -275,11 +275,11 @@ nb_status nbi_ct_write(nbi_st_writer *out, const char *name, const nbi_weight *w
     for (size_t i = 0; i < l.n_parts; i++) {
         size_t bytes;
         NB_TRY(nbi_part_name(full, name, l.part[i].suffix));
-        if (!part_bytes(&l.part[i], &bytes) || !(data = calloc(1, bytes))) {
+        if (!nbi_ct_part_bytes(&l.part[i], &bytes) || !(data = calloc(1, bytes))) {
             st = nbi_fail_nomem(full, 0);
             goto done;
         }
-        NB_TRY(put_part(data, name, w, &l.part[i]));
+        NB_TRY(nbi_ct_put_part(data, name, w, &l.part[i]));
         NB_TRY(nbi_st_write(out, full, data, bytes));
         free(data);
         data = NULL;

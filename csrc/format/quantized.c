@@ -5,12 +5,18 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "format/bitnet.h"
+#include "format/bitsandbytes.h"
 #include "format/compressed_tensors.h"
+#include "format/nibble.h"
 #include "format/parts.h"
 
 /* In the order in which they are chosen for writing. */
 static const nbi_quant_format *const formats[] = {
     &nbi_ct_format,
+    &nbi_bnb_format,
+    &nbi_bitnet_format,
+    &nbi_nibble_format,
 };
 #define N_FORMATS (sizeof formats / sizeof *formats)
 

@@ -23,6 +23,7 @@ typedef struct nbi_quant_entry {
 /* What a checkpoint says about the whole model. */
 typedef struct nbi_quant_model {
     bool rotate_keys; /* nbi_kv_layer.rotate */
+    char kv_dtype[8]; /* "int4": what it was made for, and the default; "": the device's choice */
 } nbi_quant_model;
 
 typedef struct nbi_quant_format {

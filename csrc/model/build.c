@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/options.h"
+#include "model/transforms.h"
 #include "text/tokenizer.h"
 
 /* Scheme names and how many layers have them, for the one-line description of a model. */
@@ -46,21 +47,93 @@ static void describe(const census *c, char out[64])
     snprintf(out, 64, "%s%s", c->name[best], c->n > 1 ? " mixed" : "");
 }
 
-static nb_status load_linear(nb_model *m, const nbi_source *src, const char *module, size_t n, size_t k, bool bias,
-                             nbi_linear **out, census *seen)
+static nb_status pack(nb_model *m, const nbi_weight *w, const char *module, nbi_linear **out)
+{
+    nb_status st = m->be->ops->linear_create(m->be, out, w);
+    if (st != NB_OK)
+        return nbi_fail_in(st, "%s: ", module);
+    m->weight_bytes += m->be->ops->linear_bytes(*out);
+    return NB_OK;
+}
+
+/* The embedding, or lm_head where `in` collects what it asks of its input. */
+static nb_status load_table(nb_model *m, const nbi_source *src, const char *module, nbi_linear **out,
+                            nbi_port_input *in)
 {
     nbi_weight w = {0};
     nb_status st;
-    NB_TRY(src->linear(src->self, module, n, k, bias, &w));
-    if (seen)
-        count_scheme(seen, &w);
-    if ((st = m->be->ops->linear_create(m->be, out, &w)) != NB_OK) {
-        nbi_fail_in(st, "%s: ", module);
-        goto done;
-    }
-    m->weight_bytes += m->be->ops->linear_bytes(*out);
+    NB_TRY(src->linear(src->self, module, m->cfg.vocab, m->cfg.hidden, false, &w));
+    if (w.out_signs || (!in && w.in_signs))
+        NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, which only %s be", module,
+                        in ? "its inputs may" : "linear layers may"));
+    if (in)
+        NB_TRY(nbi_port_input_add(in, &w, module));
+    NB_TRY(pack(m, &w, module, out));
 done:
     nbi_weight_free(&w);
+    return st;
+}
+
+static nb_status load_head(nb_model *m, const nbi_source *src)
+{
+    nbi_port_input in = {0};
+    nb_status st;
+    NB_TRY(load_table(m, src, "lm_head", &m->head, &in));
+    NB_TRY(nbi_port_input_create(m, &in, &m->head_in));
+done:
+    nbi_port_input_free(&in);
+    return st;
+}
+
+static nb_status load_proj(nb_model *m, const nbi_source *src, uint32_t layer, nbi_proj p, nbi_port_input *in,
+                           census *seen)
+{
+    nbi_layer *l = &m->layers[layer];
+    nbi_weight w = {0};
+    size_t n, k;
+    char module[96];
+    nb_status st;
+    nbi_proj_shape(&m->cfg, p, &n, &k);
+    nbi_module_name(module, layer, p);
+    NB_TRY(src->linear(src->self, module, n, k, nbi_proj_has_bias(&m->cfg, p), &w));
+    if (seen)
+        count_scheme(seen, &w);
+    NB_TRY(nbi_port_input_add(in, &w, module));
+    if (w.out_signs) {
+        if ((st = nbi_output_create(m, n, w.out_signs, w.bias, &l->out[p], &l->out_bias[p])) != NB_OK) {
+            nbi_fail_in(st, "%s: ", module);
+            goto done;
+        }
+        free(w.bias);
+        w.bias = NULL;
+    }
+    NB_TRY(pack(m, &w, module, &l->proj[p]));
+done:
+    nbi_weight_free(&w);
+    return st;
+}
+
+/* The layers first .. first+n-1, which read one input. */
+static nb_status load_port(nb_model *m, const nbi_source *src, uint32_t layer, nbi_proj first, size_t n, census *seen)
+{
+    nbi_layer *l = &m->layers[layer];
+    nbi_port_input in = {0};
+    bool rotated = false;
+    nb_status st = NB_OK;
+    for (size_t p = first; p < first + n; p++) {
+        NB_TRY(load_proj(m, src, layer, (nbi_proj)p, &in, seen));
+        rotated = rotated || l->out[p];
+    }
+    /* outputs stand side by side: where one is placed by its transform, all are */
+    for (size_t p = first; p < first + n && rotated; p++) {
+        size_t rows, k;
+        nbi_proj_shape(&m->cfg, (nbi_proj)p, &rows, &k);
+        if (!l->out[p])
+            NB_TRY(nbi_output_create(m, rows, NULL, NULL, &l->out[p], &l->out_bias[p]));
+    }
+    NB_TRY(nbi_port_input_create(m, &in, &l->in[nbi_port_of(first)]));
+done:
+    nbi_port_input_free(&in);
     return st;
 }
 
@@ -88,12 +161,10 @@ static nb_status load_layer(nb_model *m, const nbi_source *src, uint32_t i, cens
     NB_TRY(load_norm(m, src, name, &m->layers[i].attn_norm));
     snprintf(name, sizeof name, "model.layers.%u.post_attention_layernorm.weight", i);
     NB_TRY(load_norm(m, src, name, &m->layers[i].ffn_norm));
-    for (int p = 0; p < NBI_N_PROJ; p++) {
-        size_t n, k;
-        nbi_proj_shape(&m->cfg, (nbi_proj)p, &n, &k);
-        nbi_module_name(name, i, (nbi_proj)p);
-        NB_TRY(load_linear(m, src, name, n, k, nbi_proj_has_bias(&m->cfg, (nbi_proj)p), &m->layers[i].proj[p], seen));
-    }
+    NB_TRY(load_port(m, src, i, NBI_Q, 3, seen));
+    NB_TRY(load_port(m, src, i, NBI_O, 1, seen));
+    NB_TRY(load_port(m, src, i, NBI_GATE, 2, seen));
+    NB_TRY(load_port(m, src, i, NBI_DOWN, 1, seen));
 done:
     return st;
 }
@@ -102,8 +173,13 @@ done:
 
 #define PLAN_ALIGN 256 /* where a weight may begin */
 
+/* linears: what reserve() makes room for; others: beside them. */
+typedef struct plan {
+    size_t linears, others;
+} plan;
+
 static nb_status plan_linear(const nb_model *m, const nbi_source *src, const char *module, size_t n, size_t k,
-                             bool bias, size_t *total)
+                             bool bias, plan *total)
 {
     nbi_scheme scheme;
     nbi_dtype dense;
@@ -112,16 +188,17 @@ static nb_status plan_linear(const nb_model *m, const nbi_source *src, const cha
     if (st != NB_OK)
         return st;
     bytes = m->be->ops->linear_plan(m->be, n, k, &scheme, dense, bias);
-    if (!nbi_round_up(bytes, PLAN_ALIGN, &bytes) || !nbi_add(*total, bytes, total))
+    if (!nbi_round_up(bytes, PLAN_ALIGN, &bytes) || !nbi_add(total->linears, bytes, &total->linears) ||
+        !nbi_add(total->others, nbi_transforms_plan(m, n, k, &scheme, bias), &total->others))
         return nbi_fail(NB_ELIMIT, "%s: a weight of %zu x %zu is too large", module, n, k);
     return NB_OK;
 }
 
-static nb_status plan_linears(const nb_model *m, const nbi_source *src, size_t *total)
+static nb_status plan_linears(const nb_model *m, const nbi_source *src, plan *total)
 {
     const nbi_config *c = &m->cfg;
     nb_status st;
-    *total = 0;
+    *total = (plan){.others = (2 * (size_t)c->n_layers + 1) * c->hidden * sizeof(float)}; /* norms */
     NB_TRY(plan_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, total));
     for (uint32_t i = 0; i < c->n_layers; i++)
         for (int p = 0; p < NBI_N_PROJ; p++) {
@@ -139,13 +216,13 @@ done:
 
 static nb_status make_room(nb_model *m, const nbi_source *src)
 {
-    const size_t norms = (2 * (size_t)m->cfg.n_layers + 1) * m->cfg.hidden * sizeof(float);
-    size_t linears = 0;
+    plan p;
+    size_t all;
     nb_status st;
-    NB_TRY(plan_linears(m, src, &linears));
-    NB_TRY(nbi_memory_check(m, linears > SIZE_MAX - norms ? SIZE_MAX : linears + norms, "the weights"));
+    NB_TRY(plan_linears(m, src, &p));
+    NB_TRY(nbi_memory_check(m, nbi_add(p.linears, p.others, &all) ? all : SIZE_MAX, "the weights"));
     if (m->be->ops->reserve)
-        NB_TRY(m->be->ops->reserve(m->be, linears));
+        NB_TRY(m->be->ops->reserve(m->be, p.linears));
 done:
     return st;
 }
@@ -169,7 +246,7 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
     census seen = {0};
     NB_TRY(build_frame(m));
     NB_TRY(make_room(m, src));
-    NB_TRY(load_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, &m->embed, NULL));
+    NB_TRY(load_table(m, src, "model.embed_tokens", &m->embed, NULL));
     for (uint32_t i = 0; i < c->n_layers; i++) {
         if (nbi_progress(cb, "load", "layers", i, c->n_layers, 0)) {
             st = nbi_fail(NB_ECANCELLED, "loading was cancelled");
@@ -181,7 +258,7 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
     if (c->tied)
         m->head = m->embed;
     else
-        NB_TRY(load_linear(m, src, "lm_head", c->vocab, c->hidden, false, &m->head, NULL));
+        NB_TRY(load_head(m, src));
     describe(&seen, m->scheme);
     (void)nbi_progress(cb, "load", "layers", c->n_layers, c->n_layers, 0);
 done:
@@ -190,9 +267,14 @@ done:
 
 nb_status nbi_model_build_shell(nb_model *m, const nbi_source *src)
 {
-    const nbi_config *c = &m->cfg;
     nb_status st = build_frame(m);
-    return st == NB_OK ? load_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, &m->embed, NULL) : st;
+    /* which layers will come is not known here */
+    for (int p = 0; p < NBI_N_PROJ && st == NB_OK; p++) {
+        size_t n, k;
+        nbi_proj_shape(&m->cfg, (nbi_proj)p, &n, &k);
+        m->out_width = n > m->out_width ? n : m->out_width;
+    }
+    return st == NB_OK ? load_table(m, src, "model.embed_tokens", &m->embed, NULL) : st;
 }
 
 nb_status nbi_layer_load(nb_model *m, const nbi_source *src, uint32_t i)
@@ -206,8 +288,15 @@ void nbi_layer_unload(nb_model *m, uint32_t i)
     nbi_layer *l = &m->layers[i];
     ops->release(m->be, l->attn_norm);
     ops->release(m->be, l->ffn_norm);
-    for (int p = 0; p < NBI_N_PROJ; p++)
+    for (int p = 0; p < NBI_N_PROJ; p++) {
         ops->linear_free(m->be, l->proj[p]);
+        ops->release(m->be, l->out_bias[p]);
+        if (l->out[p])
+            ops->transform_free(m->be, l->out[p]);
+    }
+    for (int p = 0; p < NBI_N_PORTS; p++)
+        if (l->in[p])
+            ops->transform_free(m->be, l->in[p]);
     *l = (nbi_layer){0};
 }
 
@@ -257,6 +346,8 @@ void nb_model_free(nb_model *m)
     if (m->head != m->embed)
         ops->linear_free(m->be, m->head);
     ops->linear_free(m->be, m->embed);
+    if (m->head_in)
+        ops->transform_free(m->be, m->head_in);
     free(m->layers);
     free(m->inv_freq);
     nb_tokenizer_free(m->tok);

@@ -237,6 +237,11 @@ bool nbi_proj_has_bias(const nbi_config *c, nbi_proj p)
     return p <= NBI_V ? c->qkv_bias : p == NBI_O ? c->o_bias : c->mlp_bias;
 }
 
+nbi_port nbi_port_of(nbi_proj p)
+{
+    return p <= NBI_V ? NBI_PORT_ATTN : p == NBI_O ? NBI_PORT_O : p == NBI_DOWN ? NBI_PORT_DOWN : NBI_PORT_FFN;
+}
+
 void nbi_module_name(char out[96], uint32_t layer, nbi_proj p)
 {
     snprintf(out, 96, "model.layers.%u.%s", layer, nbi_proj_name(p));

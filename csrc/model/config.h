@@ -14,7 +14,8 @@ typedef struct nbi_config {
     char model_type[32];   /* "llama" */
     uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_context;
     float norm_eps;
-    bool tied; /* lm_head is the embedding */
+    bool tied;        /* lm_head is the embedding */
+    bool rotate_keys; /* queries and keys are rotated after RoPE: nbi_kv_layer.rotate */
     bool qkv_bias, o_bias, mlp_bias;
     nbi_dtype dtype; /* of the dense weights, as the config says; what the tensors say wins */
     nbi_rope_type rope_type;
@@ -37,5 +38,9 @@ const char *nbi_proj_name(nbi_proj p); /* "self_attn.q_proj" */
 void nbi_proj_shape(const nbi_config *c, nbi_proj p, size_t *n, size_t *k);
 bool nbi_proj_has_bias(const nbi_config *c, nbi_proj p);
 void nbi_module_name(char out[96], uint32_t layer, nbi_proj p); /* "model.layers.3.mlp.down_proj" */
+
+/* What linear layers read: q, k and v see the same input, so do gate and up. */
+typedef enum nbi_port { NBI_PORT_ATTN, NBI_PORT_O, NBI_PORT_FFN, NBI_PORT_DOWN, NBI_N_PORTS } nbi_port;
+nbi_port nbi_port_of(nbi_proj p);
 
 #endif

@@ -16,13 +16,14 @@ struct nbi_workspace {
     void *att;     /* [rows][n_heads][head_dim] */
     void *gate_up; /* [rows][2][ffn] */
     void *act;     /* [rows][ffn] */
+    float *out;    /* [rows][out_width]  what a transform is about to place; nothing where no layer has one */
     float *last;   /* [max_logits][hidden]  rows of x that become logits */
     float *logits; /* [max_logits][vocab] */
     void *scratch;
     void *drawing; /* of sample() */
 };
 
-enum { N_PARTS = 10 };
+enum { N_PARTS = 11 };
 typedef struct part {
     void **p;
     size_t bytes; /* SIZE_MAX: too large */
@@ -49,6 +50,7 @@ static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size
         {&w->att, act(m->be, rows, q)},
         {&w->gate_up, act(m->be, rows, 2 * (size_t)c->ffn)},
         {&w->act, act(m->be, rows, c->ffn)},
+        {(void **)&w->out, floats(rows, m->out_width)},
         {(void **)&w->last, floats(logits, c->hidden)},
         {(void **)&w->logits, floats(logits, c->vocab)},
         {&w->scratch, m->be->ops->scratch_bytes(m->be, most, widest > q ? widest : q)},
@@ -103,7 +105,8 @@ nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi
     w->max_logits = lim->logits;
     NB_TRY(nbi_memory_check(m, plan(p, w, m, lim), "the buffers"));
     for (int i = 0; i < N_PARTS; i++)
-        NB_TRY(m->be->ops->alloc(m->be, p[i].p, p[i].bytes, "the workspace"));
+        if (p[i].bytes)
+            NB_TRY(m->be->ops->alloc(m->be, p[i].p, p[i].bytes, "the workspace"));
     const nbi_step_limits step = step_limits(m, lim);
     NB_TRY(m->be->ops->step_create(m->be, &w->step, &step));
     *out = w;
@@ -117,7 +120,8 @@ void nbi_workspace_free(nbi_workspace *w)
 {
     if (!w)
         return;
-    void *all[N_PARTS] = {w->x, w->h, w->qkv, w->att, w->gate_up, w->act, w->last, w->logits, w->scratch, w->drawing};
+    void *all[N_PARTS] = {w->x,   w->h,    w->qkv,    w->att,     w->gate_up, w->act,
+                          w->out, w->last, w->logits, w->scratch, w->drawing};
     w->be->ops->step_free(w->be, w->step);
     for (int i = 0; i < N_PARTS; i++)
         w->be->ops->release(w->be, all[i]);
@@ -141,7 +145,8 @@ nb_status nbi_kv_create(nbi_kv *kv, const nb_model *m, uint32_t n_pages, nbi_kv_
     NB_TRY(nbi_memory_check(m, nbi_kv_page_bytes(&m->cfg, type) * n_pages, "the KV cache"));
     for (uint32_t i = 0; i < kv->n_layers; i++) {
         nbi_kv_layer *l = &kv->layers[i];
-        *l = (nbi_kv_layer){.type = type, .n_kv_heads = m->cfg.n_kv_heads, .head_dim = m->cfg.head_dim};
+        *l = (nbi_kv_layer){
+            .type = type, .n_kv_heads = m->cfg.n_kv_heads, .head_dim = m->cfg.head_dim, .rotate = m->cfg.rotate_keys};
         NB_TRY(m->be->ops->alloc(m->be, &l->k, bytes, "the KV cache"));
         NB_TRY(m->be->ops->alloc(m->be, &l->v, bytes, "the KV cache"));
     }
@@ -170,30 +175,69 @@ typedef struct run {
     void *tap_user;
 } run;
 
-/* The forms in which n layers want their common input; a tap reads floats. */
-static unsigned forms_of(const run *r, nbi_linear *const *l, size_t n)
+/* The layers that read one input, and how it reaches them. */
+typedef struct port {
+    uint32_t layer;
+    nbi_proj first;
+    size_t n;
+    const nbi_transform *in;
+    unsigned produced, forms; /* what the producer writes; what the layers find */
+} port;
+
+/* The forms in which n layers want their common input, behind its transform. */
+static unsigned forms_of(const run *r, nbi_linear *const *l, size_t n, const nbi_transform *in)
 {
-    unsigned forms = r->tap ? NBI_FORM_FLOAT : 0;
+    unsigned forms = r->tap && !in ? NBI_FORM_FLOAT : 0; /* a tap reads floats */
     for (size_t i = 0; i < n; i++)
         forms |= r->m->be->ops->linear_form(l[i]);
     return forms;
 }
 
-/* The projections first .. first+n-1 of a layer, side by side into y. */
-static nb_status project(const run *r, uint32_t layer, nbi_proj first, size_t n, const void *x, unsigned forms, void *y,
-                         nbi_dst dst)
+static port port_of(const run *r, uint32_t layer, nbi_proj first, size_t n)
+{
+    const nbi_layer *l = &r->m->layers[layer];
+    const nbi_transform *in = l->in[nbi_port_of(first)];
+    const unsigned forms = forms_of(r, &l->proj[first], n, in);
+    return (port){layer, first, n, in, in ? NBI_FORM_FLOAT : forms, forms};
+}
+
+/* Layer i of a port, whose outputs are transformed on their way to column col of y. */
+static nb_status project_one(const run *r, const port *p, size_t i, const void *x, void *y, size_t col, size_t width,
+                             nbi_dst dst)
 {
     nbi_backend *be = r->m->be;
-    nbi_linear *const *l = &r->m->layers[layer].proj[first];
-    size_t width = 0, rows, k;
-    for (size_t i = 0; i < n; i++) {
-        nbi_proj_shape(&r->m->cfg, (nbi_proj)(first + i), &rows, &k);
-        width += rows;
-        nb_status st = r->tap ? r->tap(r->tap_user, layer, (nbi_proj)(first + i), x, r->rows, k) : NB_OK;
-        if (st != NB_OK)
-            return st;
+    const nbi_layer *l = &r->m->layers[p->layer];
+    const size_t at = p->first + i;
+    const nbi_linear *one = l->proj[at];
+    float *out = r->w->out;
+    size_t n, k;
+    nbi_proj_shape(&r->m->cfg, (nbi_proj)at, &n, &k);
+    nb_status st = be->ops->linear(be, &one, 1, x, p->forms, r->rows, out, n, NBI_DST_F32, r->w->scratch);
+    return st == NB_OK ? be->ops->transform_out(be, l->out[at], out, r->rows, l->out_bias[at], y, col, width, dst) : st;
+}
+
+/* The layers of a port side by side into y. */
+static nb_status project(const run *r, const port *p, void *x, void *y, nbi_dst dst)
+{
+    nbi_backend *be = r->m->be;
+    const nbi_layer *l = &r->m->layers[p->layer];
+    size_t width = 0, col = 0, n[NBI_MAX_FUSED], k = 0;
+    nb_status st = NB_OK;
+    for (size_t i = 0; i < p->n; i++) {
+        nbi_proj_shape(&r->m->cfg, (nbi_proj)(p->first + i), &n[i], &k);
+        width += n[i];
+        if (r->tap)
+            NB_TRY(r->tap(r->tap_user, p->layer, (nbi_proj)(p->first + i), x, r->rows, k));
     }
-    return be->ops->linear(be, (const nbi_linear *const *)l, n, x, forms, r->rows, y, width, dst, r->w->scratch);
+    if (p->in)
+        NB_TRY(be->ops->transform_in(be, p->in, x, r->rows, p->forms));
+    if (!l->out[p->first])
+        return be->ops->linear(be, (const nbi_linear *const *)&l->proj[p->first], p->n, x, p->forms, r->rows, y, width,
+                               dst, r->w->scratch);
+    for (size_t i = 0; i < p->n; col += n[i++])
+        NB_TRY(project_one(r, p, i, x, y, col, width, dst));
+done:
+    return st;
 }
 
 static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
@@ -204,18 +248,19 @@ static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
     nbi_backend *be = r->m->be;
     const nbi_backend_ops *ops = be->ops;
     const size_t rows = r->rows;
-    const unsigned f_in = forms_of(r, &l->proj[NBI_Q], 3), f_o = forms_of(r, &l->proj[NBI_O], 1),
-                   f_ffn = forms_of(r, &l->proj[NBI_GATE], 2), f_down = forms_of(r, &l->proj[NBI_DOWN], 1);
+    const port qkv = port_of(r, i, NBI_Q, 3), o = port_of(r, i, NBI_O, 1), ffn = port_of(r, i, NBI_GATE, 2),
+               down = port_of(r, i, NBI_DOWN, 1);
+    const float scale = 1.0f / sqrtf((float)c->head_dim);
     nb_status st;
-    NB_TRY(ops->rmsnorm(be, w->x, l->attn_norm, c->norm_eps, rows, c->hidden, w->h, f_in));
-    NB_TRY(project(r, i, NBI_Q, 3, w->h, f_in, w->qkv, NBI_DST_ACT));
+    NB_TRY(ops->rmsnorm(be, w->x, l->attn_norm, c->norm_eps, rows, c->hidden, w->h, qkv.produced));
+    NB_TRY(project(r, &qkv, w->h, w->qkv, NBI_DST_ACT));
     NB_TRY(ops->rope_append(be, w->step, w->qkv, c->n_heads, kv));
-    NB_TRY(ops->attention(be, w->step, w->qkv, c->n_heads, kv, 1.0f / sqrtf((float)c->head_dim), w->att, f_o));
-    NB_TRY(project(r, i, NBI_O, 1, w->att, f_o, w->x, NBI_DST_RESIDUAL));
-    NB_TRY(ops->rmsnorm(be, w->x, l->ffn_norm, c->norm_eps, rows, c->hidden, w->h, f_ffn));
-    NB_TRY(project(r, i, NBI_GATE, 2, w->h, f_ffn, w->gate_up, NBI_DST_ACT));
-    NB_TRY(ops->swiglu(be, w->gate_up, rows, c->ffn, w->act, f_down));
-    NB_TRY(project(r, i, NBI_DOWN, 1, w->act, f_down, w->x, NBI_DST_RESIDUAL));
+    NB_TRY(ops->attention(be, w->step, w->qkv, c->n_heads, kv, scale, w->att, o.produced));
+    NB_TRY(project(r, &o, w->att, w->x, NBI_DST_RESIDUAL));
+    NB_TRY(ops->rmsnorm(be, w->x, l->ffn_norm, c->norm_eps, rows, c->hidden, w->h, ffn.produced));
+    NB_TRY(project(r, &ffn, w->h, w->gate_up, NBI_DST_ACT));
+    NB_TRY(ops->swiglu(be, w->gate_up, rows, c->ffn, w->act, down.produced));
+    NB_TRY(project(r, &down, w->act, w->x, NBI_DST_RESIDUAL));
 done:
     return st;
 }
@@ -228,14 +273,16 @@ static nb_status run_model(const run *r, const nbi_kv *kv)
     const nbi_backend_ops *ops = be->ops;
     const size_t n = r->n_logits, hidden = m->cfg.hidden;
     const nbi_linear *head = m->head;
-    const unsigned form = ops->linear_form(head);
+    const unsigned form = ops->linear_form(head), produced = m->head_in ? NBI_FORM_FLOAT : form;
     nb_status st;
     NB_TRY(ops->embed(be, w->step, m->embed, w->x));
     for (uint32_t i = 0; i < m->cfg.n_layers; i++)
         NB_TRY(run_layer(r, i, &kv->layers[i]));
     if (n) {
         NB_TRY(ops->gather(be, w->step, w->x, hidden, w->last));
-        NB_TRY(ops->rmsnorm(be, w->last, m->final_norm, m->cfg.norm_eps, n, hidden, w->h, form));
+        NB_TRY(ops->rmsnorm(be, w->last, m->final_norm, m->cfg.norm_eps, n, hidden, w->h, produced));
+        if (m->head_in)
+            NB_TRY(ops->transform_in(be, m->head_in, w->h, n, form));
         NB_TRY(ops->linear(be, &head, 1, w->h, form, n, w->logits, m->cfg.vocab, NBI_DST_F32, w->scratch));
     }
 done:
@@ -340,7 +387,7 @@ nb_status nbi_forward_logits(const nb_model *m, nbi_workspace *w, size_t rows, c
 {
     const nbi_backend_ops *ops = m->be->ops;
     const nbi_linear *head = m->head;
-    const unsigned form = ops->linear_form(head);
+    const unsigned form = ops->linear_form(head), produced = m->head_in ? NBI_FORM_FLOAT : form;
     const size_t hidden = m->cfg.hidden;
     nb_status st;
     if (rows > w->max_rows || rows > w->max_logits)
@@ -348,7 +395,9 @@ nb_status nbi_forward_logits(const nb_model *m, nbi_workspace *w, size_t rows, c
     if (ops->lock)
         ops->lock(m->be);
     NB_TRY(ops->upload(m->be, w->last, x, rows * hidden * sizeof *x));
-    NB_TRY(ops->rmsnorm(m->be, w->last, m->final_norm, m->cfg.norm_eps, rows, hidden, w->h, form));
+    NB_TRY(ops->rmsnorm(m->be, w->last, m->final_norm, m->cfg.norm_eps, rows, hidden, w->h, produced));
+    if (m->head_in)
+        NB_TRY(ops->transform_in(m->be, m->head_in, w->h, rows, form));
     NB_TRY(ops->linear(m->be, &head, 1, w->h, form, rows, w->logits, m->cfg.vocab, NBI_DST_F32, w->scratch));
     NB_TRY(ops->download(m->be, logits, w->logits, rows * m->cfg.vocab * sizeof *logits));
 done:

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/kv.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -188,6 +189,14 @@ done:
     return st;
 }
 
+/* What the checkpoint says of the KV cache: how keys are stored, and the type where nobody asks for one. */
+static nb_status set_kv(nb_model *m, nbi_quant_model q, const char *where)
+{
+    m->cfg.rotate_keys = q.rotate_keys;
+    nb_status st = q.kv_dtype[0] ? nbi_kv_type_parse(&m->be->default_kv, q.kv_dtype) : NB_OK;
+    return st == NB_OK ? st : nbi_fail_in(NB_EFORMAT, "%s: kv_cache: dtype: ", where);
+}
+
 nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options *o)
 {
     nb_status st;
@@ -204,6 +213,7 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     NB_TRY(nbi_model_json(&config, path, where));
     NB_TRY(nbi_config_parse(&m->cfg, config, where));
     NB_TRY(nbi_quantization_config(&f.quant, config, where));
+    NB_TRY(set_kv(m, nbi_quant_model_of(f.quant), where));
     NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
     m->hash = nbi_model_fingerprint(f.ckpt, config);
     NB_TRY(load_tokenizer(m, path));

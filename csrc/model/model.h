@@ -8,17 +8,22 @@
 typedef struct nbi_layer {
     float *attn_norm, *ffn_norm; /* device fp32 [hidden] */
     nbi_linear *proj[NBI_N_PROJ];
+    nbi_transform *in[NBI_N_PORTS]; /* of what the layers of a port read; NULL: none */
+    nbi_transform *out[NBI_N_PROJ]; /* of what a layer computes; NULL: none */
+    float *out_bias[NBI_N_PROJ];    /* device fp32: its bias, which comes behind that; NULL: none */
 } nbi_layer;
 
 struct nb_model {
     nbi_config cfg;
     nbi_backend *be;
-    nb_tokenizer *tok; /* NULL: none */
-    nbi_layer *layers; /* [n_layers] */
-    float *final_norm; /* device */
-    nbi_linear *embed; /* [vocab, hidden] */
-    nbi_linear *head;  /* == embed when tied */
-    float *inv_freq;   /* host [head_dim/2] */
+    nb_tokenizer *tok;      /* NULL: none */
+    nbi_layer *layers;      /* [n_layers] */
+    float *final_norm;      /* device */
+    nbi_linear *embed;      /* [vocab, hidden] */
+    nbi_linear *head;       /* == embed when tied */
+    nbi_transform *head_in; /* of what lm_head reads; NULL: none */
+    size_t out_width;       /* outputs of the widest layer with a transform behind it; 0: there is none */
+    float *inv_freq;        /* host [head_dim/2] */
     uint64_t weight_bytes;
     char path[1024];
     char scheme[64];

@@ -36,16 +36,18 @@ static int32_t limited(float x, float s, int32_t a, int32_t b)
     return !(r > (float)a) ? a : r < (float)b ? (int32_t)r : b;
 }
 
+float nbi_grid_scale(float s, nbi_dtype scale_dtype)
+{
+    return s < FLT_MIN ? 1.0f : stored_scale(s < SCALE_MAX ? s : SCALE_MAX, scale_dtype);
+}
+
 nbi_grid nbi_grid_make(float lo, float hi, unsigned bits, bool symmetric, nbi_dtype scale_dtype)
 {
     nbi_grid g = {.qmin = -(1 << (bits - 1)), .qmax = (1 << (bits - 1)) - 1};
     lo = lo < 0 ? lo : 0.0f;
     hi = hi > 0 ? hi : 0.0f;
     float s = range_scale(lo, hi, bits, symmetric);
-    if (s < FLT_MIN)
-        g.scale = 1.0f;
-    else
-        g.scale = stored_scale(s < SCALE_MAX ? s : SCALE_MAX, scale_dtype);
+    g.scale = nbi_grid_scale(s, scale_dtype);
     if (!symmetric) /* clamp(qmin - r, qmin, qmax) = qmin - clamp(r, qmin - qmax, 0) */
         g.zero = g.qmin - limited(lo, g.scale, g.qmin - g.qmax, 0);
     return g;

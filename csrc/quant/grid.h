@@ -20,6 +20,8 @@ typedef struct nbi_grid {
 
 /* From a range; lo and hi are finite.  scale_dtype F32 keeps the scale as computed. */
 nbi_grid nbi_grid_make(float lo, float hi, unsigned bits, bool symmetric, nbi_dtype scale_dtype);
+/* A scale >= 0 as it is stored: 1 where it is zero or subnormal. */
+float nbi_grid_scale(float s, nbi_dtype scale_dtype);
 int8_t nbi_grid_code(const nbi_grid *g, float x);
 static inline float nbi_grid_value(const nbi_grid *g, int8_t q)
 {

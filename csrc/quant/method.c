@@ -3,9 +3,15 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/rng.h"
+#include "quant/binary.h"
 #include "quant/clipped.h"
 #include "quant/hqq.h"
+#include "quant/llm_int8.h"
+#include "quant/nf4.h"
+#include "quant/quip.h"
 #include "quant/rtn.h"
+#include "quant/ternary.h"
 
 static nb_status rtn(nbi_weight *out, const nbi_method_job *j)
 {
@@ -43,9 +49,59 @@ static nb_status hqq(nbi_weight *out, const nbi_method_job *j)
     return nbi_hqq(out, j->src, j->scheme, j->scale_dtype, j->threads);
 }
 
+/* Layers to which an override gave other bits are rounded to nearest. */
+static nb_status nf4(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->kind == NBI_KIND_NF4 ? nbi_nf4_quantize(out, j->src, j->scheme, j->threads) : rtn(out, j);
+}
+
+static nb_status twn(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->bits == 2 ? nbi_twn(out, j->src, j->scheme, j->scale_dtype, j->options->refine, j->threads)
+                                : rtn(out, j);
+}
+
+static nb_status absmean(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->bits == 2 ? nbi_absmean(out, j->src, j->scheme, j->scale_dtype, j->threads) : rtn(out, j);
+}
+
+static nb_status binary(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->kind == NBI_KIND_BINARY ? nbi_binary(out, j->src, j->scheme, j->scale_dtype, j->threads)
+                                              : rtn(out, j);
+}
+
+/* The rotations' signs are drawn anew for each layer of the model, and for each output; layers with one input share its signs. */
+static nb_status quip(nbi_weight *out, const nbi_method_job *j)
+{
+    const nbi_quip_options o = nbi_quip_defaults();
+    uint64_t name = 0;
+    for (const char *c = j->module; *c; c++)
+        name = nbi_rng(name, (unsigned char)*c);
+    return nbi_quip(out, j->src, j->scheme, j->in->gram, &o, nbi_rng(j->layer, j->port), nbi_rng(j->layer, name),
+                    j->threads);
+}
+
+/* Layers to which an override gave other bits are rounded to nearest. */
+static nb_status spqr(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->nested ? nbi_spqr(out, j->src, j->scheme, j->in->gram, &j->options->spqr, j->threads)
+                             : rtn(out, j);
+}
+
+static nb_status llm_int8(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->outliers ? nbi_llm_int8(out, j->src, j->scheme, j->scale_dtype, j->in, j->options->outliers)
+                               : rtn(out, j);
+}
+
 static const char *const no_keys[] = {"name", NULL};
 static const char *const gptq_keys[] = {"name", "act_order", "static_groups", "clip", "damp", "block", NULL};
 static const char *const smooth_keys[] = {"name", "alpha", NULL};
+static const char *const twn_keys[] = {"name", "refine", NULL};
+static const char *const spqr_keys[] = {"name", "act_order", "threshold", "damp", "block", NULL};
+static const char *const llm_int8_keys[] = {"name", "threshold", NULL};
 
 static const nbi_method methods[] = {
     {"rtn", 0, NBI_BALANCE_NONE, rtn, NULL, no_keys},
@@ -53,8 +109,15 @@ static const nbi_method methods[] = {
     {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, NULL, no_keys},
     {"hqq", 0, NBI_BALANCE_NONE, hqq, NULL, no_keys},
     {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, NULL, gptq_keys},
+    {"quip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, quip, nbi_quip_scheme, no_keys},
     {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, NULL, no_keys},
     {"smoothquant", NBI_NEEDS_SIZES, NBI_BALANCE_SMOOTH, rtn, NULL, smooth_keys},
+    {"nf4", 0, NBI_BALANCE_NONE, nf4, nbi_nf4_scheme, no_keys},
+    {"twn", 0, NBI_BALANCE_NONE, twn, nbi_ternary_scheme, twn_keys},
+    {"absmean", 0, NBI_BALANCE_NONE, absmean, nbi_ternary_scheme, no_keys},
+    {"binary", 0, NBI_BALANCE_NONE, binary, nbi_binary_scheme, no_keys},
+    {"spqr", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, spqr, nbi_spqr_scheme, spqr_keys},
+    {"llm-int8", NBI_NEEDS_SIZES, NBI_BALANCE_NONE, llm_int8, nbi_llm_int8_scheme, llm_int8_keys},
 };
 
 static nb_status unknown(const char *name, const char *where)
@@ -84,16 +147,26 @@ static nb_status check_keys(const nbi_method *m, const json_t *j, const char *wh
 
 static nb_status parse_options(nbi_method_options *o, const json_t *j, const char *where)
 {
-    double damp = (double)o->gptq.damp, alpha = (double)o->alpha;
+    double damp = (double)o->gptq.damp, alpha = (double)o->alpha, spqr_damp = (double)o->spqr.damp,
+           sensitive = (double)o->spqr.threshold, size = (double)o->outliers;
     int64_t block = o->gptq.block;
     nb_status st;
     NB_TRY(nbi_json_bool(j, "act_order", &o->gptq.act_order, where));
     NB_TRY(nbi_json_bool(j, "static_groups", &o->gptq.static_groups, where));
     NB_TRY(nbi_json_bool(j, "clip", &o->gptq.clip, where));
     NB_TRY(nbi_json_double(j, "damp", 0, 1, &damp, where));
+    NB_TRY(nbi_json_bool(j, "act_order", &o->spqr.act_order, where));
+    NB_TRY(nbi_json_double(j, "damp", 0, 1, &spqr_damp, where));
+    NB_TRY(nbi_json_double(j, "threshold", 0, 1e9, &sensitive, where));
+    NB_TRY(nbi_json_double(j, "threshold", 0, 1e9, &size, where));
     NB_TRY(nbi_json_int(j, "block", 1, 1 << 20, &block, where));
     NB_TRY(nbi_json_double(j, "alpha", 0, 1, &alpha, where));
+    NB_TRY(nbi_json_bool(j, "refine", &o->refine, where));
     o->gptq.damp = (float)damp;
+    o->spqr.damp = (float)spqr_damp;
+    o->spqr.threshold = (float)sensitive;
+    o->spqr.block = (uint32_t)block;
+    o->outliers = (float)size;
     o->gptq.block = (uint32_t)block;
     o->alpha = (float)alpha;
 done:
@@ -103,7 +176,8 @@ done:
 nb_status nbi_method_parse(const nbi_method **out, nbi_method_options *o, const json_t *j, const char *where)
 {
     const char *name = NULL;
-    *o = (nbi_method_options){nbi_gptq_defaults(), 0.5f};
+    *o =
+        (nbi_method_options){.gptq = nbi_gptq_defaults(), .spqr = nbi_spqr_defaults(), .alpha = 0.5f, .outliers = 6.0f};
     *out = &methods[0];
     if (!j || json_is_null(j))
         return NB_OK;

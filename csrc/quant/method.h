@@ -7,13 +7,17 @@
 #include "backend/backend.h"
 #include "quant/gptq.h"
 #include "quant/inputs.h"
+#include "quant/spqr.h"
 
 /* What is done to a layer before its weights are rounded: balance.h. */
 typedef enum nbi_balance { NBI_BALANCE_NONE, NBI_BALANCE_SMOOTH, NBI_BALANCE_AWQ } nbi_balance;
 
 typedef struct nbi_method_options {
     nbi_gptq_options gptq;
-    float alpha; /* of smooth */
+    nbi_spqr_options spqr;
+    float alpha;    /* of smooth */
+    float outliers; /* of llm-int8: inputs that reach this size */
+    bool refine;    /* of twn */
 } nbi_method_options;
 
 typedef struct nbi_method_job {

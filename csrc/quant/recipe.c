@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/kv.h"
 #include "base/checked.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -38,6 +39,8 @@ struct nbi_recipe {
     nbi_observer_method method;
     double percentile;
     uint32_t tokens, ctx;
+    bool rotate;
+    char kv_dtype[8]; /* "": none */
     nbi_search search;
     bool searches; /* the recipe itself asks for it */
     json_t *json;
@@ -179,8 +182,15 @@ static nb_status parse_activations(const json_t *j, nbi_scheme *s, const char *w
         (st = nbi_json_bool(j, "symmetric", &s->act_symmetric, where)) != NB_OK ||
         (st = get_choice(j, "strategy", strategies, &strategy, where)) != NB_OK)
         return st;
-    if (bits != 8)
+    if (bits != 8 && bits != 1)
         return nbi_fail(NB_EFORMAT, "%s: \"bits\" is %lld, expected 8", where, (long long)bits);
+    if (bits == 1) { /* resolve_scheme() says who may */
+        if (strategy > 0 && json_object_get(j, "strategy"))
+            return nbi_fail(NB_EFORMAT, "%s: \"strategy\" is \"tensor\" with 1 bit, expected \"token\"", where);
+        s->act = NBI_ACT_SIGN;
+        s->act_symmetric = true;
+        return NB_OK;
+    }
     s->act = strategy ? NBI_ACT_TENSOR : NBI_ACT_TOKEN;
     if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
         return nbi_fail(NB_EFORMAT,
@@ -378,14 +388,58 @@ static nb_status parse_method(nbi_recipe *r, const json_t *j, const char *where)
     return NB_OK;
 }
 
+static bool has_static_activations(const nbi_recipe *r)
+{
+    bool found = r->base.act == NBI_ACT_TENSOR;
+    for (size_t i = 0; i < r->n_overrides; i++)
+        found = found || r->overrides[i].scheme.act == NBI_ACT_TENSOR;
+    return found;
+}
+
+static nb_status parse_kv(nbi_recipe *r, const json_t *j, const char *where)
+{
+    const char *name = NULL;
+    nbi_kv_type type;
+    nb_status st = nbi_json_string(j, "kv_dtype", &name, where);
+    if (st != NB_OK || !name)
+        return st;
+    if (nbi_kv_type_parse(&type, name) != NB_OK)
+        return nbi_fail_in(NB_EFORMAT, "%s: \"kv_dtype\": ", where);
+    snprintf(r->kv_dtype, sizeof r->kv_dtype, "%s", name);
+    return NB_OK;
+}
+
+/* What a rotated model cannot have: scales of inputs that a norm or a layer in front of them would take, and ranges that were seen
+ * before the inputs of down_proj were rotated. */
+static nb_status parse_rotate(nbi_recipe *r, const json_t *j, const char *where)
+{
+    nb_status st = nbi_json_bool(j, "rotate", &r->rotate, where);
+    if (st != NB_OK || !r->rotate)
+        return st;
+    if (r->how->balance != NBI_BALANCE_NONE)
+        return nbi_fail(NB_EFORMAT,
+                        "%s: \"rotate\" is true, but the method %s balances channels: expected one or the other", where,
+                        r->how->name);
+    if (has_static_activations(r))
+        return nbi_fail(NB_EFORMAT,
+                        "%s: \"rotate\" is true with static activations, expected \"strategy\" \"token\" or none",
+                        where);
+    return NB_OK;
+}
+
 static nb_status resolve_scheme(const nbi_recipe *r, nbi_scheme *s, const char *where)
 {
-    if (!s->bits)
-        return NB_OK;
-    if (r->how->scheme)
-        return r->how->scheme(s, where);
+    nb_status st = s->bits && r->how->scheme ? r->how->scheme(s, where) : NB_OK;
+    if (st != NB_OK || s->kind == NBI_KIND_BINARY)
+        return st;
     if (s->bits == 1)
-        return nbi_fail(NB_EFORMAT, "%s: weights: \"bits\" is 1, expected 2, 3, 4 or 8", where);
+        return nbi_fail(NB_EFORMAT, "%s: weights: \"bits\" is 1, which is for the method binary, expected 2, 3, 4 or 8",
+                        where);
+    if (s->act == NBI_ACT_SIGN)
+        return nbi_fail(NB_EFORMAT,
+                        "%s: activations: \"bits\" is 1, which goes with weights of 1 bit by the method binary only, "
+                        "expected 8",
+                        where);
     return NB_OK;
 }
 
@@ -401,6 +455,21 @@ static nb_status resolve_schemes(nbi_recipe *r, const char *where)
     return st;
 }
 
+/* A search's choices, which the method must take like any scheme. */
+static nb_status read_search(const nbi_recipe *r, nbi_search *out, const json_t *search, const char *where)
+{
+    char inner[WHERE_MAX + 32];
+    nb_status st = nbi_search_parse(out, search, &r->base, where);
+    for (size_t i = 0; st == NB_OK && i < out->n; i++) {
+        snprintf(inner, sizeof inner, "%s: choices[%zu]", where, i);
+        st = resolve_scheme(r, &out->scheme[i], inner);
+    }
+    if (st != NB_OK)
+        nbi_search_free(out);
+    return st;
+}
+
+/* Without one there is nothing to check: the defaults are for flags that ask for a search, and must fit then only. */
 static nb_status parse_search(nbi_recipe *r, const json_t *j, const char *where)
 {
     char inner[WHERE_MAX];
@@ -408,10 +477,10 @@ static nb_status parse_search(nbi_recipe *r, const json_t *j, const char *where)
     bool given;
     nb_status st = get_object(j, "search", &search, &given, where);
     snprintf(inner, sizeof inner, "%s: search", where);
-    if (st != NB_OK || !search) /* the defaults are for flags that ask for a search: they must fit then only */
+    if (st != NB_OK || !search)
         return st;
     r->searches = true;
-    return nbi_search_parse(&r->search, search, &r->base, inner);
+    return read_search(r, &r->search, search, inner);
 }
 
 /* "name", or the file's name without folder and .json */
@@ -433,8 +502,8 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
-    static const char *const keys[] = {"name",        "description", "weights",   "activations", "method",
-                                       "calibration", "ignore",      "overrides", "search",      NULL};
+    static const char *const keys[] = {"name",   "description", "weights", "activations", "method", "calibration",
+                                       "rotate", "kv_dtype",    "ignore",  "overrides",   "search", NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
     *out = NULL;
@@ -454,6 +523,8 @@ nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
     NB_TRY(parse_ignore(r, j, where));
     NB_TRY(parse_overrides(r, j, where));
     NB_TRY(parse_method(r, j, where));
+    NB_TRY(parse_rotate(r, j, where));
+    NB_TRY(parse_kv(r, j, where));
     NB_TRY(resolve_schemes(r, where));
     NB_TRY(parse_calibration(r, j, where));
     NB_TRY(parse_search(r, j, where));
@@ -498,9 +569,10 @@ const nbi_search *nbi_recipe_search(const nbi_recipe *r)
     return r->searches ? &r->search : NULL;
 }
 
-const nbi_scheme *nbi_recipe_base(const nbi_recipe *r)
+nb_status nbi_recipe_search_of(const nbi_recipe *r, nbi_search *out, const char *where)
 {
-    return &r->base;
+    const json_t *search = json_object_get(r->json, "search");
+    return read_search(r, out, search && !json_is_null(search) ? search : NULL, where);
 }
 
 bool nbi_recipe_needs_calibration(const nbi_recipe *r)
@@ -516,6 +588,16 @@ const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_option
     if (options)
         *options = &r->how_options;
     return r->how;
+}
+
+const char *nbi_recipe_kv_dtype(const nbi_recipe *r)
+{
+    return r->kv_dtype;
+}
+
+bool nbi_recipe_rotates(const nbi_recipe *r)
+{
+    return r->rotate;
 }
 
 bool nbi_recipe_needs_text(const nbi_recipe *r)
@@ -566,14 +648,15 @@ nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, n
     return NB_OK;
 }
 
-nb_status nbi_recipe_is_fixed(const nbi_recipe *r, const char *module, bool *fixed)
+nb_status nbi_recipe_fate(const nbi_recipe *r, const char *module, nbi_fate *fate)
 {
+    bool ignored = is_never_quantized(module), overridden = false;
     nb_status st = NB_OK;
-    *fixed = is_never_quantized(module);
-    for (size_t i = 0; i < r->n_ignore && st == NB_OK && !*fixed; i++)
-        st = pattern_matches(&r->ignore[i], module, fixed);
-    for (size_t i = 0; i < r->n_overrides && st == NB_OK && !*fixed; i++)
-        st = pattern_matches(&r->overrides[i].match, module, fixed);
+    for (size_t i = 0; i < r->n_ignore && st == NB_OK && !ignored; i++)
+        st = pattern_matches(&r->ignore[i], module, &ignored);
+    for (size_t i = 0; i < r->n_overrides && st == NB_OK && !overridden; i++)
+        st = pattern_matches(&r->overrides[i].match, module, &overridden);
+    *fate = ignored ? NBI_IGNORED : overridden ? NBI_OVERRIDDEN : NBI_FREE;
     return st;
 }
 

@@ -19,7 +19,7 @@ static nb_status check_cache(const nbi_kv_layer *kv)
 }
 
 /* x0' = x0 cos - x1 sin, x1' = x1 cos + x0 sin: each product rounded, then the sum. */
-static void rotate(float *x, const float *cos_sin, size_t head_dim)
+static void turn(float *x, const float *cos_sin, size_t head_dim)
 {
     const size_t half = head_dim / 2;
     for (size_t i = 0; i < half; i++) {
@@ -37,12 +37,15 @@ static void put(const nbi_kv_layer *kv, void *cache, int32_t page, size_t slot, 
 }
 
 /* One row: [q heads][k heads][v heads], each of head_dim. */
-static void append_row(const nbi_kv_layer *kv, float *row, size_t n_heads, const float *cos_sin, int32_t page,
-                       size_t slot)
+static void append_row(const nbi_cpu *c, const nbi_step *s, const nbi_kv_layer *kv, float *row, size_t n_heads,
+                       const float *cos_sin, int32_t page, size_t slot)
 {
     const size_t D = kv->head_dim, G = kv->n_kv_heads;
-    for (size_t h = 0; h < n_heads + G; h++)
-        rotate(row + h * D, cos_sin, D);
+    for (size_t h = 0; h < n_heads + G; h++) {
+        turn(row + h * D, cos_sin, D);
+        if (kv->rotate)
+            c->kern->rotate_row(&s->rotation, row + h * D);
+    }
     for (size_t h = 0; h < G; h++) {
         put(kv, kv->k, page, slot, h, row + (n_heads + h) * D);
         put(kv, kv->v, page, slot, h, row + (n_heads + G + h) * D);
@@ -55,6 +58,8 @@ nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size
     const nbi_batch *batch = s->batch;
     const size_t D = kv->head_dim, width = (n_heads + 2 * kv->n_kv_heads) * D;
     nb_status st = check_cache(kv);
+    if (st == NB_OK && kv->rotate && D != s->head_dim)
+        st = nbi_fail(NB_EINTERNAL, "heads of %zu elements are rotated in a step for %zu", D, s->head_dim);
     if (st == NB_OK && D % 2)
         st = nbi_fail(NB_EUNSUPPORTED, "a head dimension of %zu cannot be rotated: expected an even number", D);
     if (st != NB_OK)
@@ -65,8 +70,8 @@ nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size
 #pragma omp for schedule(static) nowait
         for (uint32_t t = 0; t < q->n_rows; t++) {
             size_t row = (size_t)q->row0 + t, pos = (size_t)q->pos0 + t;
-            append_row(kv, (float *)qkv + row * width, n_heads, s->cos_sin + row * D, q->pages[pos / NBI_PAGE_TOKENS],
-                       pos % NBI_PAGE_TOKENS);
+            append_row(c, s, kv, (float *)qkv + row * width, n_heads, s->cos_sin + row * D,
+                       q->pages[pos / NBI_PAGE_TOKENS], pos % NBI_PAGE_TOKENS);
         }
     }
     return NB_OK;

@@ -27,8 +27,10 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_W8,
     NBI_CPU_W4,  /* symmetric: the code itself comes from a table */
     NBI_CPU_W4Z, /* with zero points */
+    NBI_CPU_NF4, /* codes stand for the numbers of base/nf4.h */
     NBI_CPU_Q8,
     NBI_CPU_Q4,
+    NBI_CPU_XNOR, /* signs on both sides: xnor_body.h */
     NBI_CPU_N_KINDS
 } nbi_cpu_kind;
 
@@ -41,12 +43,16 @@ struct nbi_linear {
     nbi_scheme scheme;
     nbi_cpu_kind kind;
     size_t panel_bytes;
+    size_t bit_words; /* XNOR: 64-bit words of a row */
     unsigned char *w; /* [panels][panel_bytes] */
     float *scales;    /* [panels][groups][16]; NULL when dense */
     uint8_t *zeros;   /* [panels][groups][16]; NULL when symmetric */
     uint32_t *perm;   /* [K] act-order, or NULL */
-    int32_t *corr;    /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
-    float *bias;      /* [panels*16] or NULL */
+    nbi_sparse
+        sparse; /* as nbi_weight has it; of a layer with outliers value is [panels][n_outliers][16], col the outliers */
+    size_t n_outliers;
+    int32_t *corr; /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
+    float *bias;   /* [panels*16] or NULL */
     float act_scale;
     int32_t act_zero; /* zx */
     void *block;      /* the one allocation that holds all of these */
@@ -56,10 +62,11 @@ struct nbi_linear {
 /* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
 typedef struct nbi_cpu_job {
     const nbi_linear *l;
-    const float *x; /* [rows][K] */
-    float *y;       /* [rows][ldy] */
+    const float *x;     /* [rows][K] */
+    const float *given; /* [rows][K]: x as it came, what the sparse part multiplies */
+    float *y;           /* [rows][ldy] */
     size_t ldy;
-    unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K */
+    unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K; XNOR: [rows][bit_words] */
     size_t q_stride;  /* elements, a multiple of 8 */
     int32_t *q_sum;   /* [rows][groups]: sum of the codes of a group */
     float *q_scale;   /* [rows]; NaN for a row that holds a NaN or an infinity */
@@ -77,17 +84,30 @@ typedef struct nbi_cpu_attend {
     float scale;
 } nbi_cpu_attend;
 
+/* base/rotation.h: T of order h * m, h odd and m a power of two. */
+#define NBI_CPU_PARTS 1024 /* more than h may be: the stack holds sixteen columns of that many parts */
+typedef struct nbi_cpu_rotation {
+    size_t h, m;
+    float unit;     /* 1 / sqrt(h * m) */
+    float *hartley; /* [h][h]; NULL where h is 1 */
+} nbi_cpu_rotation;
+
 typedef struct nbi_cpu_kernels {
     const char *name; /* "avx512-vnni" */
     const char *isa;  /* as NB_CPU_ISA says it */
     size_t q_bytes;   /* bytes of an activation's code */
     /* Panels [p0,p1) of rows [r0,r1). */
     void (*linear[NBI_CPU_N_KINDS])(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
+    /* y += S x: outputs [n0,n1) (of a layer with outliers: panels) of rows [r0,r1) */
+    void (*sparse)(const nbi_cpu_job *j, size_t n0, size_t n1, size_t r0, size_t r1);
+    void (*outliers)(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
     void (*quantize_row)(const nbi_cpu_job *j, size_t row);
+    void (*sign_row)(const nbi_cpu_job *j, size_t row); /* XNOR */
     void (*rmsnorm_row)(const float *x, const float *weight, float eps, size_t k, float *y);
     void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */
     void (*attend)(const nbi_cpu_attend *a);
+    void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
 } nbi_cpu_kernels;
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
@@ -99,8 +119,9 @@ extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avx512;
 struct nbi_step {
     const nbi_batch *batch;
     size_t max_rows, head_dim;
-    float *inv_freq; /* [head_dim/2] */
-    float *cos_sin;  /* [max_rows][head_dim/2][2] */
+    float *inv_freq;           /* [head_dim/2] */
+    float *cos_sin;            /* [max_rows][head_dim/2][2] */
+    nbi_cpu_rotation rotation; /* of a head */
 };
 
 typedef struct nbi_cpu {
@@ -144,6 +165,21 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, c
 nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
                             float scale, void *y, unsigned forms);
+
+/* transform.c */
+struct nbi_transform {
+    size_t k;
+    nbi_cpu_rotation rotation;
+    float *signs; /* [k] of 1 and -1; NULL: no rotation */
+};
+nb_status nbi_cpu_rotation_init(nbi_cpu_rotation *r, size_t k);
+void nbi_cpu_rotation_free(nbi_cpu_rotation *r);
+nb_status nbi_cpu_transform_create(nbi_backend *b, nbi_transform **out, const nbi_transform_spec *spec);
+void nbi_cpu_transform_free(nbi_backend *b, nbi_transform *t);
+size_t nbi_cpu_transform_bytes(nbi_backend *b, const nbi_transform_spec *spec);
+nb_status nbi_cpu_transform_in(nbi_backend *b, const nbi_transform *t, void *x, size_t rows, unsigned forms);
+nb_status nbi_cpu_transform_out(nbi_backend *b, const nbi_transform *t, float *x, size_t rows, const float *bias,
+                                void *y, size_t col, size_t ldy, nbi_dst dst);
 
 /* step.c */
 nb_status nbi_cpu_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits);

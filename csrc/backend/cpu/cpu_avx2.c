@@ -4,17 +4,23 @@
 
 #include "backend/cpu/linear_body.h"
 #include "backend/cpu/rows_body.h"
+#include "backend/cpu/sparse_body.h"
+#include "backend/cpu/xnor_body.h"
 
 const nbi_cpu_kernels nbi_cpu_avx2 = {
     .name = "avx2",
     .isa = "avx2",
     .q_bytes = sizeof(nbi_qx),
     .linear = LINEAR_KERNELS,
+    .sparse = sparse_rows,
+    .outliers = outlier_columns,
     .quantize_row = quantize_row,
+    .sign_row = sign_row,
     .rmsnorm_row = rmsnorm_row,
     .swiglu = swiglu,
     .exp = exp_n,
     .attend = attend,
+    .rotate_row = rotate_row,
 };
 #else
 typedef int nbi_cpu_avx2_is_for_x86_64; /* a translation unit is never empty */

@@ -3,15 +3,21 @@
 
 #include "backend/cpu/linear_body.h"
 #include "backend/cpu/rows_body.h"
+#include "backend/cpu/sparse_body.h"
+#include "backend/cpu/xnor_body.h"
 
 const nbi_cpu_kernels nbi_cpu_scalar = {
     .name = "scalar",
     .isa = "scalar",
     .q_bytes = sizeof(nbi_qx),
     .linear = LINEAR_KERNELS,
+    .sparse = sparse_rows,
+    .outliers = outlier_columns,
     .quantize_row = quantize_row,
+    .sign_row = sign_row,
     .rmsnorm_row = rmsnorm_row,
     .swiglu = swiglu,
     .exp = exp_n,
     .attend = attend,
+    .rotate_row = rotate_row,
 };

@@ -1,6 +1,8 @@
 /* linear() and embed(): scratch for quantized activations, and the split of the work over threads. */
 #include "backend/cpu/cpu.h"
 
+#include <string.h>
+
 #include "base/checked.h"
 
 /* Scratch of R rows: rows in another order [R][K] fp32, codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes,
@@ -67,15 +69,41 @@ static const float *reorder(const nbi_cpu *c, const nbi_linear *l, const float *
     return to;
 }
 
+/* Rows of x as a layer with outliers quantizes them: these inputs are 0. */
+static const float *mask(const nbi_cpu *c, const nbi_linear *l, const float *x, size_t rows, float *to)
+{
+#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * l->k : 0))
+    for (size_t r = 0; r < rows; r++) {
+        memcpy(to + r * l->k, x + r * l->k, l->k * sizeof *to);
+        for (size_t i = 0; i < l->n_outliers; i++)
+            to[r * l->k + l->sparse.col[i]] = 0;
+    }
+    return to;
+}
+
+/* The sparse part, behind the main product.  Called by all threads of a team. */
+static void add_sparse(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, size_t rows)
+{
+    const bool columns = j->l->n_outliers != 0;
+    const size_t step = columns ? 1 : NBI_PANEL, row_step = 64, row_pieces = nbi_ceil_div(rows, row_step);
+    const size_t end = columns ? j->l->panels : j->l->n, pieces = nbi_ceil_div(end, step);
+#pragma omp for schedule(static)
+    for (size_t i = 0; i < pieces * row_pieces; i++) {
+        const size_t n0 = i / row_pieces * step, r0 = i % row_pieces * row_step;
+        const size_t n1 = end - n0 < step ? end : n0 + step, r1 = rows - r0 < row_step ? rows : r0 + row_step;
+        (columns ? kern->outliers : kern->sparse)(j, n0, n1, r0, r1);
+    }
+}
+
 static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, size_t rows, float *y, size_t ldy,
                        bool accumulate, void *scratch)
 {
     const int threads = nbi_cpu_threads(c, rows * l->n * l->k);
     const bool quantized = l->kind >= NBI_CPU_Q8;
     const cut t = choose_cut(l, rows, (size_t)threads);
-    nbi_cpu_job j = {.l = l, .x = x, .y = y, .ldy = ldy, .accumulate = accumulate};
-    if (l->perm) {
-        j.x = reorder(c, l, x, rows, scratch);
+    nbi_cpu_job j = {.l = l, .x = x, .given = x, .y = y, .ldy = ldy, .accumulate = accumulate};
+    if (l->perm || l->n_outliers) {
+        j.x = l->perm ? reorder(c, l, x, rows, scratch) : mask(c, l, x, rows, scratch);
         scratch = (float *)scratch + rows * stride_of(l->k);
     }
     if (quantized) {
@@ -89,11 +117,13 @@ static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, siz
         if (quantized) {
 #pragma omp for schedule(static)
             for (size_t r = 0; r < rows; r++)
-                c->kern->quantize_row(&j, r);
+                (l->kind == NBI_CPU_XNOR ? c->kern->sign_row : c->kern->quantize_row)(&j, r);
         }
 #pragma omp for schedule(static)
         for (size_t i = 0; i < t.n_panels * t.n_rows; i++)
             compute_piece(c->kern, &j, rows, &t, i);
+        if (l->sparse.nnz)
+            add_sparse(c->kern, &j, rows);
     }
 }
 

@@ -98,6 +98,8 @@ V16_INLINE void dense_tile(const nbi_cpu_job *j, size_t panel, size_t row, int k
 V16_INLINE v16 code_weight(v16u w, int i, v16 zero, int kind)
 {
     const int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4; /* of INT4: pack.c draws the dword */
+    if (kind == NBI_CPU_NF4)
+        return v16_nf4(w, shift);
     return kind == NBI_CPU_W8 ? v16_code8(w, i, zero)
                               : (kind == NBI_CPU_W4 ? v16_code4(w, shift) : v16_code4z(w, shift, zero));
 }
@@ -235,7 +237,7 @@ V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, i
 {
     if (kind <= NBI_CPU_BF16)
         dense_tile(j, panel, row, kind, P, M);
-    else if (kind <= NBI_CPU_W4Z)
+    else if (kind <= NBI_CPU_NF4)
         code_tile(j, panel, row, kind, P, M);
     else
         int_tile(j, panel, row, kind, P, M);
@@ -282,14 +284,15 @@ LINEAR(linear_bf16, NBI_CPU_BF16)
 LINEAR(linear_w8, NBI_CPU_W8)
 LINEAR(linear_w4, NBI_CPU_W4)
 LINEAR(linear_w4z, NBI_CPU_W4Z)
+LINEAR(linear_nf4, NBI_CPU_NF4)
 LINEAR(linear_q8, NBI_CPU_Q8)
 LINEAR(linear_q4, NBI_CPU_Q4)
 
 #define LINEAR_KERNELS                                                                                                 \
     {                                                                                                                  \
         [NBI_CPU_F32] = linear_f32, [NBI_CPU_F16] = linear_f16, [NBI_CPU_BF16] = linear_bf16,                          \
-        [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_Q8] = linear_q8,      \
-        [NBI_CPU_Q4] = linear_q4                                                                                       \
+        [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_NF4] = linear_nf4,    \
+        [NBI_CPU_Q8] = linear_q8, [NBI_CPU_Q4] = linear_q4, [NBI_CPU_XNOR] = linear_xnor                               \
     }
 
 /* ---- activations to INT8 ---- */

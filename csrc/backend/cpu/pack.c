@@ -16,6 +16,11 @@
  *                [k  ][k+4] [k+1][k+5]  [k+2 ][k+6 ] [k+3 ][k+7 ]
  *           so that w & 0x0f0f0f0f holds k .. k+3 and (w >> 4) & 0x0f0f0f0f holds k+4 .. k+7, a byte each
  *
+ *   NF4     as INT4
+ *
+ *   XNOR    [N/16][16][words] of 64 bits: rows one after another, bit k % 64 of word k / 64 is 1 for the code 1; 512-bit
+ *           blocks, filled up with zeros
+ *
  * A group of elements with one scale begins at a whole dword (which is why its length must be a multiple of 4 or 8); K
  * itself is arbitrary, its last dword is filled up.  Scales, zero points and corrections: [N/16][groups][16]. */
 #include "backend/cpu/cpu.h"
@@ -25,6 +30,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/nf4.h"
 
 /* 2 and 3 bits are kept as 4: the kernels are those of 4 bits, a file is smaller, memory is not. */
 static unsigned stored_bits(const nbi_linear *l)
@@ -35,6 +41,16 @@ static unsigned stored_bits(const nbi_linear *l)
 static size_t codes_in_dword(const nbi_linear *l)
 {
     return l->scheme.bits == 8 ? 4 : 8;
+}
+
+static bool is_xnor(const nbi_scheme *s)
+{
+    return s->act == NBI_ACT_SIGN;
+}
+
+static size_t bit_words(size_t k)
+{
+    return nbi_ceil_div(k, 512) * 8;
 }
 
 /* ---- what has a kernel ---- */
@@ -53,9 +69,18 @@ static nb_status check_dense(const nbi_weight *w, nbi_linear *l)
 static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
 {
     const nbi_scheme *s = &w->scheme;
-    if (s->kind != NBI_KIND_INT || s->act == NBI_ACT_SIGN || s->sparse)
+    if (s->kind == NBI_KIND_E8P)
         return nbi_fail(NB_EUNSUPPORTED, "weights that are not on an even grid have no CPU kernel");
-    if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8)
+    if (s->kind == NBI_KIND_NF4 && (s->bits != 4 || s->act != NBI_ACT_NONE || s->act_order))
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "NF4 weights of %u bits, with quantized activations or in another order have no CPU kernel",
+                        s->bits);
+    if (is_xnor(s) && (s->bits != 1 || s->kind != NBI_KIND_BINARY || s->strategy != NBI_PER_CHANNEL || s->act_order ||
+                       w->k > INT32_MAX))
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "activations of one bit have a CPU kernel with binary weights, a scale for each "
+                        "row, only");
+    if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8 && !(s->bits == 1 && s->kind == NBI_KIND_BINARY))
         return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CPU kernel: expected 2, 3, 4 or 8", s->bits);
     if (!w->codes || !w->scales || s->symmetric != !w->zeros)
         return nbi_fail(NB_EINVAL,
@@ -73,7 +98,13 @@ static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
     }
     l->groups = nbi_scheme_groups(s, w->k);
     l->group_len = w->k / l->groups;
-    if (s->act == NBI_ACT_NONE)
+    if (is_xnor(s)) {
+        l->kind = NBI_CPU_XNOR;
+        return NB_OK;
+    }
+    if (s->kind == NBI_KIND_NF4)
+        l->kind = NBI_CPU_NF4;
+    else if (s->act == NBI_ACT_NONE)
         l->kind = s->bits == 8 ? NBI_CPU_W8 : (s->symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z);
     else
         l->kind = s->bits == 8 ? NBI_CPU_Q8 : NBI_CPU_Q4;
@@ -113,6 +144,15 @@ static void pack_codes(nbi_linear *l, const nbi_weight *w, size_t panel)
     }
 }
 
+static void pack_bits(nbi_linear *l, const nbi_weight *w, size_t panel)
+{
+    const size_t n0 = panel * NBI_PANEL;
+    uint64_t *dst = (uint64_t *)(l->w + panel * l->panel_bytes);
+    for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++, dst += l->bit_words)
+        for (size_t k = 0; k < l->k; k++)
+            dst[k / 64] |= (uint64_t)(w->codes[(n0 + lane) * l->k + k] > 0) << k % 64;
+}
+
 static unsigned code_at(const nbi_linear *l, size_t n, size_t k)
 {
     const unsigned char *d = l->w + n / NBI_PANEL * l->panel_bytes + n % NBI_PANEL * 4;
@@ -144,6 +184,23 @@ static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
         }
 }
 
+/* Columns of a layer with outliers lie in panels, sixteen outputs side by side. */
+static void pack_sparse(nbi_linear *l, const nbi_weight *w)
+{
+    const nbi_sparse *from = &w->sparse;
+    if (l->n_outliers) {
+        memcpy(l->sparse.col, w->outlier, l->n_outliers * sizeof *l->sparse.col);
+        for (size_t n = 0; n < l->n; n++)
+            for (size_t i = 0; i < l->n_outliers; i++)
+                l->sparse.value[(n / NBI_PANEL * l->n_outliers + i) * NBI_PANEL + n % NBI_PANEL] =
+                    from->value[n * l->n_outliers + i];
+        return;
+    }
+    memcpy(l->sparse.row, from->row, (l->n + 1) * sizeof *l->sparse.row);
+    memcpy(l->sparse.col, from->col, from->nnz * sizeof *l->sparse.col);
+    memcpy(l->sparse.value, from->value, from->nnz * sizeof *l->sparse.value);
+}
+
 /* Room for count elements at the end of the block that is being laid out; *at is their offset. */
 static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
 {
@@ -153,16 +210,20 @@ static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
 
 /* Where the parts of a packed weight lie in its block; false where a size does not fit. */
 typedef struct parts {
-    size_t total, panel, w, scales, zeros, corr, perm, bias;
+    size_t total, panel, w, scales, zeros, corr, perm, row, col, value, bias;
 } parts;
 
 static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, bool corr, bool bias)
 {
     const bool quantized = l->scheme.bits != 0;
-    size_t kpad, lanes, entries;
-    bool fits = nbi_mul(l->panels, NBI_PANEL, &lanes) && nbi_mul(lanes, quantized ? l->groups : 0, &entries);
+    const size_t nnz = l->sparse.nnz, outliers = l->n_outliers;
+    size_t kpad, lanes, entries, values = nnz;
+    bool fits = nbi_mul(l->panels, NBI_PANEL, &lanes) && (!outliers || nbi_mul(lanes, outliers, &values)) &&
+                nbi_mul(lanes, quantized ? l->groups : 0, &entries);
     p->total = 0;
-    if (quantized)
+    if (quantized && is_xnor(&l->scheme))
+        fits = fits && nbi_mul(bit_words(l->k), NBI_PANEL * sizeof(uint64_t), &p->panel);
+    else if (quantized)
         fits = fits && nbi_round_up(l->k, codes_in_dword(l), &kpad) && nbi_mul(kpad / codes_in_dword(l), 64, &p->panel);
     else
         fits = fits && nbi_mul(l->k, NBI_PANEL * nbi_dtype_size(dense), &p->panel);
@@ -171,6 +232,9 @@ static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, 
            reserve(&p->total, zeros ? entries : 0, 1, &p->zeros) &&
            reserve(&p->total, corr ? entries : 0, sizeof(int32_t), &p->corr) &&
            reserve(&p->total, l->scheme.act_order ? l->k : 0, sizeof(uint32_t), &p->perm) &&
+           reserve(&p->total, nnz && !outliers ? l->n + 1 : 0, sizeof(uint32_t), &p->row) &&
+           reserve(&p->total, outliers ? outliers : nnz, sizeof(uint32_t), &p->col) &&
+           reserve(&p->total, values, sizeof(float), &p->value) &&
            reserve(&p->total, bias ? lanes : 0, sizeof(float), &p->bias);
 }
 
@@ -186,31 +250,40 @@ static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
     unsigned char *base = l->block;
     l->bytes = p.total;
     l->panel_bytes = p.panel;
+    l->bit_words = p.panel / (NBI_PANEL * sizeof(uint64_t));
     l->w = base + p.w;
     l->scales = quantized ? (float *)(base + p.scales) : NULL;
     l->zeros = quantized && w->zeros ? base + p.zeros : NULL;
     l->corr = corrected ? (int32_t *)(base + p.corr) : NULL;
     l->perm = w->perm ? (uint32_t *)(base + p.perm) : NULL;
     l->bias = w->bias ? (float *)(base + p.bias) : NULL;
+    if (l->sparse.nnz)
+        l->sparse = (nbi_sparse){l->sparse.nnz, (uint32_t *)(base + p.row), (uint32_t *)(base + p.col),
+                                 (float *)(base + p.value)};
     return NB_OK;
 }
 
 /* Whether static activations have a zero point is known when the weight is read: room for the correction is counted. */
 size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
-    nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = *scheme};
+    nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = nbi_scheme_packed(scheme)};
     parts p;
     (void)b;
     l.groups = scheme->bits ? nbi_scheme_groups(scheme, k) : 1;
+    l.sparse.nnz = scheme->bits && scheme->sparse ? scheme->nnz : 0;
+    l.n_outliers = scheme->outliers && n ? l.sparse.nnz / n : 0;
     return lay_out(&p, &l, dense, scheme->bits && !scheme->symmetric,
                    scheme->act == NBI_ACT_TENSOR && !scheme->act_symmetric, bias)
                ? p.total
                : SIZE_MAX;
 }
 
-nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)
+nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
 {
+    nbi_weight packed = *weight;
+    const nbi_weight *w = &packed;
     nb_status st = NB_OK;
+    packed.scheme = nbi_scheme_packed(&weight->scheme);
     *out = NULL;
     if (!w->n || !w->k)
         return nbi_fail(NB_EINVAL, "a weight of %zu x %zu has no elements", w->n, w->k);
@@ -229,15 +302,20 @@ nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weig
     }
     NB_TRY(w->scheme.bits ? check_quantized(w, l) : check_dense(w, l));
     NB_TRY(nbi_weight_check_order(w));
+    NB_TRY(nbi_weight_check_sparse(w));
+    l->sparse.nnz = w->scheme.bits ? w->sparse.nnz : 0;
+    l->n_outliers = w->scheme.bits ? w->n_outliers : 0;
     NB_TRY(allocate(b, l, w));
     if (l->bias)
         memcpy(l->bias, w->bias, w->n * sizeof(float));
     if (l->perm)
         memcpy(l->perm, w->perm, w->k * sizeof *l->perm);
+    if (l->sparse.nnz)
+        pack_sparse(l, w);
 #pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(nbi_cpu_of(b), l->bytes))
     for (size_t p = 0; p < l->panels; p++) {
         if (l->scheme.bits) {
-            pack_codes(l, w, p);
+            (l->kind == NBI_CPU_XNOR ? pack_bits : pack_codes)(l, w, p);
             pack_groups(l, w, p);
         } else
             pack_dense(l, w, p);
@@ -272,8 +350,19 @@ void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
             nbi_to_f32(dst + k, w + (k * NBI_PANEL + lane) * nbi_dtype_size(t), t, 1);
         return;
     }
+    if (l->kind == NBI_CPU_XNOR) {
+        const uint64_t *bits = (const uint64_t *)w + lane * l->bit_words;
+        for (size_t k = 0; k < l->k; k++)
+            dst[k] = (float)(bits[k / 64] >> k % 64 & 1 ? 1 : -1) * l->scales[n];
+        return;
+    }
     for (size_t g = 0; g < l->groups; g++) {
         size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
+        if (l->kind == NBI_CPU_NF4) {
+            for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
+                dst[k] = nbi_nf4[code_at(l, n, k)] * l->scales[at];
+            continue;
+        }
         int zero = l->zeros ? l->zeros[at] : 1 << (stored_bits(l) - 1);
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
             dst[l->perm ? l->perm[k] : k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];

@@ -63,6 +63,60 @@ static void swiglu(const float *gate, const float *up, size_t n, float *y)
     }
 }
 
+/* ---- base/rotation.h: h parts of m = 2^p elements ---- */
+
+/* The stages within sixteen elements, then those between sixteens; n = min(m, 16) is a power of two. */
+static void butterflies(float *x, size_t m)
+{
+    const size_t n = m < 16 ? m : 16;
+    for (size_t i = 0; i < m; i += 16) {
+        v16 v = v16_load_n(x + i, n);
+        if (n > 1)
+            v = v16_butterfly(v, 1);
+        if (n > 2)
+            v = v16_butterfly(v, 2);
+        if (n > 4)
+            v = v16_butterfly(v, 4);
+        if (n > 8)
+            v = v16_butterfly(v, 8);
+        v16_store_n(x + i, v, n);
+    }
+    for (size_t len = 16; len < m; len *= 2)
+        for (size_t at = 0; at < m; at += 2 * len)
+            for (size_t i = at; i < at + len; i += 16) {
+                const v16 a = v16_load(x + i), b = v16_load(x + i + len);
+                v16_store(x + i, v16_add(a, b));
+                v16_store(x + i + len, v16_sub(a, b));
+            }
+}
+
+/* Sixteen columns j at a time: their h elements are read, mixed and written before the next ones. */
+static void mix_parts(float *x, size_t h, size_t m, const float *hartley)
+{
+    float mixed[NBI_CPU_PARTS * 16];
+    const size_t n = m < 16 ? m : 16;
+    for (size_t j = 0; j < m; j += 16) {
+        for (size_t i = 0; i < h; i++) {
+            v16 acc = v16_set1(0);
+            for (size_t s = 0; s < h; s++)
+                acc = v16_fma(v16_set1(hartley[i * h + s]), v16_load_n(x + s * m + j, n), acc);
+            v16_store(mixed + i * 16, acc);
+        }
+        for (size_t i = 0; i < h; i++)
+            v16_store_n(x + i * m + j, v16_load(mixed + i * 16), n);
+    }
+}
+
+static void rotate_row(const nbi_cpu_rotation *r, float *x)
+{
+    for (size_t i = 0; i < r->h; i++)
+        butterflies(x + i * r->m, r->m);
+    if (r->h > 1)
+        mix_parts(x, r->h, r->m, r->hartley);
+    for (size_t i = 0; i < r->h * r->m; i++)
+        x[i] *= r->unit;
+}
+
 /* ---- attention: one token, the query heads of one kv head ----
  *
  * For each chunk of NBI_ATTN_CHUNK keys (by absolute position): scores s = dot(q, k) * scale; m = max s; p = e^(s-m);

@@ -24,6 +24,7 @@ nb_status nbi_cpu_step_create(nbi_backend *b, nbi_step **out, const nbi_step_lim
     if (!s->inv_freq || !s->cos_sin)
         NB_TRY(nbi_fail_nomem("a step", bytes));
     memcpy(s->inv_freq, limits->inv_freq, half * sizeof(float));
+    NB_TRY(nbi_cpu_rotation_init(&s->rotation, limits->head_dim));
     *out = s;
     s = NULL;
 done:
@@ -38,6 +39,7 @@ void nbi_cpu_step_free(nbi_backend *b, nbi_step *s)
         return;
     free(s->inv_freq);
     free(s->cos_sin);
+    nbi_cpu_rotation_free(&s->rotation);
     free(s);
 }
 

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/nf4.h"
+
 #define V16_INLINE static inline __attribute__((always_inline))
 
 /* 16 registers: 8 sums (a lane of sixteen is two), 2 of weights, the rest for unpacking. */
@@ -128,6 +130,24 @@ V16_INLINE v16 v16_max(v16 a, v16 b)
 {
     return v16_make(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi));
 }
+V16_INLINE __m256 v16_butterfly_half(__m256 x, int len)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    /* the sign bit of the upper lanes: a - b is a + -b */
+    const __m256i upper = _mm256_slli_epi32(_mm256_and_si256(lane, _mm256_set1_epi32(len)), len == 1   ? 31
+                                                                                            : len == 2 ? 30
+                                                                                                       : 29);
+    const __m256 other = len == 1   ? _mm256_permute_ps(x, 0xb1)
+                         : len == 2 ? _mm256_permute_ps(x, 0x4e)
+                                    : _mm256_permute2f128_ps(x, x, 1);
+    return _mm256_add_ps(other, _mm256_xor_ps(x, _mm256_castsi256_ps(upper)));
+}
+V16_INLINE v16 v16_butterfly(v16 x, int len)
+{
+    if (len == 8)
+        return v16_make(_mm256_add_ps(x.lo, x.hi), _mm256_sub_ps(x.lo, x.hi));
+    return v16_make(v16_butterfly_half(x.lo, len), v16_butterfly_half(x.hi, len));
+}
 V16_INLINE v16 v16_min(v16 a, v16 b)
 {
     return v16_make(_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi));
@@ -184,6 +204,18 @@ V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
 V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
+}
+/* vpermps looks at the low 3 bits of an index; bit 3, moved to the sign, chooses between two tables. */
+V16_INLINE __m256 v16_nf4_half(__m256i w, int shift)
+{
+    const __m256i at = _mm256_srli_epi32(w, shift);
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(nbi_nf4), at),
+                            _mm256_permutevar8x32_ps(_mm256_loadu_ps(nbi_nf4 + 8), at),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+V16_INLINE v16 v16_nf4(v16u w, int shift)
+{
+    return v16_make(v16_nf4_half(w.lo, shift), v16_nf4_half(w.hi, shift));
 }
 
 /* -- integer dot products --

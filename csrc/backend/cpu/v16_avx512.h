@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/nf4.h"
+
 #define V16_INLINE static inline __attribute__((always_inline))
 
 /* 32 registers: 16 sums, 2 of weights, the rest for unpacking and zero points.  A single row takes four panels, so
@@ -101,6 +103,15 @@ V16_INLINE v16 v16_max(v16 a, v16 b)
 {
     return _mm512_max_ps(a, b);
 }
+V16_INLINE v16 v16_butterfly(v16 x, int len)
+{
+    const v16 other = len == 1   ? _mm512_permute_ps(x, 0xb1)
+                      : len == 2 ? _mm512_permute_ps(x, 0x4e)
+                      : len == 4 ? _mm512_shuffle_f32x4(x, x, 0xb1)
+                                 : _mm512_shuffle_f32x4(x, x, 0x4e);
+    const __mmask16 upper = len == 1 ? 0xaaaa : len == 2 ? 0xcccc : len == 4 ? 0xf0f0 : 0xff00;
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, other), upper, other, x);
+}
 V16_INLINE v16 v16_min(v16 a, v16 b)
 {
     return _mm512_min_ps(a, b);
@@ -162,6 +173,10 @@ V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
 V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_nibble(w, shift, -8);
+}
+V16_INLINE v16 v16_nf4(v16u w, int shift)
+{
+    return _mm512_permutexvar_ps(v16u_shift(w, shift), _mm512_loadu_ps(nbi_nf4));
 }
 
 /* -- integer dot products: vpdpbusd adds four products of an unsigned and a signed byte to a lane -- */

@@ -11,6 +11,7 @@
 
 #include "backend/cpu/cpu.h"
 #include "base/dtype.h"
+#include "base/nf4.h"
 
 #if defined(NBI_CPU_SANITIZED)
 #define V16_INLINE static inline /* checked code that is inlined everywhere takes minutes to compile */
@@ -105,6 +106,13 @@ V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
     memcpy(p, a.f, n * sizeof(float));
 }
 
+/* Lanes at distance len (1, 2, 4, 8): the lower becomes a + b, the upper a - b. */
+V16_INLINE v16 v16_butterfly(v16 x, int len)
+{
+    v16 r;
+    V16_EACH r.f[i] = i & len ? x.f[i - len] - x.f[i] : x.f[i] + x.f[i + len];
+    return r;
+}
 V16_INLINE v16 v16_add(v16 a, v16 b)
 {
     V16_EACH a.f[i] = a.f[i] + b.f[i];
@@ -192,6 +200,12 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     v16 r;
     V16_EACH r.f[i] = (float)((int)(w.u[i] >> shift & 15) - 8);
+    return r;
+}
+V16_INLINE v16 v16_nf4(v16u w, int shift) /* the number that the nibble at bit `shift` stands for */
+{
+    v16 r;
+    V16_EACH r.f[i] = nbi_nf4[w.u[i] >> shift & 15];
     return r;
 }
 

@@ -10,11 +10,13 @@
  * A recorded launch serves every batch of its bucket: it has as many blocks as fill the device, which take items in turns. */
 #include "backend/cuda/cuda.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "backend/kv.h"
 #include "base/checked.h"
+#include "base/rotation.h"
 
 #define PARTIALS_BYTES ((size_t)64 << 20) /* at most, for partial results: what exceeds them walks */
 #define SPLIT_PAIRS    32 /* pairs of row and head that share K and V, up to which a sequence is split */
@@ -230,7 +232,19 @@ nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, siz
     /* A warp works out the angles of its row once: few rows give each head a warp, many let one take several. */
     const size_t wide = nbi_ceil_div(n_heads + 2 * (size_t)kv->n_kv_heads, 4);
     const size_t enough = nbi_ceil_div((size_t)c->n_sm * 16, s->rows);
-    return NBI_LAUNCH(c, NBI_K(c, nb_rope_append), s->rows, wide < enough ? wide : enough, 1, 0, a);
+    const size_t blocks = wide < enough ? wide : enough;
+    if (kv->rotate) {
+        unsigned p;
+        const nb_rope_rotate_args r = {.rope = a,
+                                       .hartley = s->hartley,
+                                       .h = (uint32_t)nbi_rotation_parts(kv->head_dim, &p),
+                                       .unit = (float)(1 / sqrt((double)kv->head_dim))};
+        if (kv->head_dim != s->limits.head_dim)
+            return nbi_fail(NB_EINTERNAL, "cuda: heads of %u elements are rotated in a step for %u", kv->head_dim,
+                            s->limits.head_dim);
+        return NBI_LAUNCH(c, NBI_K(c, nb_rope_rotate), s->rows, blocks, 1, 0, r);
+    }
+    return NBI_LAUNCH(c, NBI_K(c, nb_rope_append), s->rows, blocks, 1, 0, a);
 }
 
 /* One launch of kernel k for `items` items that n blocks work on. */

@@ -47,6 +47,7 @@ LOCKED(alloc, (nbi_backend * b, void **out, size_t bytes, const char *what), (b,
 LOCKED(upload, (nbi_backend * b, void *dst, const void *src, size_t bytes), (b, dst, src, bytes))
 LOCKED(download, (nbi_backend * b, void *dst, const void *src, size_t bytes), (b, dst, src, bytes))
 LOCKED(linear_create, (nbi_backend * b, nbi_linear **out, const nbi_weight *w), (b, out, w))
+LOCKED(transform_create, (nbi_backend * b, nbi_transform **out, const nbi_transform_spec *spec), (b, out, spec))
 LOCKED(step_create, (nbi_backend * b, nbi_step **out, const nbi_step_limits *limits), (b, out, limits))
 LOCKED(download_act, (nbi_backend * b, float *dst, const void *x, size_t n), (b, dst, x, n))
 LOCKED(upload_act, (nbi_backend * b, void *dst, const float *src, size_t n), (b, dst, src, n))
@@ -63,6 +64,13 @@ static void release(nbi_backend *b, void *p)
 {
     lock(b);
     nbi_cuda_release(b, p);
+    unlock(b);
+}
+
+static void transform_free(nbi_backend *b, nbi_transform *t)
+{
+    lock(b);
+    nbi_cuda_transform_free(b, t);
     unlock(b);
 }
 
@@ -98,6 +106,11 @@ static const nbi_backend_ops cuda_ops = {
     .linear_form = nbi_cuda_linear_form,
     .linear_plan = nbi_cuda_linear_plan,
     .scratch_bytes = nbi_cuda_scratch_bytes,
+    .transform_create = transform_create,
+    .transform_free = transform_free,
+    .transform_bytes = nbi_cuda_transform_bytes,
+    .transform_in = nbi_cuda_transform_in,
+    .transform_out = nbi_cuda_transform_out,
     .step_create = step_create,
     .step_free = step_free,
     .step_bytes = nbi_cuda_step_bytes,

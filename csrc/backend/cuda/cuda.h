@@ -6,6 +6,8 @@
  *   launch.c     kernels.h made into modules and functions; every launch is checked against its contract
  *   step.c       a batch on the device; recorded steps (CUDA graphs)
  *   pack.c       canonical weight -> layout.h          linear.c     linear()
+ *   transform.c  rotations of activations
+ *   sparse.c     single numbers and outliers beside a layer
  *   rows.c       embed, rmsnorm, swiglu, gather        attention.c  rope_append, attention
  *   calib.c      quantization and calibration
  *   cuda.c       the table of operations
@@ -186,6 +188,7 @@ struct nbi_step {
     bool recorded; /* launches serve later batches of the same bucket, too: grids must not depend on this one */
     struct nbi_cuda_graphs *graphs;
     struct nbi_attend_plan *attend; /* attention.c */
+    float *hartley;                 /* device: of rotated heads; NULL where head_dim is a power of two */
     struct nbi_step_side *sides;    /* the host's two blocks, pinned, used in turns */
     int turn;
     void *device; /* their copy */
@@ -204,7 +207,8 @@ struct nbi_linear {
     bool integer;    /* INT8 activations */
     float act_scale; /* static activations */
     int32_t act_zero;
-    uint32_t *perm; /* device [k]: act-order, or NULL */
+    uint32_t *perm;                 /* device [k]: act-order, or NULL */
+    struct nbi_cuda_sparse *sparse; /* NULL: none */
     void *block;
     size_t bytes;
 };
@@ -216,6 +220,27 @@ size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme
 size_t nbi_cuda_scratch_bytes(nbi_backend *b, size_t rows, size_t k);
 nb_status nbi_cuda_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                           size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
+
+/* ---- transform.c ---- */
+nb_status nbi_cuda_transform_create(nbi_backend *b, nbi_transform **out, const nbi_transform_spec *spec);
+void nbi_cuda_transform_free(nbi_backend *b, nbi_transform *t);
+size_t nbi_cuda_transform_bytes(nbi_backend *b, const nbi_transform_spec *spec);
+nb_status nbi_cuda_transform_in(nbi_backend *b, const nbi_transform *t, void *x, size_t rows, unsigned forms);
+nb_status nbi_cuda_transform_out(nbi_backend *b, const nbi_transform *t, float *x, size_t rows, const float *bias,
+                                 void *y, size_t col, size_t ldy, nbi_dst dst);
+nb_status nbi_cuda_hartley(nbi_cuda *c, void *dst, size_t h); /* C_h to the device, fp32 [h][h] */
+/* ---- sparse.c ---- */
+nb_status nbi_cuda_sparse_create(nbi_cuda *c, nbi_linear *l, const nbi_weight *w); /* where w has one */
+void nbi_cuda_sparse_free(nbi_cuda *c, nbi_linear *l);
+size_t nbi_cuda_sparse_bytes(const nbi_scheme *s, size_t n, size_t k, size_t nnz); /* SIZE_MAX: too large */
+bool nbi_cuda_has_outliers(const nbi_linear *l);
+bool nbi_cuda_same_outliers(const nbi_linear *a, const nbi_linear *b); /* none on either side, too */
+/* Codes of x as layer l wants them, its outliers as 0. */
+nb_status nbi_cuda_quantize_outliers(nbi_cuda *c, const nbi_linear *l, const void *x, size_t rows,
+                                     const nb_act_out *out);
+/* y += S x of layer l, if it has an S; y its first column in rows of ldy elements. */
+nb_status nbi_cuda_sparse_add(nbi_cuda *c, const nbi_linear *l, const void *x, size_t rows, void *y, size_t ldy,
+                              nbi_dst dst);
 
 /* ---- rows.c ---- */
 nb_status nbi_cuda_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);

@@ -50,26 +50,40 @@ typedef struct input {
     const nbi_linear *summed;    /* likewise the sums */
 } input;
 
+static bool takes_signs(const nbi_linear *l)
+{
+    return l->p.kind == NB_W_XNOR;
+}
+
 static bool same_codes(const nbi_linear *a, const nbi_linear *b)
 {
-    return a->act_scale == b->act_scale && a->act_zero == b->act_zero;
+    return takes_signs(a) == takes_signs(b) && a->act_scale == b->act_scale && a->act_zero == b->act_zero &&
+           nbi_cuda_same_outliers(a, b);
+}
+
+static nb_status sign_rows(nbi_cuda *c, const input *in, const nb_act_out *out)
+{
+    const nb_sign_rows_args a = {in->x, (uint32_t *)out->q, out->scale, (uint32_t)in->rows, (uint32_t)in->k};
+    return NBI_LAUNCH(c, NBI_K(c, nb_sign_rows), nbi_ceil_div(in->rows, 8), 1, 1, 0, a);
 }
 
 /* What layer l multiplies: *out is x, or codes and scales; *sums the codes' sums where it needs them. */
 static nb_status input_for(nbi_cuda *c, input *in, const nbi_linear *l, nb_act_out *out, const int32_t **sums)
 {
     nb_status st = NB_OK;
-    const bool given = l->act_scale == 0 && in->forms & NBI_FORM_INT8;
+    const bool outliers = nbi_cuda_has_outliers(l), given = !outliers && l->act_scale == 0 && in->forms & NBI_FORM_INT8;
     *out = nbi_cuda_act((void *)in->x, in->rows, in->k);
     *sums = NULL;
     if (!(in->forms & NBI_FORM_FLOAT) && !(l->integer && given))
         return nbi_fail(NB_EINTERNAL, "cuda: a layer wants its input as floats, which nobody wrote");
-    if (!l->integer)
+    if (!l->integer && !takes_signs(l))
         return NB_OK;
-    if (!given) {
+    if (!given || takes_signs(l)) {
         *out = (nb_act_out){NULL, (int8_t *)(in->scratch + in->at.q), (float *)(in->scratch + in->at.scale)};
         if (!in->quantized || !same_codes(in->quantized, l)) {
-            NB_TRY(nbi_cuda_quantize_rows(c, in->x, in->rows, in->k, l->act_scale, l->act_zero, out));
+            NB_TRY(takes_signs(l) ? sign_rows(c, in, out)
+                   : outliers     ? nbi_cuda_quantize_outliers(c, l, in->x, in->rows, out)
+                                  : nbi_cuda_quantize_rows(c, in->x, in->rows, in->k, l->act_scale, l->act_zero, out));
             in->quantized = l;
             in->summed = NULL;
         }
@@ -98,7 +112,8 @@ enum { N_TILES = sizeof tiles / sizeof tiles[0] };
 
 static enum nb_kernel gemm_kernel(const nbi_cuda *c, const nbi_linear *l, size_t t)
 {
-    const enum nb_kernel first = l->p.kind == NB_W_DENSE ? NBI_K(c, nb_gemm_dense_r16)
+    const enum nb_kernel first = l->p.kind == NB_W_NF4     ? NBI_K(c, nb_gemm_nf4_r16)
+                                 : l->p.kind == NB_W_DENSE ? NBI_K(c, nb_gemm_dense_r16)
                                  : l->p.kind == NB_W_W8
                                      ? (l->integer ? NBI_K(c, nb_gemm_w8a8_r16) : NBI_K(c, nb_gemm_w8_r16))
                                      : (l->integer ? NBI_K(c, nb_gemm_w4a8_r16) : NBI_K(c, nb_gemm_w4_r16));
@@ -107,9 +122,10 @@ static enum nb_kernel gemm_kernel(const nbi_cuda *c, const nbi_linear *l, size_t
 
 static enum nb_kernel gemv_kernel(const nbi_cuda *c, const nbi_linear *l)
 {
-    return l->p.kind == NB_W_DENSE ? NBI_K(c, nb_gemv_dense)
-           : l->p.kind == NB_W_W8  ? (l->integer ? NBI_K(c, nb_gemv_w8a8) : NBI_K(c, nb_gemv_w8))
-                                   : (l->integer ? NBI_K(c, nb_gemv_w4a8) : NBI_K(c, nb_gemv_w4));
+    return l->p.kind == NB_W_NF4     ? NBI_K(c, nb_gemv_nf4)
+           : l->p.kind == NB_W_DENSE ? NBI_K(c, nb_gemv_dense)
+           : l->p.kind == NB_W_W8    ? (l->integer ? NBI_K(c, nb_gemv_w8a8) : NBI_K(c, nb_gemv_w8))
+                                     : (l->integer ? NBI_K(c, nb_gemv_w4a8) : NBI_K(c, nb_gemv_w4));
 }
 
 /* Tiles of columns that the parts of a launch have. */
@@ -164,11 +180,22 @@ static nb_status launch_gemv(nbi_cuda *c, const nbi_linear *l, nb_gemm_args *a)
     return NBI_LAUNCH(c, gemv_kernel(c, l), g.grid, 1, 1, g.shared, v);
 }
 
+static nb_status launch_xnor(nbi_cuda *c, nb_gemm_args *a)
+{
+    a->n_tiles = count_tiles(a, NB_XNOR_COLUMNS, a->first_tile);
+    return NBI_LAUNCH(c, NBI_K(c, nb_xnor), nbi_ceil_div(a->rows, NB_XNOR_ROWS), a->n_tiles, 1, 0, *a);
+}
+
 /* ---- layers ---- */
+
+static bool by_library(const nbi_linear *l)
+{
+    return l->p.kind == NB_W_PLAIN || l->p.kind == NB_W_PLAIN8;
+}
 
 static bool one_launch(const nbi_linear *a, const nbi_linear *b)
 {
-    return !a->perm && !b->perm && a->p.kind == b->p.kind && a->p.kind <= NB_W_W4 && a->integer == b->integer &&
+    return !a->perm && !b->perm && a->p.kind == b->p.kind && !by_library(a) && a->integer == b->integer &&
            a->p.groups == b->p.groups && same_codes(a, b);
 }
 
@@ -180,18 +207,19 @@ static nb_status some_layers(nbi_cuda *c, const nbi_linear *const *l, size_t n, 
         [NBI_DST_ACT] = NB_DST_ACT, [NBI_DST_RESIDUAL] = NB_DST_RESIDUAL, [NBI_DST_F32] = NB_DST_F32};
     nb_status st = NB_OK;
     nb_act_out x;
+    const bool coded = l[0]->integer || takes_signs(l[0]);
     const int32_t *sums = NULL, *any_sums = NULL;
     for (size_t i = 0; i < n; i++) {
         NB_TRY(input_for(c, in, l[i], &x, &sums));
         any_sums = sums ? sums : any_sums;
     }
-    if (l[0]->p.kind > NB_W_W4) {
+    if (by_library(l[0])) {
         NB_TRY(nbi_cublaslt_part(c, l[0], &x, any_sums, in->rows, y, ldy, dst, in->scratch + in->at.library));
         return st;
     }
     nb_gemm_args a = {.n_parts = (uint32_t)n,
-                      .x = l[0]->integer ? (const void *)x.q : x.y,
-                      .x_scale = l[0]->integer ? x.scale : NULL,
+                      .x = coded ? (const void *)x.q : x.y,
+                      .x_scale = coded ? x.scale : NULL,
                       .x_sums = any_sums,
                       .y = y,
                       .rows = (uint32_t)in->rows,
@@ -200,7 +228,9 @@ static nb_status some_layers(nbi_cuda *c, const nbi_linear *const *l, size_t n, 
                       .dst = dsts[dst]};
     for (size_t i = 0; i < n; i++)
         a.part[i] = l[i]->p;
-    NB_TRY(in->rows <= NB_GEMV_ROWS ? launch_gemv(c, l[0], &a) : launch_gemm(c, l[0], &a));
+    NB_TRY(takes_signs(l[0])          ? launch_xnor(c, &a)
+           : in->rows <= NB_GEMV_ROWS ? launch_gemv(c, l[0], &a)
+                                      : launch_gemm(c, l[0], &a));
 done:
     return st;
 }
@@ -234,15 +264,19 @@ nb_status nbi_cuda_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, 
         return nbi_fail(NB_ELIMIT, "cuda: %zu rows of %zu inputs are too many", rows, in.k);
     char *column = y;
     for (size_t i = 0, end; i < n; i = end) {
-        size_t columns = l[i]->p.n;
-        for (end = i + 1; end < n && end - i < NBI_MAX_FUSED && one_launch(l[i], l[end]); end++)
-            columns += l[end]->p.n;
+        for (end = i + 1; end < n && end - i < NBI_MAX_FUSED && one_launch(l[i], l[end]);)
+            end++;
         if (l[i]->perm) {
             NB_TRY(ordered_layer(c, l[i], &in, column, ldy, dst));
             in.quantized = in.summed = NULL; /* its codes stand where theirs stood */
         } else
             NB_TRY(some_layers(c, l + i, end - i, &in, column, ldy, dst));
-        column += columns * (dst == NBI_DST_ACT ? 2 : 4);
+        for (size_t s = i; s < end; s++) {
+            if (l[s]->sparse && !(forms & NBI_FORM_FLOAT))
+                NB_TRY(nbi_fail(NB_EINTERNAL, "cuda: a layer wants its input as floats, which nobody wrote"));
+            NB_TRY(nbi_cuda_sparse_add(c, l[s], x, rows, column, ldy, dst));
+            column += l[s]->p.n * (dst == NBI_DST_ACT ? 2 : 4);
+        }
     }
 done:
     return st;

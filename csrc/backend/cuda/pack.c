@@ -31,9 +31,18 @@ static nb_status check_quantized(const nbi_weight *w)
     const nbi_scheme *s = &w->scheme;
     const uint32_t step = s->act == NBI_ACT_NONE ? 16 : 32;
     /* 2 and 3 bits are kept as 4 */
-    if (s->kind != NBI_KIND_INT || s->act == NBI_ACT_SIGN || s->sparse)
+    if (s->kind == NBI_KIND_E8P)
         return nbi_fail(NB_EUNSUPPORTED, "weights that are not on an even grid have no CUDA kernel");
-    if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8)
+    if (s->kind == NBI_KIND_NF4 && (s->bits != 4 || s->act != NBI_ACT_NONE || s->act_order))
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "NF4 weights of %u bits, with quantized activations or in another order have no CUDA kernel",
+                        s->bits);
+    if (s->act == NBI_ACT_SIGN &&
+        (s->bits != 1 || s->kind != NBI_KIND_BINARY || s->strategy != NBI_PER_CHANNEL || s->act_order))
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "activations of one bit have a CUDA kernel with binary weights, a scale for each "
+                        "row, only");
+    if (s->bits != 2 && s->bits != 3 && s->bits != 4 && s->bits != 8 && !(s->bits == 1 && s->kind == NBI_KIND_BINARY))
         return nbi_fail(NB_EUNSUPPORTED, "weights of %u bits have no CUDA kernel: expected 2, 3, 4 or 8", s->bits);
     if (!w->codes || !w->scales || s->symmetric != !w->zeros)
         return nbi_fail(NB_EINVAL,
@@ -48,7 +57,9 @@ static nb_status check_quantized(const nbi_weight *w)
                             "groups of %u have no CUDA kernel: with %s activations the group must be a multiple of %u",
                             s->group, s->act == NBI_ACT_NONE ? "float" : "INT8", step);
     }
-    return s->act == NBI_ACT_NONE ? NB_OK : nbi_weight_check_act(w, w->k / nbi_scheme_groups(s, w->k));
+    return s->act == NBI_ACT_NONE || s->act == NBI_ACT_SIGN
+               ? NB_OK
+               : nbi_weight_check_act(w, w->k / nbi_scheme_groups(s, w->k));
 }
 
 static nb_status check(const nbi_weight *w)
@@ -75,23 +86,30 @@ typedef struct layout {
 
 static unsigned kind_of(const nbi_scheme *s)
 {
+    if (s->bits && (s->kind == NBI_KIND_NF4 || s->act == NBI_ACT_SIGN))
+        return s->kind == NBI_KIND_NF4 ? NB_W_NF4 : NB_W_XNOR;
     return s->bits == 0 ? NB_W_DENSE : s->bits == 8 ? NB_W_W8 : NB_W_W4;
 }
 
 /* Corrections have room wherever a scheme may want them, so that the plan does not depend on the zero point. */
 static bool lay_out(layout *l, size_t n, size_t k, const nbi_scheme *s, bool bias)
 {
-    const size_t panels = nbi_ceil_div(n, NB_TILE_N), tiles = nbi_ceil_div(k, NB_TILE_K);
+    const size_t panels = nbi_ceil_div(n, NB_TILE_N);
+    size_t tiles = nbi_ceil_div(k, NB_TILE_K);
     const bool grouped = s->strategy == NBI_PER_GROUP && s->group;
     size_t all, groups = 0;
     *l = (layout){
         {(size_t)NB_UNITS(kind_of(s)) * NB_UNIT, NB_TILE_N * 4, NB_TILE_N, NB_TILE_N * 4, NB_TILE_N * 4}, {0}, {0}, 0};
+    if (kind_of(s) == NB_W_XNOR) { /* 128 bits of a row */
+        l->item[TILES] = 16;
+        tiles = NB_TILE_N * (NB_XNOR_WORDS(k) / 4);
+    }
     if (!nbi_mul(panels, tiles, &all) ||
         (s->bits && !nbi_mul(panels, grouped ? nbi_ceil_div(k, s->group) : 1, &groups)))
         return false;
     l->count[TILES] = all;
     l->count[SCALES] = groups;
-    l->count[ZEROS] = s->bits && (s->bits < 8 || !s->symmetric) ? groups : 0;
+    l->count[ZEROS] = kind_of(s) == NB_W_W4 || (s->bits && !s->symmetric) ? groups : 0;
     l->count[CORR] = s->bits && s->act == NBI_ACT_TENSOR && !s->act_symmetric ? groups : 0;
     l->count[BIAS] = bias ? panels : 0;
     for (int i = 0; i < N_PARTS; i++) {
@@ -112,11 +130,16 @@ static size_t order_bytes(const nbi_scheme *s, size_t k)
 
 size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
+    const nbi_scheme s = nbi_scheme_packed(scheme);
     layout l;
     (void)dense; /* becomes the type of the activations */
-    if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, scheme))
-        return nbi_cublaslt_plan(nbi_cuda_of(b), n, k, scheme, bias);
-    return lay_out(&l, n, k, scheme, bias) && nbi_add(l.bytes, order_bytes(scheme, k), &l.bytes) ? l.bytes : SIZE_MAX;
+    const size_t beside = nbi_cuda_sparse_bytes(scheme, n, k, scheme->bits && scheme->sparse ? scheme->nnz : 0);
+    size_t bytes;
+    if (nbi_cublaslt_takes(nbi_cuda_of(b), n, k, &s))
+        bytes = nbi_cublaslt_plan(nbi_cuda_of(b), n, k, &s, bias);
+    else
+        bytes = lay_out(&l, n, k, &s, bias) && nbi_add(l.bytes, order_bytes(&s, k), &l.bytes) ? l.bytes : SIZE_MAX;
+    return nbi_add(bytes, beside, &bytes) ? bytes : SIZE_MAX;
 }
 
 /* ---- one item of each part ---- */
@@ -177,10 +200,31 @@ static void put_w4(unsigned char *tile, int r, int b, const int8_t *s)
     }
 }
 
-/* What lies beyond the weight: 0, in 4 bits the zero point. */
+static void put_nf4(unsigned char *tile, int r, int b, const int8_t *s)
+{
+    for (int t = 0; t < 4; t++) {
+        unsigned char *d = tile + (r % 8 * 4 + t) * 16 + b * 4 + r / 8;
+        d[0] = (unsigned char)((s[2 * t] + 8) | (s[2 * t + 1] + 8) << 4);
+        d[2] = (unsigned char)((s[2 * t + 8] + 8) | (s[2 * t + 9] + 8) << 4);
+    }
+}
+
+/* 128 signs of a row. */
+static void pack_bits(const packing *p, size_t i, unsigned char *out)
+{
+    const nbi_weight *w = p->w;
+    const size_t pieces = NB_XNOR_WORDS(w->k) / 4, n = i / pieces, k0 = i % pieces * 128;
+    memset(out, 0, 16);
+    for (size_t j = 0; j < 128 && n < w->n && k0 + j < w->k; j++)
+        out[j / 8] = (unsigned char)(out[j / 8] | (w->codes[n * w->k + k0 + j] > 0) << j % 8);
+}
+
+/* What lies beyond the weight: 0, in 4 bits the zero point, of NF4 the code of 0. */
 static int8_t padding(const packing *p, size_t n)
 {
     const nbi_weight *w = p->w;
+    if (w->scheme.kind == NBI_KIND_NF4)
+        return -1;
     return w->scheme.bits < 8 && w->zeros && n < w->n ? w->zeros[(n + 1) * p->groups - 1] : 0;
 }
 
@@ -205,7 +249,9 @@ static bool pack_tile(const packing *p, size_t i, unsigned char *tile)
             int8_t fill[16];
             if (!inside)
                 memset(fill, padding(p, n), 16);
-            (w->scheme.bits == 8 ? put_w8 : put_w4)(tile, r, b, inside ? w->codes + n * w->k + k : fill);
+            (w->scheme.kind == NBI_KIND_NF4 ? put_nf4
+             : w->scheme.bits == 8          ? put_w8
+                                            : put_w4)(tile, r, b, inside ? w->codes + n * w->k + k : fill);
         }
     return fits;
 }
@@ -256,7 +302,9 @@ static nb_status send_part(nbi_cuda *c, packing *p, const layout *l, int part, c
         NB_TRY(nbi_cuda_stage_get(c, (void **)&host));
 #pragma omp parallel for schedule(static) reduction(&& : fits) if (n * item > 65536)
         for (size_t i = 0; i < n; i++) {
-            if (part == TILES)
+            if (part == TILES && kind_of(&p->w->scheme) == NB_W_XNOR)
+                pack_bits(p, first + i, host + i * item);
+            else if (part == TILES)
                 fits = pack_tile(p, first + i, host + i * item) && fits;
             else
                 pack_numbers(p, part, first + i, host + i * item);
@@ -329,17 +377,20 @@ done:
     return st;
 }
 
-nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w)
+nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
 {
     nbi_cuda *c = nbi_cuda_of(b);
+    nbi_weight packed = *weight;
+    const nbi_weight *w = &packed;
     nb_status st = NB_OK;
     *out = NULL;
     nbi_linear *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("a packed weight", sizeof *l);
+    packed.scheme = nbi_scheme_packed(&weight->scheme);
     NB_TRY(check(w));
     l->scheme = w->scheme;
-    l->integer = w->scheme.bits && w->scheme.act != NBI_ACT_NONE;
+    l->integer = w->scheme.bits && w->scheme.act != NBI_ACT_NONE && w->scheme.act != NBI_ACT_SIGN;
     if (l->integer && w->scheme.act == NBI_ACT_TENSOR) {
         l->act_scale = w->act_scale;
         l->act_zero = w->act_zero;
@@ -351,6 +402,7 @@ nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_wei
         NB_TRY(nbi_cuda_upload(b, l->perm, w->perm, w->k * sizeof *l->perm));
         l->bytes += order_bytes(&w->scheme, w->k);
     }
+    NB_TRY(nbi_cuda_sparse_create(c, l, w));
     *out = l;
     l = NULL;
 done:
@@ -362,6 +414,7 @@ void nbi_cuda_linear_free(nbi_backend *b, nbi_linear *l)
 {
     if (!l)
         return;
+    nbi_cuda_sparse_free(nbi_cuda_of(b), l);
     nbi_cuda_weights_free(nbi_cuda_of(b), l->perm);
     nbi_cuda_weights_free(nbi_cuda_of(b), l->block);
     free(l);
@@ -372,8 +425,11 @@ size_t nbi_cuda_linear_bytes(const nbi_linear *l)
     return l->bytes;
 }
 
-/* Codes with a static scale, or in another order of the inputs, are made from the activations themselves, by linear(). */
+/* Codes with a static scale, in another order of the inputs, or without outliers are made from the activations themselves, by
+ * linear().  A sparse part multiplies these, too. */
 unsigned nbi_cuda_linear_form(const nbi_linear *l)
 {
-    return l->integer && l->act_scale == 0 && !l->perm ? NBI_FORM_INT8 : NBI_FORM_FLOAT;
+    if (!l->integer || l->act_scale != 0 || l->perm || nbi_cuda_has_outliers(l))
+        return NBI_FORM_FLOAT;
+    return NBI_FORM_INT8 | (l->sparse ? NBI_FORM_FLOAT : 0);
 }

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/rotation.h"
 
 enum { N_KINDS = 33 };
 
@@ -69,6 +70,19 @@ static nb_status upload_angles(nbi_step *s)
     return st;
 }
 
+/* For heads that are rotated behind RoPE: the odd part of head_dim, which is at most 127. */
+static nb_status upload_hartley(nbi_step *s)
+{
+    unsigned p;
+    const size_t h = nbi_rotation_parts(s->limits.head_dim, &p);
+    void *to = NULL;
+    if (h == 1 || h > NBI_MAX_HEAD_DIM)
+        return NB_OK;
+    nb_status st = nbi_cuda_alloc(&s->c->base, &to, h * h * sizeof(float), "a rotation");
+    s->hartley = to;
+    return st == NB_OK ? nbi_cuda_hartley(s->c, to, h) : st;
+}
+
 nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_limits *limits)
 {
     nbi_cuda *c = nbi_cuda_of(b);
@@ -99,6 +113,7 @@ nb_status nbi_cuda_step_create(nbi_backend *b, nbi_step **out, const nbi_step_li
                              .pages = (const int32_t *)(d + o.pages),
                              .logit_rows = (const uint32_t *)(d + o.logit_rows)};
     NB_TRY(upload_angles(s));
+    NB_TRY(upload_hartley(s));
     NB_TRY(nbi_cuda_attend_plan_create(c, &s->attend, limits));
     *out = s;
     s = NULL;
@@ -130,6 +145,7 @@ void nbi_cuda_step_free(nbi_backend *b, nbi_step *s)
         c->cu.cuCtxPopCurrent_v2(&old);
     nbi_cuda_attend_plan_free(c, s->attend);
     nbi_cuda_release(b, s->device);
+    nbi_cuda_release(b, s->hartley);
     nbi_cuda_release(b, (void *)(uintptr_t)s->args.inv_freq);
     free(s->sides);
     free(s->graphs);
@@ -140,7 +156,10 @@ size_t nbi_cuda_step_bytes(nbi_backend *b, const nbi_step_limits *limits)
 {
     if (check_limits(limits) != NB_OK)
         return SIZE_MAX;
+    unsigned p;
+    const size_t h = nbi_rotation_parts(limits->head_dim, &p);
     return layout_of(limits).bytes + nbi_cuda_align(limits->head_dim / 2 * sizeof(float)) +
+           (h > 1 && h <= NBI_MAX_HEAD_DIM ? nbi_cuda_align(h * h * sizeof(float)) : 0) +
            nbi_cuda_attend_plan_bytes(nbi_cuda_of(b), limits);
 }
 
