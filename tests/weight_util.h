@@ -89,6 +89,11 @@ inline std::vector<Case> common_cases()
                 v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, true, tensor), NBI_F32});
                 v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, false, tensor), NBI_F32});
             }
+    for (unsigned bits : {2u, 4u}) { /* packed as INT8 */
+        nbi_scheme e8p = scheme(bits, 0, true, NBI_ACT_NONE, true, true);
+        e8p.kind = NBI_KIND_E8P;
+        v.push_back({e8p, NBI_F32});
+    }
     return v;
 }
 
