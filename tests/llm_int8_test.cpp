@@ -1,5 +1,5 @@
-/* LLM.int8() against the paper's words in double: which inputs are outliers, vector-wise INT8 for the rest, fp16 columns beside it; and
- * what becomes of a layer's output where a few inputs are much larger than the others. */
+/* LLM.int8() against the paper's words in double: which inputs are outliers, vector-wise INT8 for the rest, fp16 columns
+ * beside it; and what becomes of a layer's output where a few inputs are much larger than the others. */
 #include "backend_util.h"
 
 extern "C" {
@@ -180,8 +180,8 @@ TEST(LlmInt8, codes_are_vector_wise)
     }
 }
 
-/* The whole layer as the paper computes it: nothing but roundings of fp32 between them, a code here or there that falls to its
- * neighbour.  Its error against the exact output is within 1 %. */
+/* The whole layer as the paper computes it: nothing but roundings of fp32 between them, a code here or there that falls to
+ * its neighbour.  Its error against the exact output is within 1 %. */
 TEST(LlmInt8, computes_what_the_paper_computes)
 {
     Layer l({0, 17, 150});

@@ -52,9 +52,11 @@ static bool parse_size(const char *s, uint64_t *out)
     static const struct {
         const char *name;
         double bytes;
-    } units[] = {{"", 1},      {"B", 1},        {"kB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+    } units[] = {{"", 1},      {"B", 1},        {"kB", 1e3},     {"KB", 1e3},     {"MB", 1e6},    {"GB", 1e9},
                  {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
     char *end;
+    if (*s < '0' || *s > '9')
+        return false;
     const double v = strtod(s, &end);
     while (*end == ' ')
         end++;

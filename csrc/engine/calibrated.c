@@ -127,6 +127,11 @@ static nb_status open_stats(nbi_calibrated *c)
             "%s: saved statistics are those of the dense model, and %s lets each quantized layer feed the next "
             "one: expected --no-sequential with --stats",
             c->o.stats, c->o.method->name);
+    if (c->o.rotation)
+        return nbi_fail(
+            NB_EUNSUPPORTED,
+            "%s: saved statistics are those of the model as it is, and this recipe rotates it: leave out --stats",
+            c->o.stats);
     nb_status st = nbi_stats_open(&c->stats, c->o.stats, &key, c->needs, c->o.cfg, c->shell->be->name);
     if (st == NB_OK)
         c->needs = nbi_stats_needs(c->stats);
