@@ -80,7 +80,7 @@ static nb_status parse_choices(nbi_search *s, json_t *list, const nbi_scheme *ba
 nb_status nbi_search_parse(nbi_search *s, const json_t *j, const nbi_scheme *base, const char *where)
 {
     nb_status st = NB_OK;
-    int64_t windows = 8, tokens = 16384;
+    int64_t windows = 4, tokens = 8192;
     json_t *defaults = json_loads(default_choices, 0, NULL), *list = j ? json_object_get(j, "choices") : NULL;
     *s = (nbi_search){.by = NBI_BY_KL};
     if (!defaults)

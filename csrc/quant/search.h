@@ -1,6 +1,6 @@
 /* "search" of a recipe: which schemes each layer may get, and how the best assignment is found.
  *
- *   "search": {"target_bits": 3.5, "by": "kl", "windows": 8, "tokens": 16384,
+ *   "search": {"target_bits": 3.5, "by": "kl", "windows": 4, "tokens": 8192,
  *              "choices": [{"bits": 2, "symmetric": false, "group_size": 64}, ..., null]}
  * A choice is what "weights" of an override is: on top of the recipe's own weights; null: left as it is. */
 #ifndef NB_QUANT_SEARCH_H
