@@ -102,7 +102,6 @@
     X(nb_clip_search, clip_search, 256, 0, 75, nb_clip_search_args)                                                    \
     X(nb_gram, gram, 256, 0, 75, nb_gram_args)                                                                         \
     X(nb_rtn, rtn, 256, 0, 75, nb_rtn_args)                                                                            \
-    X(nb_abs_sum, abs_sum, 256, 0, 75, nb_abs_sum_args)                                                                \
     /* weights that are not on an even grid */                                                                         \
     NB_GEMM_LINES(X, nb_gemm_nf4, gemm_nf4)                                                                            \
     X(nb_gemv_nf4_f16, gemv_nf4, 256, 99 * 1024, 75, nb_gemv_args)                                                     \
@@ -124,7 +123,9 @@
     X(nb_rotate_out_f16, rotate, 256, 227 * 1024, 75, nb_rotate_out_args)                                              \
     X(nb_rotate_out_bf16, rotate, 256, 227 * 1024, 80, nb_rotate_out_args)                                             \
     X(nb_rope_rotate_f16, rope_rotate, 128, 0, 75, nb_rope_rotate_args)                                                \
-    X(nb_rope_rotate_bf16, rope_rotate, 128, 0, 80, nb_rope_rotate_args)
+    X(nb_rope_rotate_bf16, rope_rotate, 128, 0, 80, nb_rope_rotate_args)                                               \
+    /* statistics of inputs */                                                                                         \
+    X(nb_abs_sum, abs_sum, 256, 0, 75, nb_abs_sum_args)
 
 /* ---- a step: what step_begin() uploads.  Rows past the batch (a recorded step has a fixed number) have pos -1 and are
  * skipped by every kernel that reads this ---- */
@@ -412,11 +413,6 @@ typedef struct nb_rtn_args {
     uint32_t team; /* threads that share a group: 1, 2, 4 .. 32 or 256 */
 } nb_rtn_args;
 
-typedef struct nb_abs_sum_args {
-    const void *x;
-    double *sums; /* [k], added to */
-    uint32_t dtype, rows, k;
-} nb_abs_sum_args;
 /* ---- signs on both sides: xnor.cu; nb_xnor takes nb_gemm_args, x its bits, dst as there ---- */
 
 #define NB_XNOR_ROWS    8
@@ -478,6 +474,12 @@ typedef struct nb_rope_rotate_args {
     uint32_t h;
     float unit;
 } nb_rope_rotate_args;
+
+typedef struct nb_abs_sum_args {
+    const void *x;
+    double *sums; /* [k], added to */
+    uint32_t dtype, rows, k;
+} nb_abs_sum_args;
 
 enum nb_kernel {
 #define X(name, file, threads, shared, sm, args) NB_K_##name,

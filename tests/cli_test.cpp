@@ -329,6 +329,136 @@ TEST(Quantize, refuses_and_leaves_nothing_behind)
     EXPECT_EQ(1, std::distance(fs::directory_iterator(d.path()), {}));
 }
 
+/* A search that takes a second: two choices, little text. */
+std::string quick_search(const TempDir &d)
+{
+    write_text(
+        d / "quick.json",
+        R"({"weights": {"bits": 4, "group_size": 64}, "method": "gptq", "calibration": {"tokens": 512, "ctx": 64},
+                   "overrides": [{"match": "re:model.layers.[01].mlp", "weights": {"bits": 3}}],
+                   "search": {"windows": 1, "tokens": 256, "choices": [{"bits": 2, "symmetric": false}, {"bits": 4}]}})");
+    return d / "quick.json";
+}
+
+double average_bits(const json_t *report)
+{
+    const json_t *rows = json_object_get(report, "modules"), *row;
+    double bits = 0, weights = 0;
+    size_t i;
+    json_array_foreach((json_t *)rows, i, row)
+    {
+        const json_t *shape = json_object_get(row, "shape");
+        weights +=
+            (double)(json_integer_value(json_array_get(shape, 0)) * json_integer_value(json_array_get(shape, 1)));
+        bits += 8 * (double)json_integer_value(json_object_get(row, "bytes"));
+    }
+    return bits / weights;
+}
+
+TEST(Mixed, a_target_is_met_and_the_recipe_that_was_found_makes_the_same_model)
+{
+    TempDir d;
+    const std::string recipe = quick_search(d), q = d / "q", again = d / "again";
+    Result r =
+        nibble({"quantize", MODEL, "-o", q, "--recipe", recipe, "--calib", VAL, "--target-bits", "3.4", "--json"});
+    ASSERT_EQ(0, r.status) << r.err;
+    json_t *j = parse(r.out), *search = json_object_get(j, "search");
+    const double bits = average_bits(j);
+    EXPECT_LE(bits, 3.4);
+    EXPECT_GT(bits, 3.2) << "the budget is used";
+    EXPECT_NEAR(bits, json_number_value(json_object_get(search, "bits_per_weight")), 1e-9);
+    EXPECT_EQ(22u, json_array_size(json_object_get(search, "modules"))) << "28 layers, 6 of them overridden";
+    json_decref(j);
+    json_t *found = parse(read_text(q + "/recipe.json"));
+    EXPECT_EQ(nullptr, json_object_get(found, "search"));
+    EXPECT_EQ(23u, json_array_size(json_object_get(found, "overrides")));
+    json_decref(found);
+    r = nibble({"quantize", MODEL, "-o", again, "--recipe", q + "/recipe.json", "--calib", VAL});
+    ASSERT_EQ(0, r.status) << r.err;
+    EXPECT_EQ(read_text(q + "/model.safetensors"), read_text(again + "/model.safetensors"));
+    EXPECT_NE(std::string::npos, read_text(q + "/quant_report.html").find("Search"));
+    EXPECT_EQ(std::string::npos, read_text(again + "/quant_report.html").find("Search"));
+    r = nibble({"eval", q, "-f", VAL, "--ctx", "64", "--windows", "2", "--base", MODEL, "--layer-windows", "1"});
+    EXPECT_EQ(0, r.status) << r.err;
+    EXPECT_NE(std::string::npos, r.out.find("layers that hurt most")) << r.out;
+    r = nibble(
+        {"eval", q, "-f", VAL, "--ctx", "64", "--windows", "2", "--base", MODEL, "--layer-windows", "1", "--json"});
+    j = parse(r.out);
+    EXPECT_EQ(6u, json_array_size(json_object_get(json_object_get(j, "by_layer"), "layers"))) << r.out;
+    json_decref(j);
+}
+
+TEST(Mixed, a_size_is_that_of_the_files)
+{
+    TempDir d;
+    const std::string recipe = quick_search(d), q = d / "q";
+    Result r = nibble({"quantize", MODEL, "-o", q, "--recipe", recipe, "--calib", VAL, "--target-size", "2.7MB"});
+    ASSERT_EQ(0, r.status) << r.err;
+    EXPECT_LE(fs::file_size(q + "/model.safetensors"), 2700000u);
+    EXPECT_GT(fs::file_size(q + "/model.safetensors"), 2500000u);
+    EXPECT_NE(std::string::npos, r.out.find("bits a weight on average")) << r.out;
+    r = nibble({"quantize", MODEL, "--recipe", recipe, "--calib", VAL, "--target-bits", "3", "--dry-run"});
+    EXPECT_EQ(0, r.status) << r.err;
+    EXPECT_NE(std::string::npos, r.out.find("layer     q")) << r.out;
+}
+
+TEST(Mixed, bad_targets_are_refused_before_anything_is_measured)
+{
+    TempDir d;
+    const std::string recipe = quick_search(d), q = d / "q";
+    const std::vector<std::string> start{"quantize", MODEL, "-o", q, "--recipe", recipe};
+    auto with = [&](std::vector<std::string> more) {
+        std::vector<std::string> all = start;
+        all.insert(all.end(), more.begin(), more.end());
+        return all;
+    };
+    expect_refused(1, {"--calib"}, with({"--target-bits", "3.5"}));
+    expect_refused(1, {"target_bits", "--target-size"}, with({"--calib", VAL}));
+    expect_refused(2, {"--target-bits", "--target-size"},
+                   with({"--calib", VAL, "--target-bits", "3.5", "--target-size", "1MB"}));
+    expect_refused(2, {"--target-bits"}, with({"--calib", VAL, "--target-bits", "0.5"}));
+    for (const char *size : {"", "x", "-1MB", "12 parsecs", "0", "1e300GiB"})
+        expect_refused(2, {"--target-size", "4GiB"}, with({"--calib", VAL, "--target-size", size}));
+    /* what is told as the smallest possible can be asked for */
+    Result r = nibble(with({"--calib", VAL, "--target-bits", "1.5"}));
+    EXPECT_EQ(1, r.status);
+    const size_t at = r.err.find("makes ");
+    ASSERT_NE(std::string::npos, at) << r.err;
+    r = nibble(with({"--calib", VAL, "--target-bits", std::to_string(std::stod(r.err.substr(at + 6)))}));
+    EXPECT_EQ(0, r.status) << r.err;
+    fs::remove_all(q);
+    r = nibble(with({"--calib", VAL, "--target-size", "1MB"}));
+    EXPECT_EQ(1, r.status);
+    const size_t has = r.err.find("layer it has ");
+    ASSERT_NE(std::string::npos, has) << r.err;
+    r = nibble(with({"--calib", VAL, "--target-size", std::to_string(std::stoll(r.err.substr(has + 13)))}));
+    EXPECT_EQ(0, r.status) << r.err;
+    fs::remove_all(q);
+    write_text(d / "one", "");
+    expect_refused(1, {"one", "tokens"}, with({"--calib", d / "one", "--target-bits", "3.5"}));
+    EXPECT_FALSE(fs::exists(q));
+}
+
+TEST(Mixed, searches_of_recipes_are_checked)
+{
+    TempDir d;
+    const std::vector<std::pair<const char *, const char *>> wrong = {
+        {R"({"chioces": []})", "chioces"},     {R"({"choices": []})", "choices"},
+        {R"({"choices": [4]})", "choices[0]"}, {R"({"choices": [{"bits": 5}]})", "5"},
+        {R"({"by": "magic"})", "magic"},       {R"({"target_bits": 99})", "99"},
+        {R"({"windows": 0})", "windows"},      {R"([])", "search"},
+    };
+    for (auto &w : wrong) {
+        write_text(d / "r.json", std::string(R"({"weights": {"bits": 4}, "search": )") + w.first + "}");
+        expect_refused(1, {"r.json", w.second},
+                       {"quantize", MODEL, "-o", d / "q", "--recipe", d / "r.json", "--calib", VAL});
+    }
+    write_text(d / "r.json",
+               R"({"weights": {"bits": 4}, "search": {"target_bits": 4, "choices": [{"bits": 4, "group_size": 96}]}})");
+    expect_refused(1, {"256 inputs", "no choice"},
+                   {"quantize", MODEL, "-o", d / "q", "--recipe", d / "r.json", "--calib", VAL});
+}
+
 TEST(Quantize, a_dry_run_tells_the_size_of_the_real_one)
 {
     TempDir d;

@@ -306,8 +306,12 @@ TEST(Cublaslt, more_shapes_than_it_keeps)
 TEST(Cublaslt, takes_dense_and_int8_by_int8_with_one_group)
 {
     NEEDS_LIBRARY(c, NBI_F16);
-    nbi_scheme dense = {}, w8a8 = {8, true, NBI_PER_CHANNEL, 0, NBI_ACT_TOKEN, true, false}, w8a16 = w8a8,
-               grouped = w8a8, w4a8 = w8a8;
+    nbi_scheme dense = {}, w8a8 = {};
+    w8a8.bits = 8;
+    w8a8.symmetric = w8a8.act_symmetric = true;
+    w8a8.strategy = NBI_PER_CHANNEL;
+    w8a8.act = NBI_ACT_TOKEN;
+    nbi_scheme w8a16 = w8a8, grouped = w8a8, w4a8 = w8a8;
     w8a16.act = NBI_ACT_NONE;
     grouped.strategy = NBI_PER_GROUP;
     grouped.group = 128;

@@ -327,7 +327,7 @@ TEST(DeviceLowBit, one_wrong_code_is_seen)
             Packed p(*d, w.w);
             const std::vector<float> y = run(p, w.w, x, 1);
             ASSERT_EQ(0u, count_outside(*d, f, w.w, x, y)) << f.name() << " " << d->name;
-            w.w.codes[17 * k + 5] = f.signs() ? -1 : 6;
+            w.w.codes[17 * k + 5] = f.signs() ? -1 : -8;
             EXPECT_EQ(1u, count_outside(*d, f, w.w, x, y)) << f.name() << " " << d->name;
         }
 }

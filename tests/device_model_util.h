@@ -132,6 +132,12 @@ inline const std::string &quantized(const std::string &source, const std::string
         nb_quantize_options_init(&o);
         o.recipe = recipe.c_str();
         o.device = "cpu";
+        const std::string text = repo_file("configs/demo/val.txt");
+        if (recipe == "w4-spqr" || recipe == "llm-int8") { /* the others look at weights alone */
+            o.calib = text.c_str();
+            o.calib_tokens = 512;
+            o.calib_ctx = 128;
+        }
         path = dir / std::to_string(made.size());
         EXPECT_NB_OK(nb_quantize(source.c_str(), path.c_str(), &o, nullptr));
     }

@@ -187,7 +187,7 @@ TEST(DeviceRotated, the_function_of_a_model_stays)
         Rotated rotated(path);
         nb_model *m = rotated.model(tested_device());
         std::vector<int32_t> ids;
-        for (int i = 0; i < 20; i++)
+        for (int i = 0; i < 18; i++)
             ids.push_back((int32_t)(nbi_rng(3, (uint64_t)i) % rotated.cfg.vocab));
         Seen a, b;
         const std::vector<float> want = run(plain.m, ids, &a), got = run(m, ids, &b);
@@ -215,11 +215,12 @@ TEST(DeviceRotated, a_quantized_model_says_the_same_in_any_batch)
     all.kv = one.kv = nullptr;
     one.max_batch = 1;
     one.chunk = 7;
-    const std::vector<Tokens> want = generate(m, kDemoPrompts, 8, all), got = generate(m, kDemoPrompts, 8, one);
+    const std::vector<std::string> prompts(kDemoPrompts.begin(), kDemoPrompts.begin() + 2);
+    const std::vector<Tokens> want = generate(m, prompts, 4, all), got = generate(m, prompts, 4, one);
     for (size_t p = 0; p < want.size(); p++)
         for (size_t i = 0; i < want[p].size(); i++) {
             EXPECT_EQ(want[p][i].id, got[p][i].id) << p << " " << i;
             EXPECT_EQ(want[p][i].logprob, got[p][i].logprob) << p << " " << i;
         }
-    compare(kDemo, {kDemoPrompts[0], kDemoPrompts[1]}, 6, {(dir / "r.json").c_str(), "int4", 0.5f, 1});
+    compare(kDemo, {prompts[0]}, 4, {(dir / "r.json").c_str(), "int4", 0.5f, 1});
 }

@@ -8,6 +8,7 @@ extern "C" {
 #include "base/nf4.h"
 #include "quant/nf4.h"
 #include "quant/recipe.h"
+#include "quant/rtn.h"
 }
 
 namespace
@@ -122,6 +123,17 @@ TEST(Nf4, the_dense_weight_is_the_map_times_absmax)
         /* half the widest gap of the map */
         ASSERT_LE(std::fabs(dense[i] - w[i]), r.q.scales[i / 64] * 0.1520f);
     }
+    nbi_weight src = {};
+    src.n = n;
+    src.k = k;
+    src.dense_dtype = NBI_F32;
+    src.dense = w.data();
+    nbi_quant_error e;
+    nbi_quant_error_of(&e, &r.q, &src);
+    double mse = 0;
+    for (size_t i = 0; i < n * k; i++)
+        mse += ((double)w[i] - (double)dense[i]) * ((double)w[i] - (double)dense[i]) / (double)(n * k);
+    EXPECT_NEAR(mse, e.mse, mse * 1e-6);
 }
 
 TEST(Nf4, zeros_tiny_numbers_and_threads)

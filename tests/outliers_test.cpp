@@ -99,12 +99,14 @@ TEST(Outliers, break_plain_int8_and_not_the_methods_made_for_them)
     plant(demo, fp);
     const double before = perplexity(demo), same = perplexity(fp);
     EXPECT_EQ(before, same);
-    for (const char *recipe : {"w8a8-dynamic", "w8a8-smoothquant", "llm-int8"}) {
+    for (const char *recipe : {"w8a8-dynamic", "w8a8-smoothquant", "llm-int8", "w4a8kv4-rotated"}) {
         quantize(fp, dir / recipe, recipe);
         const double loss = perplexity(dir / recipe) / same - 1;
         printf("%s: %+.3f %%\n", recipe, 100 * loss);
         if (std::string(recipe) == "w8a8-dynamic")
             EXPECT_GT(loss, 0.01);
+        else if (std::string(recipe) == "w4a8kv4-rotated") /* INT4 weights and KV cache, too */
+            EXPECT_LT(loss, 0.02);
         else
             EXPECT_LT(loss, 0.003) << recipe;
     }

@@ -184,11 +184,14 @@ void expect_same(const nbi_weight &a, const nbi_weight &b)
     expect_equal(a.in_signs, b.in_signs, a.k, "in_signs");
     expect_equal(a.out_signs, b.out_signs, a.n, "out_signs");
     ASSERT_EQ(a.n_outliers, b.n_outliers);
-    expect_equal(a.outlier, b.outlier, a.n_outliers, "outlier");
+    if (a.n_outliers)
+        expect_equal(a.outlier, b.outlier, a.n_outliers, "outlier");
     ASSERT_EQ(a.sparse.nnz, b.sparse.nnz);
     expect_equal(a.sparse.row, b.sparse.row, a.n + 1, "sparse.row");
-    expect_equal(a.sparse.col, b.sparse.col, a.sparse.nnz, "sparse.col");
-    expect_equal(a.sparse.value, b.sparse.value, a.sparse.nnz, "sparse.value");
+    if (a.sparse.nnz) {
+        expect_equal(a.sparse.col, b.sparse.col, a.sparse.nnz, "sparse.col");
+        expect_equal(a.sparse.value, b.sparse.value, a.sparse.nnz, "sparse.value");
+    }
     expect_equal(a.nested.scale_code, b.nested.scale_code, groups, "scale_code");
     expect_equal(a.nested.zero_code, b.nested.zero_code, groups, "zero_code");
     EXPECT_EQ(a.act_scale, b.act_scale);
@@ -285,6 +288,47 @@ TEST(Formats, what_a_weight_means_survives_a_folder)
             round_trip({s}, NBI_F16, "nibble");
 }
 
+/* Numbers below K take 1, 2 or 4 bytes; counts of more than 255 take a second plane. */
+TEST(Formats, wide_matrices)
+{
+    const nbi_scheme s =
+        with(scheme(3, false, NBI_PER_GROUP, 16), [](nbi_scheme &x) { x.sparse = x.act_order = true; });
+    for (size_t k : {256, 272, 3008, 65536, 65552}) {
+        Weight w, back;
+        Model m;
+        make(w, 3, k, s, unsigned(k));
+        m.write({&w}, NBI_F32);
+        ASSERT_NB_OK(nbi_quant_read(&back, m.q, m.c, "m0", "Linear", 3, k));
+        expect_same(w, back);
+        const size_t width = k <= 256 ? 1 : k <= 65536 ? 2 : 4, planes = k < 1000 ? 1 : 2;
+        EXPECT_EQ(width * k, nbi_checkpoint_find(m.c, "m0.input_order")->bytes);
+        EXPECT_EQ((width + 2) * w.sparse.nnz, nbi_checkpoint_find(m.c, "m0.sparse_entries")->bytes);
+        EXPECT_EQ(planes * 3, nbi_checkpoint_find(m.c, "m0.sparse_counts")->bytes);
+    }
+}
+
+/* No number at all. */
+TEST(Formats, empty_sparse_parts)
+{
+    for (bool outliers : {false, true}) {
+        Weight w, back;
+        Model m;
+        randomize(w, 5, 24,
+                  with(scheme(8, true, NBI_PER_CHANNEL, 0, NBI_ACT_TOKEN),
+                       [=](nbi_scheme &s) {
+                           s.sparse = true;
+                           s.outliers = outliers;
+                       }),
+                  NBI_F32, 1);
+        w.sparse.row = static_cast<uint32_t *>(calloc(6, sizeof(uint32_t)));
+        m.write({&w}, NBI_F32);
+        ASSERT_NB_OK(nbi_quant_read(&back, m.q, m.c, "m0", "Linear", 5, 24));
+        expect_same(w, back);
+        EXPECT_EQ(outliers, back.scheme.outliers);
+        EXPECT_NE(nullptr, back.sparse.row);
+    }
+}
+
 TEST(Formats, compressed_tensors_is_chosen_whenever_it_can_say_everything)
 {
     round_trip(all_schemes(), NBI_BF16, "compressed-tensors");
@@ -292,7 +336,7 @@ TEST(Formats, compressed_tensors_is_chosen_whenever_it_can_say_everything)
     mixed.push_back(own_schemes()[0]);
     round_trip(mixed, NBI_F32, "nibble");
     const nbi_quant_entry e[] = {{"a", scheme(4, true, NBI_PER_CHANNEL, 0), 8, 8}, {"b", {}, 8, 8}};
-    const nbi_quant_model rotated = {true};
+    const nbi_quant_model rotated = {true, "int4"};
     EXPECT_STREQ("compressed-tensors", nbi_quant_choose(e, 2, &NO_MODEL)->name);
     EXPECT_STREQ("nibble", nbi_quant_choose(e, 2, &rotated)->name);
     EXPECT_STREQ("compressed-tensors", nbi_quant_choose(e + 1, 1, &NO_MODEL)->name);
@@ -303,13 +347,14 @@ TEST(Formats, compressed_tensors_is_chosen_whenever_it_can_say_everything)
 TEST(Formats, keys_of_the_whole_model)
 {
     const nbi_quant_entry e[] = {{"a", scheme(4, true, NBI_PER_CHANNEL, 0), 8, 8}, {"b", {}, 8, 8}};
-    const nbi_quant_model rotated = {true};
+    const nbi_quant_model rotated = {true, "int4"};
     for (size_t first = 0; first < 2; first++) {
         json_t *j = nullptr;
         nbi_quant_config *q = nullptr;
         ASSERT_NB_OK(nbi_quant_config_build(&j, nbi_quant_choose(e, 2, &rotated), e + first, 2 - first, &rotated));
         ASSERT_NB_OK(nbi_quant_config_parse(&q, j, "config.json"));
         EXPECT_TRUE(nbi_quant_model_of(q).rotate_keys);
+        EXPECT_STREQ("int4", nbi_quant_model_of(q).kv_dtype);
         nbi_scheme s;
         ASSERT_NB_OK(nbi_quant_scheme(q, nullptr, "b", "Linear", &s));
         EXPECT_EQ(0, s.bits);
@@ -367,7 +412,8 @@ TEST(Config, nonsense_is_refused_by_name)
         parse(W4 + A8 + R"(,"sparse":true,"outliers":true)", R"(,"kv_cache":{"rotate_keys":true},"ignore":[])"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "\"colour\"", parse(W4 + R"(,"colour":1)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "\"colour\"", parse(W4, R"(,"colour":1)"));
-    EXPECT_FAILS(NB_EUNSUPPORTED, "kv_cache: has the unknown key \"dtype\"", parse(W4, R"(,"kv_cache":{"dtype":8})"));
+    EXPECT_FAILS(NB_EUNSUPPORTED, "kv_cache: has the unknown key \"type\"", parse(W4, R"(,"kv_cache":{"type":8})"));
+    EXPECT_FAILS(NB_EFORMAT, "kv_cache: \"dtype\"", parse(W4, R"(,"kv_cache":{"dtype":8})"));
     EXPECT_FAILS(NB_EFORMAT, "rotate_keys", parse(W4, R"(,"kv_cache":{"rotate_keys":8})"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "outliers go with INT8", parse(W4 + R"(,"sparse":true,"outliers":true)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "outliers go with INT8", parse(W4 + A8 + R"(,"outliers":true)"));
@@ -452,17 +498,17 @@ TEST(Damage, every_number_is_checked)
         std::function<void(Raw &)> change;
         const char *sentence;
     } cases[] = {
-        {sparse, "sparse_counts", put(0, std::string(2, '\xff')), "row 0 has 65535 numbers"},
-        {sparse, "sparse_counts", put(36, F16_ZERO), "row 18 has 0 numbers, but"},
-        {sparse, "sparse_counts", SHORTER, "has the shape [18], expected [19]"},
+        {sparse, "sparse_counts", put(0, "\xff"), "row 0 has 255 numbers"},
+        {sparse, "sparse_counts", put(18, std::string(1, 0)), "row 18 has 0 numbers, but"},
+        {sparse, "sparse_counts", SHORTER, "row 18 has 0 numbers, but"},
         {sparse, "sparse_counts", GONE, "no tensor m0.sparse_counts"},
-        {sparse, "sparse_entries", put(0, std::string("\x30\0", 2)), "has column 48, expected ascending ones below 48"},
-        {sparse, "sparse_entries", put(4, F16_ZERO), "has column 0, expected ascending"},
-        {sparse, "sparse_entries", put(2, F16_INF), "number 0 is not finite"},
+        {sparse, "sparse_entries", put(0, "\x30"), "has column 48, expected ascending ones below 48"},
+        {sparse, "sparse_entries", put(3, std::string(1, 0)), "has column 0, expected ascending"},
+        {sparse, "sparse_entries", put(1, F16_INF), "number 0 is not finite"},
         {sparse, "sparse_entries", SHORTER, "are left"},
         {sparse, "sparse_entries", GONE, "no tensor m0.sparse_entries"},
-        {order, "input_order", put(0, std::string("\x30\0", 2)), "column 0 belongs to input 48"},
-        {order, "input_order", [](Raw &r) { r.data.replace(0, 2, r.data.substr(2, 2)); }, "column 1 belongs to"},
+        {order, "input_order", put(0, "\x30"), "column 0 belongs to input 48"},
+        {order, "input_order", [](Raw &r) { r.data[0] = r.data[1]; }, "column 1 belongs to"},
         {order, "input_order", SHORTER, "[47], expected [48]"},
         {rotated, "input_signs", put(5, "\xff"), "bits behind its 45 signs"},
         {rotated, "input_signs", GONE, "no tensor m0.input_signs"},
@@ -561,7 +607,7 @@ TEST(Write, what_could_not_be_read_back_is_refused)
         {5, [](Weight &w) { w.nested.rows = 8; }, "grids of 3 bits for 8 rows"},
         {5, [](Weight &w) { w.nested.zero_grid[0] = 1e9f; }, "number 0 of its zero_grid is 1e+09"},
         {8, [](Weight &w) { w.codes[3] = 1; }, "column 3, which is an outlier"},
-        {8, [](Weight &w) { w.sparse.col[0] = 2; }, "another sparse part than its outliers"},
+        {8, [](Weight &w) { w.sparse.col[0] = 2; }, "row 0 of a sparse part does not hold the columns"},
         {12, [](Weight &w) { w.scales[7] *= 2; }, "row 7 has another scale"},
         {18, [](Weight &w) { w.codes[1] = 0; }, "column 1 has the code 0, expected -1 or 1"},
     };

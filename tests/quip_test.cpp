@@ -120,6 +120,8 @@ struct Paper {
     size_t n, k;
     Mat v, h, hat; /* V in units of the codebook, its Hessian, the result in the same units */
     double unit;
+    /* hat for the codes of q, in the problem's own terms */
+    double loss_in(const Problem &p, const nbi_weight &q) const;
     double loss() const
     {
         double sum = 0;
@@ -131,20 +133,30 @@ struct Paper {
     }
 };
 
-void codewords(Mat &hat, const Mat &target, size_t n, size_t k, size_t b, unsigned bits)
+/* guarded: a row keeps what it has where the new codeword loses more. */
+void codewords(Paper &a, const Mat &target, size_t b, unsigned bits, bool guarded)
 {
-    for (size_t r = 0; r < n; r++) {
+    for (size_t r = 0; r < a.n; r++) {
         float x[8];
         int8_t codes[8];
         for (int j = 0; j < 8; j++)
             x[j] = (float)target[r * 8 + j];
         nbi_e8p_nearest(nullptr, codes, x, 8, 1, bits);
-        for (int j = 0; j < 8; j++)
-            hat[r * k + b + j] = (double)codes[j] / nbi_e8p_unit(bits);
+        double change[8], gain = 0;
+        for (size_t j = 0; j < 8; j++)
+            change[j] = (double)codes[j] / nbi_e8p_unit(bits) - a.hat[r * a.k + b + j];
+        for (size_t i = 0; i < 8; i++) {
+            for (size_t j = 0; j < a.k; j++)
+                gain -= 2 * change[i] * a.h[(b + i) * a.k + j] * (a.v[r * a.k + j] - a.hat[r * a.k + j]);
+            for (size_t j = 0; j < 8; j++)
+                gain += change[i] * a.h[(b + i) * a.k + b + j] * change[j];
+        }
+        for (size_t j = 0; j < 8 && (!guarded || gain < 0); j++)
+            a.hat[r * a.k + b + j] += change[j];
     }
 }
 
-Paper paper(const Problem &p, const nbi_weight &q, double size, unsigned passes)
+Paper paper(const Problem &p, const nbi_weight &q, double size, unsigned passes, bool guarded)
 {
     const size_t n = p.n, k = p.k;
     Paper a{n,
@@ -173,7 +185,7 @@ Paper paper(const Problem &p, const nbi_weight &q, double size, unsigned passes)
                 for (size_t i = b + 8; i < k; i++)
                     target[r * 8 + j] += (a.v[r * k + i] - a.hat[r * k + i]) * l[i * k + b + j];
             }
-        codewords(a.hat, target, n, k, b, q.scheme.bits);
+        codewords(a, target, b, q.scheme.bits, false);
     }
     for (unsigned pass = 0; pass < passes; pass++)
         for (size_t b = k; b > 0;) {
@@ -191,7 +203,7 @@ Paper paper(const Problem &p, const nbi_weight &q, double size, unsigned passes)
                         target[r * 8 + j] += g[s] * inv[s * 8 + j];
                 }
             }
-            codewords(a.hat, target, n, k, b, q.scheme.bits);
+            codewords(a, target, b, q.scheme.bits, guarded);
         }
     return a;
 }
@@ -204,7 +216,8 @@ std::vector<float> dense(const nbi_weight &w)
     return d;
 }
 
-double loss(const Problem &p, const nbi_weight &q)
+/* The squared error of the outputs. */
+double outputs(const Problem &p, const nbi_weight &q)
 {
     const std::vector<float> d = dense(q);
     double sum = 0;
@@ -213,6 +226,19 @@ double loss(const Problem &p, const nbi_weight &q)
             for (size_t j = 0; j < p.k; j++)
                 sum += ((double)p.w[r * p.k + i] - (double)d[r * p.k + i]) * (double)p.h[i * p.k + j] *
                        ((double)p.w[r * p.k + j] - (double)d[r * p.k + j]);
+    return sum;
+}
+
+double Paper::loss_in(const Problem &p, const nbi_weight &q) const
+{
+    nbi_weight w = {};
+    EXPECT_NB_OK(nbi_weight_copy(&w, &q));
+    for (size_t i = 0; i < n * k; i++)
+        w.codes[i] = (int8_t)std::lround(hat[i] * nbi_e8p_unit(w.scheme.bits));
+    for (size_t i = 0; i < n; i++)
+        w.scales[i] = (float)(unit / nbi_e8p_unit(w.scheme.bits));
+    const double sum = outputs(p, w);
+    nbi_weight_free(&w);
     return sum;
 }
 
@@ -231,8 +257,9 @@ TEST(Quip, rounds_as_the_paper_says)
                 Problem p(s.n, s.k, s.n);
                 nbi_quip_options o = nbi_quip_defaults();
                 o.passes = passes;
+                o.size = 0.97f;
                 Quip q(p, bits, o, 2);
-                Paper a = paper(p, q.w, 1.03, passes);
+                Paper a = paper(p, q.w, 0.97, passes, true);
                 const double want = a.loss();
                 size_t differ = 0;
                 for (size_t i = 0; i < s.n * s.k; i++) {
@@ -247,6 +274,26 @@ TEST(Quip, rounds_as_the_paper_says)
             }
 }
 
+/* The authors take every new codeword, and 1.03 for all weights.  Where a direction of the inputs matters far more than others,
+ * as the mean does behind a norm, that loses several times as much. */
+TEST(Quip, guarded_descent_and_a_searched_scale_lose_less_than_the_authors)
+{
+    for (double strong : {0.0, 30.0}) {
+        Problem p(48, 128, 4);
+        double mean = 0;
+        for (size_t i = 0; i < p.k; i++)
+            mean += (double)p.h[i * p.k + i] / (double)p.k;
+        for (uint64_t u = 0; u < 12; u++) {
+            const std::vector<float> x = noise(p.k, 100 + u);
+            for (size_t i = 0; i < p.k * p.k; i++)
+                p.h[i] += (float)(strong * mean) * x[i / p.k] * x[i % p.k];
+        }
+        Quip q(p, 2);
+        const Paper a = paper(p, q.w, 1.03, 10, false);
+        EXPECT_LT(outputs(p, q.w), (strong > 0 ? 0.5 : 0.95) * a.loss_in(p, q.w)) << strong;
+    }
+}
+
 TEST(Quip, loses_less_than_nearest_codewords_and_less_with_more_bits)
 {
     Problem p(64, 192, 3), diagonal(64, 192, 3);
@@ -255,13 +302,13 @@ TEST(Quip, loses_less_than_nearest_codewords_and_less_with_more_bits)
     nbi_quip_options once = nbi_quip_defaults();
     once.passes = 0;
     Quip nearest(diagonal, 2), first(p, 2, once), two(p, 2), four(p, 4);
-    EXPECT_LT(loss(p, first.w), 0.5 * loss(p, nearest.w));
-    EXPECT_LT(loss(p, two.w), 0.95 * loss(p, first.w));
-    EXPECT_LT(loss(p, four.w), 0.15 * loss(p, two.w));
+    EXPECT_LT(outputs(p, first.w), 0.5 * outputs(p, nearest.w));
+    EXPECT_LT(outputs(p, two.w), 0.95 * outputs(p, first.w));
+    EXPECT_LT(outputs(p, four.w), 0.15 * outputs(p, two.w));
 }
 
 /* Rotations change nothing but what is rounded: with the noise of 4 bits the function is the same, and its error is that of the
- * codebook, 1 % of the square of the weights, in every column and row. */
+ * codebook, half a percent of the square of the weights. */
 TEST(Quip, the_function_stays_what_it_was)
 {
     Problem p(96, 160, 5);
@@ -276,8 +323,8 @@ TEST(Quip, the_function_stays_what_it_was)
         error += std::pow((double)(d[i] - p.w[i]), 2);
         size += std::pow((double)p.w[i], 2);
     }
-    EXPECT_LT(error, 0.013 * size);
-    EXPECT_GT(error, 0.007 * size);
+    EXPECT_LT(error, 0.006 * size);
+    EXPECT_GT(error, 0.003 * size);
 }
 
 TEST(Quip, words_are_what_the_codes_come_from)

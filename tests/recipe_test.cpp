@@ -369,6 +369,10 @@ const Shipped kShipped[] = {
     {"w4a16-channel", "W4A16 channel", nullptr},
     {"w4a8", "W4A8 g128", nullptr},
     {"w4-mixed", "W4A16 g128", "W8A16 channel"},
+    {"w4-quip", "E8P W4A16 tensor rot", nullptr},
+    {"w2-quip", "E8P W2A16 tensor rot", nullptr},
+    {"w4-spqr", "W4A16 g16 asym sparse", "W4A16 g16 asym sparse"},
+    {"llm-int8", "W8A8 channel outliers", "W8A8 channel outliers"},
 };
 
 TEST(ShippedRecipes, are_what_their_names_say)

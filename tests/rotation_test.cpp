@@ -7,6 +7,7 @@
 extern "C" {
 #include "base/rotation.h"
 #include "base/weight.h"
+#include "quant/recipe.h"
 }
 
 namespace
@@ -173,4 +174,29 @@ TEST(Rotation, a_rotated_weight_means_what_its_comment_says)
             ASSERT_NEAR(dense[i * k + j], want * w.out_signs[i] * w.in_signs[j], 40 * U * sum);
         }
     nbi_weight_free(&w);
+}
+
+TEST(Rotation, recipes_say_what_does_not_go_with_it)
+{
+    struct {
+        const char *more, *says;
+    } cases[] = {{R"("method": "smoothquant")", "smoothquant balances channels"},
+                 {R"("method": "awq")", "awq balances channels"},
+                 {R"("activations": {"strategy": "tensor"})", "static activations"},
+                 {R"("overrides": [{"match": "x", "activations": {"strategy": "tensor"}}])", "static activations"},
+                 {R"("kv_dtype": "int5")", "int5"},
+                 {R"("kv_dtype": 4)", "kv_dtype"}};
+    for (const auto &c : cases) {
+        const std::string text = std::string(R"({"weights": {"bits": 4}, "rotate": true, )") + c.more + "}";
+        json_t *j = json_loads(text.c_str(), 0, nullptr);
+        nbi_recipe *r = nullptr;
+        ASSERT_NE(nullptr, j) << text;
+        EXPECT_FAILS(NB_EFORMAT, c.says, nbi_recipe_parse(&r, j, "r.json"));
+        json_decref(j);
+    }
+    nbi_recipe *r = nullptr;
+    ASSERT_NB_OK(nbi_recipe_load(&r, repo_file("configs/recipes/w4a8kv4-rotated.json").c_str()));
+    EXPECT_TRUE(nbi_recipe_rotates(r));
+    EXPECT_STREQ("int4", nbi_recipe_kv_dtype(r));
+    nbi_recipe_free(r);
 }

@@ -1,5 +1,5 @@
-/* SpQR against the paper's words in double: no blocks, no factorisation (after each column the inverse Hessian is updated by Gaussian
- * elimination), each leave-one-out fit made anew. */
+/* SpQR against the paper's words in double: no blocks, no factorisation (after each column the inverse Hessian is updated
+ * by Gaussian elimination), each leave-one-out fit made anew. */
 #include "quant_problem.h"
 
 extern "C" {
@@ -236,8 +236,8 @@ size_t count(const std::vector<std::vector<bool>> &v)
 
 } // namespace
 
-/* fp32 against double: a weight next to the middle of two codes may fall to the other side, and what follows in its row with it; so may
- * a scale on its grid, and then 16 weights move.  The objective does not notice. */
+/* fp32 against double: a weight next to the middle of two codes may fall to the other side, and what follows in its row
+ * with it; so may a scale on its grid, and then 16 weights move.  The objective does not notice. */
 TEST(Spqr, rounds_as_the_paper_says)
 {
     uint64_t seed = 0;

@@ -162,7 +162,7 @@ static nb_status open_walk(nbi_calibrated *c)
                                  .folder = o->folder ? o->folder
                                            : tmp     ? tmp
                                                      : "/tmp",
-                                 .passes = o->cfg->n_layers * (o->dense_feed ? 1 : 2) - (o->dense_feed ? 0 : 1),
+                                 .passes = o->cfg->n_layers * (o->dense_feed ? 1 : 2) - !(o->dense_feed || o->head),
                                  .callbacks = o->callbacks});
 }
 
@@ -289,7 +289,7 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
     NB_TRY(nbi_balance_layer(&job, dense, c->in));
     NB_TRY(nbi_round_layer(&job, dense, c->in, quantized));
     NB_TRY(set_activation_grids(c, i, quantized));
-    if (!c->o.dense_feed && i + 1 < c->o.cfg->n_layers)
+    if (!c->o.dense_feed && (c->o.head || i + 1 < c->o.cfg->n_layers))
         NB_TRY(nbi_layerwise_advance(c->walk, i, quantized));
     c->next++;
 done:
@@ -307,7 +307,7 @@ nb_status nbi_calibrated_skip(nbi_calibrated *c, const nbi_host_layer *quantized
     nbi_host_layer dense = {0};
     nb_status st = NB_OK;
     forget_inputs(c);
-    if (is_saved(c) || (!c->stats && i + 1 == c->o.cfg->n_layers))
+    if (is_saved(c) || (!c->stats && !c->o.head && i + 1 == c->o.cfg->n_layers))
         return NB_OK;
     if (!c->o.dense_feed)
         return nbi_layerwise_advance(c->walk, i, quantized);
@@ -317,4 +317,19 @@ nb_status nbi_calibrated_skip(nbi_calibrated *c, const nbi_host_layer *quantized
 done:
     nbi_host_layer_free(&dense);
     return st;
+}
+
+nb_status nbi_calibrated_head(nbi_calibrated *c, nbi_inputs *in, bool *known)
+{
+    float *norm = NULL;
+    nbi_dtype dtype;
+    *in = (nbi_inputs){0};
+    *known = !is_saved(c);
+    if (!*known)
+        return NB_OK;
+    nb_status st = read_norm(c, "model.norm.weight", &norm, &dtype);
+    if (st == NB_OK)
+        st = nbi_layerwise_head(c->walk, norm, in);
+    free(norm);
+    return st == NB_OK ? st : nbi_fail_in(st, "lm_head: ");
 }

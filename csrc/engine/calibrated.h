@@ -28,6 +28,7 @@ typedef struct nbi_calibrated_options {
     /* static activations: how their grids follow from what was seen */
     nbi_observer_method observer;
     double percentile;
+    bool head;          /* nbi_calibrated_head() will be asked for */
     bool dense_feed;    /* dense layers feed the next one, instead of the quantized ones */
     uint64_t memory;    /* bytes, 0: what seems good */
     const char *folder; /* for activations that do not fit; NULL: where temporary files go */
@@ -49,5 +50,8 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
 nb_status nbi_calibrated_skip(nbi_calibrated *c, const nbi_host_layer *quantized);
 /* What the layer that came last saw of the text; NULL behind a skipped one. */
 const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p);
+/* Behind the last layer: what lm_head sees of the text.  *known false: statistics were saved, which have none of it.
+ * nbi_inputs_free() in. */
+nb_status nbi_calibrated_head(nbi_calibrated *c, nbi_inputs *in, bool *known);
 
 #endif

@@ -326,3 +326,20 @@ nb_status nbi_layerwise_advance(nbi_layerwise *l, uint32_t i, const nbi_host_lay
     nbi_layer_unload(l->o.shell, i);
     return st;
 }
+
+nb_status nbi_layerwise_head(nbi_layerwise *l, const float *norm, nbi_inputs *in)
+{
+    const nbi_config *c = &l->o.shell->cfg;
+    const size_t hidden = c->hidden;
+    nb_status st = nbi_inputs_init(in, hidden, l->o.needs);
+    for (size_t at = 0; at < l->o.n && st == NB_OK; at += l->o.ctx) {
+        const size_t rows = l->o.n - at < l->o.ctx ? l->o.n - at : l->o.ctx;
+        if ((st = nbi_residual_read(l->x, at, rows, l->work)) != NB_OK)
+            break;
+        nbi_head_inputs(l->seen, l->work, norm, c->norm_eps, rows, hidden);
+        st = nbi_inputs_add(in, l->seen, rows, l->o.threads);
+    }
+    if (st != NB_OK)
+        nbi_inputs_free(in);
+    return st;
+}

@@ -39,5 +39,7 @@ void nbi_layerwise_free(nbi_layerwise *l);
 nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, bool move, nbi_inputs *in);
 /* Moves the residual stream past layer i, now with these weights (quantized or dense). */
 nb_status nbi_layerwise_advance(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer);
+/* Behind the last layer: what lm_head sees, x / sqrt(mean(x^2) + eps) * norm; nbi_inputs_free() it. */
+nb_status nbi_layerwise_head(nbi_layerwise *l, const float *norm, nbi_inputs *in);
 
 #endif

@@ -10,7 +10,6 @@
 #include "engine/calibrate.h"
 #include "engine/sensitivity.h"
 #include "format/quantized.h"
-#include "text/tokenizer.h"
 
 _Static_assert(NBI_SEARCH_CHOICES <= NBI_MOST_CHOICES, "every choice of a recipe fits into an item");
 
@@ -63,6 +62,9 @@ static nb_status set_target(find *f)
     if (!f->bytes && f->bits <= 0)
         return nbi_fail(NB_EINVAL,
                         "%s has no \"target_bits\": give a target with --target-bits N or --target-size SIZE", where);
+    if (nbi_recipe_rotates(o->recipe))
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "%s does not go with \"rotate\": layers of a rotated model cannot be measured alone", where);
     if (!o->text)
         return nbi_fail(NB_EINVAL, "finding out which layers are sensitive needs a text: give one with --calib FILE");
     return NB_OK;
@@ -225,22 +227,6 @@ static nb_status set_budget(const find *f, uint64_t *budget)
 
 /* ---- measuring ---- */
 
-static nb_status read_ids(const find *f, const nb_model *m, int32_t **ids, size_t *n)
-{
-    char *text = NULL;
-    size_t bytes;
-    nb_status st;
-    if (!m->tok)
-        return nbi_fail(NB_EFORMAT, "%s: has no tokenizer.json, which calibration needs", f->o->path);
-    NB_TRY(nbi_load_text(&text, &bytes, f->o->text));
-    NB_TRY(nb_tokenize(m->tok, text, bytes, NB_TOKENIZE_SPECIAL, ids, n));
-    if (*n < 2)
-        NB_TRY(nbi_fail(NB_EFORMAT, "%s: has %zu tokens, expected text to calibrate on", f->o->text, *n));
-done:
-    free(text);
-    return st;
-}
-
 static nb_status measure(find *f)
 {
     const nbi_mixed_options *o = f->o;
@@ -259,20 +245,19 @@ static nb_status measure(find *f)
     nb_model_options_init(&mo);
     mo.device = o->device;
     mo.threads = o->threads;
+    const size_t most = f->search.tokens < o->tokens ? f->search.tokens : o->tokens;
+    NB_TRY(nbi_calib_tokens(&ids, &so.n, o->text, o->path, o->cfg->vocab, most)); /* first: it is what may be bad */
     NB_TRY(nb_model_load(&m, o->path, &mo));
-    NB_TRY(read_ids(f, m, &ids, &so.n));
     so.method = nbi_recipe_method(o->recipe, &so.options);
     so.m = m;
     so.ids = ids;
-    const size_t most = f->search.tokens < o->tokens ? f->search.tokens : o->tokens;
-    so.n = so.n < most ? so.n : most;
     so.ctx = o->ctx < m->cfg.max_context ? o->ctx : m->cfg.max_context;
     so.ctx = so.ctx < so.n ? so.ctx : so.n;
     f->tokens = so.n;
     NB_TRY(nbi_sensitivity(f->cost, &f->judged, &so));
 done:
     nb_model_free(m);
-    free(ids);
+    nb_free(ids);
     return st;
 }
 

@@ -330,10 +330,21 @@ done:
     return st;
 }
 
-static nb_status round_one(job *j, const module *m, const nbi_weight *src, nbi_weight *q)
+/* Does the method see what lm_head sees, behind the layers that it walks through? */
+static bool calibrates_head(const job *j)
+{
+    for (size_t i = 0; i < j->n_modules; i++)
+        if (j->modules[i].is_head && j->modules[i].scheme.bits)
+            return j->method->needs != 0 && !j->rotation;
+    return false;
+}
+
+/* in: of lm_head, NULL where nothing is known. */
+static nb_status round_one(job *j, const module *m, const nbi_weight *src, const nbi_inputs *in, nbi_weight *q)
 {
     bool on_device;
     const nbi_method_job job = {.src = src,
+                                .in = in,
                                 .scheme = &m->scheme,
                                 .scale_dtype = j->scale_dtype,
                                 .options = j->method_options,
@@ -342,9 +353,8 @@ static nb_status round_one(job *j, const module *m, const nbi_weight *src, nbi_w
                                 .layer = m->layer,
                                 .port = m->is_head ? NBI_N_PORTS : (unsigned)nbi_port_of(m->proj),
                                 .threads = j->threads};
-    if (!j->method->needs && strcmp(j->method->name, "rtn") != 0)
+    if (in || (!j->method->needs && strcmp(j->method->name, "rtn") != 0))
         return j->method->quantize(q, &job);
-    /* also lm_head, which lies behind the layers that a calibrated method walks through */
     nb_status st = nbi_rtn_on(j->be, q, src, &m->scheme, j->scale_dtype, j->threads, &on_device);
     if (st == NB_OK && j->be->quant && !on_device)
         nbi_log(&j->o.callbacks, NB_LOG_INFO, "%s: %s; computed on the CPU", m->name, nb_last_error());
@@ -354,6 +364,8 @@ static nb_status round_one(job *j, const module *m, const nbi_weight *src, nbi_w
 static nb_status quantize_one(job *j, const module *m)
 {
     nbi_weight src = {0}, q = {0};
+    nbi_inputs in = {0};
+    bool known = false;
     nb_status st;
     if (j->walk && !m->is_head) {
         nbi_weight *made = &j->quantized.w[m->proj];
@@ -365,11 +377,17 @@ static nb_status quantize_one(job *j, const module *m)
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
     if (j->rotation)
         NB_TRY(nbi_rotation_linear(j->rotation, m->name, &src));
-    NB_TRY(round_one(j, m, &src, &q));
+    if (j->walk && calibrates_head(j)) {
+        NB_TRY(nbi_calibrated_head(j->walk, &in, &known));
+        if (!known)
+            nbi_log(&j->o.callbacks, NB_LOG_WARN, "%s has nothing of lm_head, which is rounded to nearest", j->o.stats);
+    }
+    NB_TRY(round_one(j, m, &src, known ? &in : NULL, &q));
     NB_TRY(nbi_rotation_sign(&q, &src));
     NB_TRY(nbi_quant_write(j->format, j->writer, m->name, &q, j->scale_dtype));
-    NB_TRY(report_row(j, m, &q, &src, NULL));
+    NB_TRY(report_row(j, m, &q, &src, known ? &in : NULL));
 done:
+    nbi_inputs_free(&in);
     nbi_weight_free(&src);
     nbi_weight_free(&q);
     return st;
@@ -405,6 +423,12 @@ static int64_t layer_of(const job *j, const char *tensor)
     return *end == '.' && i < j->cfg.n_layers ? (int64_t)i : -1;
 }
 
+/* lm_head waits for what the last layer makes of the text. */
+static bool is_behind_layers(const job *j, const char *tensor)
+{
+    return strncmp(tensor, "lm_head.", 8) == 0 && calibrates_head(j);
+}
+
 /* Tensors outside of layers first, then layer after layer, each in the order of names: what is balanced together is written
  * together. */
 static nb_status set_order(job *j)
@@ -413,10 +437,12 @@ static nb_status set_order(job *j)
     size_t at = 0;
     if (!(j->order = malloc((n + 1) * sizeof *j->order)))
         return nbi_fail_nomem("the order of tensors", n * sizeof *j->order);
-    for (int64_t l = -1; l < (int64_t)j->cfg.n_layers; l++)
-        for (size_t i = 0; i < n; i++)
-            if (layer_of(j, nbi_checkpoint_at(j->ckpt, i)->name) == l)
+    for (int64_t l = -1; l <= (int64_t)j->cfg.n_layers; l++)
+        for (size_t i = 0; i < n; i++) {
+            const char *name = nbi_checkpoint_at(j->ckpt, i)->name;
+            if ((is_behind_layers(j, name) ? (int64_t)j->cfg.n_layers : layer_of(j, name)) == l)
                 j->order[at++] = (uint32_t)i;
+        }
     return NB_OK;
 }
 
@@ -478,6 +504,7 @@ static nb_status open_walk(job *j)
                                                            .callbacks = &j->o.callbacks,
                                                            .observer = observer,
                                                            .percentile = percentile,
+                                                           .head = calibrates_head(j),
                                                            .dense_feed = !is_sequential(j),
                                                            .memory = j->o.calib_memory,
                                                            .folder = j->out.tmp,
@@ -574,6 +601,10 @@ static nb_status write_tensor(job *j, const nbi_tensor *t)
     const module *m = module_of(j, t->name);
     const int64_t layer = layer_of(j, t->name);
     nb_status st = enter_layer(j, layer);
+    if (st == NB_OK && j->walk && is_behind_layers(j, t->name)) {
+        st = leave_layer(j); /* its row is none of the last layer's */
+        j->layer = -1;
+    }
     if (st != NB_OK)
         return st;
     if (m && m->scheme.bits)
@@ -599,11 +630,11 @@ static nb_status write_tensors(job *j)
             NB_TRY(nbi_fail(NB_ECANCELLED, "quantizing was cancelled"));
         NB_TRY(write_tensor(j, nbi_checkpoint_at(j->ckpt, j->order[i])));
     }
+    NB_TRY(untie(j, false));
     if (j->walk)
         NB_TRY(leave_layer(j));
     else
         (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
-    NB_TRY(untie(j, false));
     NB_TRY(nbi_st_finish(j->writer));
 done:
     return st;
@@ -713,8 +744,8 @@ static nb_status quantize(job *j, const char *dst, char **report)
     j->threads = j->o.threads ? j->o.threads : omp_get_num_procs();
     NB_TRY(open_source(j, dst));
     j->scale_dtype = j->cfg.dtype;
-    NB_TRY(set_order(j));
     NB_TRY(search(j));
+    NB_TRY(set_order(j));
     NB_TRY(open_walk(j));
     if (!j->o.dry_run)
         NB_TRY(nbi_st_writer_create(&j->writer, j->out.tmp,

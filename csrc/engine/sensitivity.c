@@ -275,7 +275,6 @@ static nb_status measure_layer(run *r, uint32_t i, nbi_cost *cost)
     return st;
 }
 
-/* x / sqrt(mean(x^2) + eps) * weight of all rows: what lm_head sees. */
 static nb_status head_inputs(run *r)
 {
     const nbi_sensitivity_options *o = r->o;
@@ -288,15 +287,7 @@ static nb_status head_inputs(run *r)
     NB_TRY(o->m->be->ops->download(o->m->be, norm, o->m->final_norm, hidden * sizeof *norm));
     for (size_t at = 0; at < o->n; at += o->ctx) {
         const size_t rows = o->n - at < o->ctx ? o->n - at : o->ctx;
-        for (size_t t = 0; t < rows; t++) {
-            const float *x = r->x + (at + t) * hidden;
-            double sum = 0;
-            for (size_t j = 0; j < hidden; j++)
-                sum += (double)x[j] * (double)x[j];
-            const float scale = (float)(1 / sqrt(sum / (double)hidden + (double)o->m->cfg.norm_eps));
-            for (size_t j = 0; j < hidden; j++)
-                r->seen[t * hidden + j] = x[j] * scale * norm[j];
-        }
+        nbi_head_inputs(r->seen, r->x + at * hidden, norm, o->m->cfg.norm_eps, rows, hidden);
         NB_TRY(nbi_inputs_add(&r->in[0], r->seen, rows, o->threads));
     }
 done:

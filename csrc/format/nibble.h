@@ -25,18 +25,19 @@
  *     zero_codes         as scale_codes
  *     scale_grid         F16 [ceil(N/16), G, 2]       nested: base, step
  *     zero_grid          as scale_grid
- *     input_order        U16 [K], I32 above 65536     act_order: the input that column j belongs to
+ *     input_order        U8, U16, I32 [K]            act_order: the input that column j belongs to, in w bytes: 1 to K = 256,
+ *                                                     2 to K = 65536, else 4
  *     input_signs        U8 [ceil(K/8)]               rotate_inputs: bit i % 8 of byte i / 8 is 1 where the sign is -1
  *     output_signs       U8 [ceil(N/8)]               rotate_outputs
  *     outlier_columns    U8 [n, 4]                    outliers: little-endian numbers, ascending
  *     outlier_values     U8 [n, 2 N]                  the column of each, fp16
- *     sparse_counts      U16 [N], I32 from K = 65536  sparse without outliers: numbers in each row
- *     sparse_entries     U8 [n, 4]                    column (u16) and value (fp16), row after row; [n, 6] above K = 65536, with a
- *                                                     column of u32
+ *     sparse_counts      U8 [p, N]                    sparse without outliers: numbers in each row, their lowest bytes, then
+ *                                                     the next ones ...
+ *     sparse_entries     U8 [n, w + 2]                column in w bytes and value (fp16), row after row
  *     input_scale        F32 [1]                      static activations
  *     input_zero_point   I8 [1]                       ... if asymmetric
  *
- * The four whose n the numbers decide are bytes and lie at the end of their file (safetensors.h). */
+ * The four whose length the numbers decide are bytes and lie at the end of their file (safetensors.h). */
 #ifndef NB_FORMAT_NIBBLE_H
 #define NB_FORMAT_NIBBLE_H
 
@@ -44,6 +45,12 @@
 #include "format/quantized.h"
 
 extern const nbi_quant_format nbi_nibble_format;
+
+/* Bytes of a number below K. */
+static inline size_t nbi_nibble_width(size_t k)
+{
+    return k <= 256 ? 1 : k <= 65536 ? 2 : 4;
+}
 
 enum { NBI_NESTED_BITS = 3, NBI_NESTED_ROWS = 16 };
 

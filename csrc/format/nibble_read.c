@@ -153,10 +153,11 @@ static nb_status read_order(const source *s)
 {
     nbi_weight *w = s->w;
     const nbi_tensor *t;
+    const size_t width = nbi_nibble_width(w->k);
     nb_status st;
     if (!w->scheme.act_order)
         return NB_OK;
-    if ((st = get(&t, s, "input_order", w->k <= 65536 ? NBI_U16 : NBI_I32, 1, w->k, 0, 0)) != NB_OK)
+    if ((st = get(&t, s, "input_order", width == 1 ? NBI_U8 : width == 2 ? NBI_U16 : NBI_I32, 1, w->k, 0, 0)) != NB_OK)
         return st;
     unsigned char *seen = calloc(w->k, 1);
     w->perm = malloc(w->k * sizeof *w->perm);
@@ -164,9 +165,8 @@ static nb_status read_order(const source *s)
         free(seen);
         return nbi_fail_nomem(t->name, w->k * sizeof *w->perm);
     }
-    const size_t size = nbi_dtype_size(t->dtype);
     for (size_t j = 0; st == NB_OK && j < w->k; j++) {
-        const uint32_t input = w->perm[j] = number((const unsigned char *)t->data + size * j, size);
+        const uint32_t input = w->perm[j] = number((const unsigned char *)t->data + width * j, width);
         if (input >= w->k || seen[input])
             st = nbi_fail(NB_EFORMAT, "%s: tensor %s: column %zu belongs to input %u, expected each of 0 to %zu once",
                           t->file, t->name, j, input, w->k - 1);
@@ -220,32 +220,47 @@ static nb_status alloc_sparse(nbi_weight *w, size_t nnz, const char *name)
     return NB_OK;
 }
 
-/* Columns ascend within a row, and the counts of the rows add up to the entries. */
+/* The counts of the rows, whose bytes lie in planes, add up to the entries. */
+static nb_status read_counts(const source *s)
+{
+    nbi_sparse *p = &s->w->sparse;
+    const size_t rows = s->w->n;
+    const nbi_tensor *t;
+    nb_status st = get_late(&t, s, "sparse_counts", sizeof(uint32_t), rows);
+    if (st != NB_OK)
+        return st;
+    const unsigned char *bytes = t->data;
+    for (size_t n = 0, at = 0; n < rows; n++) {
+        size_t count = 0;
+        for (size_t i = 0; i < t->shape[0]; i++)
+            count |= (size_t)bytes[i * rows + n] << 8 * i;
+        if (count > p->nnz - at || (n + 1 == rows && count != p->nnz - at))
+            return nbi_fail(NB_EFORMAT, "%s: tensor %s: row %zu has %zu numbers, but %zu of %zu are left", t->file,
+                            t->name, n, count, p->nnz - at, p->nnz);
+        p->row[n + 1] = (uint32_t)(at += count);
+    }
+    return NB_OK;
+}
+
+/* Columns ascend within a row. */
 static nb_status read_sparse(const source *s)
 {
     nbi_weight *w = s->w;
     nbi_sparse *p = &w->sparse;
-    const nbi_tensor *counts, *entries;
-    const size_t wide = w->k < 65536 ? 2 : 4, entry = w->k <= 65536 ? 4 : 6;
+    const nbi_tensor *t;
+    const size_t width = nbi_nibble_width(w->k);
     nb_status st;
-    NB_TRY(get(&counts, s, "sparse_counts", wide == 2 ? NBI_U16 : NBI_I32, 1, w->n, 0, 0));
-    NB_TRY(get_late(&entries, s, "sparse_entries", w->n * w->k, entry));
-    NB_TRY(alloc_sparse(w, entries->shape[0], entries->name));
-    for (size_t n = 0, at = 0; n < w->n; n++) {
-        const size_t count = number((const unsigned char *)counts->data + wide * n, wide);
-        if (count > p->nnz - at || (n + 1 == w->n && count != p->nnz - at))
-            return nbi_fail(NB_EFORMAT, "%s: tensor %s: row %zu has %zu numbers, but %zu of %zu are left", counts->file,
-                            counts->name, n, count, p->nnz - at, p->nnz);
-        p->row[n + 1] = (uint32_t)(at += count);
-    }
+    NB_TRY(get_late(&t, s, "sparse_entries", w->n * w->k, width + 2));
+    NB_TRY(alloc_sparse(w, t->shape[0], t->name));
+    NB_TRY(read_counts(s));
     for (size_t n = 0; n < w->n; n++)
         for (size_t i = p->row[n]; i < p->row[n + 1]; i++) {
-            const unsigned char *e = (const unsigned char *)entries->data + entry * i;
-            const uint32_t col = p->col[i] = number(e, entry - 2);
+            const unsigned char *e = (const unsigned char *)t->data + (width + 2) * i;
+            const uint32_t col = p->col[i] = number(e, width);
             if (col >= w->k || (i > p->row[n] && col <= p->col[i - 1]))
                 return nbi_fail(NB_EFORMAT, "%s: tensor %s: row %zu has column %u, expected ascending ones below %zu",
-                                entries->file, entries->name, n, col, w->k);
-            NB_TRY(half(&p->value[i], entries, e + entry - 2, i));
+                                t->file, t->name, n, col, w->k);
+            NB_TRY(half(&p->value[i], t, e + width, i));
         }
 done:
     return st;

@@ -85,7 +85,11 @@ nb_status nbi_nibble_layout_of(nbi_nibble_layout *l, const char *module, size_t 
     if (s->nested)
         add_nested(l, n, nbi_scheme_groups(s, k));
     if (s->act_order)
-        add(l, "input_order", k <= 65536 ? NBI_U16 : NBI_I32, 1, k, 0);
+        add(l, "input_order",
+            nbi_nibble_width(k) == 1   ? NBI_U8
+            : nbi_nibble_width(k) == 2 ? NBI_U16
+                                       : NBI_I32,
+            1, k, 0);
     if (s->rotate_in)
         add(l, "input_signs", NBI_U8, 1, nbi_ceil_div(k, 8), 0);
     if (s->rotate_out)
@@ -98,15 +102,29 @@ nb_status nbi_nibble_layout_of(nbi_nibble_layout *l, const char *module, size_t 
         add_late(l, "outlier_columns", k, 4);
         add_late(l, "outlier_values", k, 2 * n);
     } else if (s->sparse) {
-        add(l, "sparse_counts", k < 65536 ? NBI_U16 : NBI_I32, 1, n, 0);
-        add_late(l, "sparse_entries", all, k <= 65536 ? 4 : 6);
+        add_late(l, "sparse_counts", sizeof(uint32_t), n);
+        add_late(l, "sparse_entries", all, nbi_nibble_width(k) + 2);
     }
     return NB_OK;
+}
+
+/* Bytes that the largest count of a row needs. */
+static size_t planes_of(const nbi_weight *w)
+{
+    uint32_t most = 0;
+    size_t planes = 0;
+    for (size_t n = 0; w->sparse.row && n < w->n; n++)
+        most |= w->sparse.row[n + 1] - w->sparse.row[n];
+    for (; most; most >>= 8)
+        planes++;
+    return planes;
 }
 
 /* Rows of a late part. */
 static size_t rows_of(const nbi_nibble_part *p, const nbi_weight *w)
 {
+    if (strcmp(p->t.suffix, "sparse_counts") == 0)
+        return planes_of(w);
     return strcmp(p->t.suffix, "sparse_entries") == 0 ? w->sparse.nnz : w->n_outliers;
 }
 
@@ -177,16 +195,20 @@ static nb_status put_signs(uint8_t *dst, const char *module, const int8_t *signs
     return NB_OK;
 }
 
-static nb_status put_order(void *dst, const char *module, const nbi_weight *w, nbi_dtype t)
+static void put_u32(unsigned char *dst, uint32_t v, size_t bytes)
 {
+    for (size_t i = 0; i < bytes; i++)
+        dst[i] = (unsigned char)(v >> 8 * i);
+}
+
+static nb_status put_order(unsigned char *dst, const char *module, const nbi_weight *w)
+{
+    const size_t width = nbi_nibble_width(w->k);
     nb_status st = nbi_weight_check_order(w);
     if (st != NB_OK)
         return nbi_fail_in(st, "%s: ", module);
     for (size_t j = 0; j < w->k; j++)
-        if (t == NBI_U16)
-            ((uint16_t *)dst)[j] = (uint16_t)w->perm[j];
-        else
-            ((uint32_t *)dst)[j] = w->perm[j];
+        put_u32(dst + width * j, w->perm[j], width);
     return NB_OK;
 }
 
@@ -227,21 +249,12 @@ static nb_status put_nested(void *dst, const char *module, const nbi_weight *w, 
     return NB_OK;
 }
 
-static void put_u32(unsigned char *dst, uint32_t v, size_t bytes)
+static nb_status put_counts(unsigned char *dst, const nbi_weight *w)
 {
-    for (size_t i = 0; i < bytes; i++)
-        dst[i] = (unsigned char)(v >> 8 * i);
-}
-
-static nb_status put_counts(void *dst, const nbi_weight *w, nbi_dtype t)
-{
-    for (size_t n = 0; n < w->n; n++) {
-        const uint32_t count = w->sparse.row[n + 1] - w->sparse.row[n];
-        if (t == NBI_U16)
-            ((uint16_t *)dst)[n] = (uint16_t)count;
-        else
-            ((uint32_t *)dst)[n] = count;
-    }
+    const size_t planes = planes_of(w);
+    for (size_t n = 0; n < w->n; n++)
+        for (size_t i = 0; i < planes; i++)
+            dst[i * w->n + n] = (unsigned char)((w->sparse.row[n + 1] - w->sparse.row[n]) >> 8 * i);
     return NB_OK;
 }
 
@@ -255,23 +268,15 @@ static nb_status put_entries(unsigned char *dst, const char *module, const nbi_w
     return st;
 }
 
-/* The sparse part is the outlier columns and nothing else, row after row; the file has it column after column. */
+/* The sparse part is the outlier columns, row after row (nbi_weight_check_sparse()); the file has it column after column. */
 static nb_status put_outliers(unsigned char *dst, const char *module, const nbi_weight *w, bool values)
 {
     const size_t count = w->n_outliers;
     nb_status st = NB_OK;
-    if (!values)
-        for (size_t i = 0; i < count; i++)
-            put_u32(dst + 4 * i, w->outlier[i], 4);
-    else if (w->sparse.nnz != count * w->n)
-        return nbi_fail(NB_EINVAL, "%s: has %zu numbers beside %zu outliers of %zu rows, expected all of them", module,
-                        w->sparse.nnz, count, w->n);
-    for (size_t i = 0; values && st == NB_OK && i < w->sparse.nnz; i++) {
-        const size_t n = i / count, o = i % count;
-        if (w->sparse.row[n] != n * count || w->sparse.col[i] != w->outlier[o])
-            return nbi_fail(NB_EINVAL, "%s: row %zu has another sparse part than its outliers", module, n);
-        st = put_half(dst + 2 * (o * w->n + n), module, "outliers", i, w->sparse.value[i]);
-    }
+    for (size_t i = 0; !values && i < count; i++)
+        put_u32(dst + 4 * i, w->outlier[i], 4);
+    for (size_t i = 0; values && st == NB_OK && i < w->sparse.nnz; i++)
+        st = put_half(dst + 2 * (i % count * w->n + i / count), module, "outliers", i, w->sparse.value[i]);
     return st;
 }
 
@@ -291,13 +296,13 @@ static nb_status put_part(void *dst, const char *module, const nbi_weight *w, co
     if (strcmp(suffix, "scale_grid") == 0 || strcmp(suffix, "zero_grid") == 0)
         return put_grid(dst, module, w, suffix);
     if (strcmp(suffix, "input_order") == 0)
-        return put_order(dst, module, w, p->t.dtype);
+        return put_order(dst, module, w);
     if (strcmp(suffix, "input_signs") == 0)
         return put_signs(dst, module, w->in_signs, w->k, "inputs");
     if (strcmp(suffix, "output_signs") == 0)
         return put_signs(dst, module, w->out_signs, w->n, "outputs");
     if (strcmp(suffix, "sparse_counts") == 0)
-        return put_counts(dst, w, p->t.dtype);
+        return put_counts(dst, w);
     if (strcmp(suffix, "sparse_entries") == 0)
         return put_entries(dst, module, w, p->t.shape[1]);
     if (p->late)

@@ -13,6 +13,7 @@ typedef struct dice {
     nbi_recipe *recipe; /* NULL: all dense */
     nbi_dtype dtype;
     uint64_t seed; /* another one for each tensor */
+    const nbi_config *cfg;
 } dice;
 
 /* Dense weights of standard deviation about 0.02 (uniform), four from each random word. */
@@ -59,6 +60,52 @@ static nb_status random_codes(nbi_weight *w, uint64_t seed)
     return NB_OK;
 }
 
+/* What stays beside the codes: a number in a hundred, or as large a share of the columns. */
+#define BESIDE 100
+
+static size_t numbers_beside(const nbi_scheme *s, size_t n, size_t k)
+{
+    return !s->sparse ? 0 : s->outliers ? n * (k / BESIDE + 1) : n * k / BESIDE;
+}
+
+static nb_status random_beside(nbi_weight *w, uint64_t seed)
+{
+    nbi_sparse *s = &w->sparse;
+    const size_t nnz = numbers_beside(&w->scheme, w->n, w->k), columns = w->scheme.outliers ? nnz / w->n : 0;
+    s->row = malloc((w->n + 1) * sizeof *s->row);
+    s->col = malloc((nnz + 1) * sizeof *s->col);
+    s->value = malloc((nnz + 1) * sizeof *s->value);
+    w->outlier = columns ? malloc(columns * sizeof *w->outlier) : NULL;
+    if (!s->row || !s->col || !s->value || (columns && !w->outlier))
+        return nbi_fail_nomem("random numbers beside a weight", nnz * 8);
+    s->nnz = nnz;
+    w->n_outliers = columns;
+    for (size_t i = 0; i < columns; i++)
+        w->outlier[i] = (uint32_t)(i * w->k / columns);
+    for (size_t n = 0; n <= w->n; n++)
+        s->row[n] = (uint32_t)(nnz * n / w->n);
+    for (size_t n = 0; n < w->n; n++)
+        for (size_t i = s->row[n], len = s->row[n + 1] - i; i < s->row[n + 1]; i++) {
+            s->col[i] = (uint32_t)((i - s->row[n]) * w->k / len);
+            s->value[i] = nbi_f16_to_f32(nbi_f32_to_f16(nbi_rng_uniform(seed, i) - 0.5f));
+            if (columns)
+                w->codes[n * w->k + s->col[i]] = 0;
+        }
+    return NB_OK;
+}
+
+/* The outputs of a layer, by its name. */
+static size_t outputs_of(const nbi_config *c, const char *module)
+{
+    size_t n = c->vocab, k;
+    for (int p = 0; p < NBI_N_PROJ; p++) {
+        const char *name = nbi_proj_name((nbi_proj)p);
+        if (strlen(module) > strlen(name) && strcmp(module + strlen(module) - strlen(name), name) == 0)
+            nbi_proj_shape(c, (nbi_proj)p, &n, &k);
+    }
+    return n;
+}
+
 static nb_status dice_scheme(void *self, const char *module, size_t k, nbi_scheme *scheme, nbi_dtype *dense)
 {
     const dice *d = self;
@@ -66,7 +113,10 @@ static nb_status dice_scheme(void *self, const char *module, size_t k, nbi_schem
     *dense = d->dtype;
     if (!d->recipe || strcmp(module, "model.embed_tokens") == 0)
         return NB_OK;
-    return nbi_recipe_scheme(d->recipe, module, k, scheme);
+    nb_status st = nbi_recipe_scheme(d->recipe, module, k, scheme);
+    if (st == NB_OK && scheme->bits)
+        scheme->nnz = numbers_beside(scheme, outputs_of(d->cfg, module), k);
+    return st;
 }
 
 static nb_status dice_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
@@ -78,6 +128,8 @@ static nb_status dice_linear(void *self, const char *module, size_t n, size_t k,
     NB_TRY(dice_scheme(self, module, k, &out->scheme, &dense));
     d->seed++;
     NB_TRY(out->scheme.bits ? random_codes(out, d->seed) : random_dense(out, dense, d->seed));
+    if (out->scheme.bits && out->scheme.sparse)
+        NB_TRY(random_beside(out, d->seed + ((uint64_t)1 << 40)));
     if (bias && !(out->bias = calloc(n, sizeof *out->bias)))
         st = nbi_fail_nomem("a bias", n * sizeof *out->bias);
 done:
@@ -109,6 +161,7 @@ nb_status nb_model_random(nb_model **out, const char *shape, const char *recipe,
     snprintf(m->path, sizeof m->path, "%s", shape);
     NB_TRY(nbi_json_load(&config, shape));
     NB_TRY(nbi_config_parse(&m->cfg, config, shape));
+    d.cfg = &m->cfg;
     if (recipe)
         NB_TRY(nbi_recipe_load(&d.recipe, recipe));
     d.dtype = m->cfg.dtype;

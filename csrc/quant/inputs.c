@@ -97,3 +97,15 @@ void nbi_inputs_divide(nbi_inputs *in, const float *s)
         for (size_t j = 0; j < in->k; j++)
             in->gram[i * in->k + j] = (float)((double)in->gram[i * in->k + j] / ((double)s[i] * (double)s[j]));
 }
+
+void nbi_head_inputs(float *y, const float *x, const float *norm, float eps, size_t rows, size_t k)
+{
+    for (size_t r = 0; r < rows; r++, x += k, y += k) {
+        double sum = 0;
+        for (size_t j = 0; j < k; j++)
+            sum += (double)x[j] * (double)x[j];
+        const float scale = (float)(1 / sqrt(sum / (double)k + (double)eps));
+        for (size_t j = 0; j < k; j++)
+            y[j] = x[j] * scale * norm[j];
+    }
+}

@@ -17,12 +17,16 @@
 #define DAMP_STEP 0.01f
 #define DAMP_MOST 1.0f
 
+#define SEARCH_ROWS   128 /* of which the scale is found */
+#define SEARCH_PASSES 2
+
 typedef struct quip {
     nbi_weight *out;
     nbi_quip_options o;
     size_t n, k;
     unsigned bits;
     float *w;       /* [n][k] V in units of the codebook */
+    double *loss;   /* of each ROWS rows, in these units; NULL: not asked for */
     float *h;       /* [k][k] rotated, regularised */
     float *l;       /* [k][k] of its block LDL decomposition */
     float *inverse; /* [k/8][8][8] of its diagonal blocks */
@@ -123,8 +127,8 @@ done:
     return st;
 }
 
-/* V in units of the codebook, and its scale. */
-static nb_status rotate_weight(quip *q, const nbi_weight *src, int threads)
+/* V, over the root of its mean square, which is left in *rms. */
+static nb_status rotate_weight(quip *q, const nbi_weight *src, double *rms, int threads)
 {
     const size_t count = q->n * q->k;
     double sum = 0;
@@ -134,15 +138,13 @@ static nb_status rotate_weight(quip *q, const nbi_weight *src, int threads)
         sum += (double)q->w[i] * (double)q->w[i];
     if (!isfinite(sum))
         return nbi_fail(NB_EFORMAT, "a weight is NaN or infinite");
-    const double rms = sqrt(sum / (double)count), unit = rms > 0x1p-100 ? rms / (double)q->o.size : 0x1p-100;
-    if (unit > 0x1p100)
-        return nbi_fail(NB_EFORMAT, "the weights are of the size of %g: too large for a scale in fp32", rms);
+    *rms = fmax(sqrt(sum / (double)count), 0x1p-100);
+    if (*rms > 0x1p100)
+        return nbi_fail(NB_EFORMAT, "the weights are of the size of %g: too large for a scale in fp32", *rms);
     NB_TRY(nbi_rotate_rows(q->w, q->n, q->k, q->out->in_signs, NULL, threads));
     NB_TRY(nbi_rotate_columns(q->w, q->n, q->k, q->out->out_signs, NULL, threads));
     for (size_t i = 0; i < count; i++)
-        q->w[i] = (float)((double)q->w[i] / unit);
-    for (size_t i = 0; i < q->n; i++)
-        q->out->scales[i] = (float)(unit / nbi_e8p_unit(q->bits));
+        q->w[i] = (float)((double)q->w[i] / *rms);
 done:
     return st;
 }
@@ -163,9 +165,22 @@ static const float *row_of(const quip *q, const rows *r, size_t i)
     return q->w + (r->row0 + i) * q->k;
 }
 
-/* Rounds x to columns [b, b+8): codes, words, the new d, and `change`, what it differs by from the old one.  False: no code is
- * another one than before. */
-static bool round_block(quip *q, rows *r, size_t b)
+static bool gains(const float *h, size_t k, const float *change, const float *g)
+{
+    float sum = 0;
+    for (size_t i = 0; i < BLOCK; i++) {
+        float part = -2 * g[i];
+        for (size_t j = 0; j < BLOCK; j++)
+            part += h[i * k + j] * change[j];
+        sum += change[i] * part;
+    }
+    return sum < 0;
+}
+
+/* The nearest codewords of x go to columns [b, b+8): codes, words, the new d, and `change`, what it differs by from the old one.
+ * With g (rows of SUPER), (V - V^) H in these columns, only where that loses less: the loss changes by
+ * change H_bb change^T - 2 g change^T.  False: nothing is another than before. */
+static bool round_block(quip *q, rows *r, size_t b, const float *g)
 {
     const size_t k = q->k, words = nbi_e8p_words(q->bits);
     const float unit = 1.0f / (float)nbi_e8p_unit(q->bits);
@@ -173,14 +188,18 @@ static bool round_block(quip *q, rows *r, size_t b)
     nbi_e8p_nearest(r->words, r->codes, r->x, BLOCK, r->n, q->bits);
     for (size_t i = 0; i < r->n; i++) {
         int8_t *codes = q->out->codes + (r->row0 + i) * k + b;
-        float *d = r->d + i * k + b;
+        float *d = r->d + i * k + b, *change = r->change + i * BLOCK, now[BLOCK];
         for (size_t j = 0; j < BLOCK; j++) {
-            const float now = (float)r->codes[i * BLOCK + j] * unit - row_of(q, r, i)[b + j];
-            r->change[i * BLOCK + j] = now - d[j];
-            d[j] = now;
-            changed |= codes[j] != r->codes[i * BLOCK + j];
-            codes[j] = r->codes[i * BLOCK + j];
+            now[j] = (float)r->codes[i * BLOCK + j] * unit - row_of(q, r, i)[b + j];
+            change[j] = now[j] - d[j];
         }
+        if (g && !gains(q->h + b * k + b, k, change, g + i * SUPER)) {
+            memset(change, 0, BLOCK * sizeof *change);
+            continue;
+        }
+        changed = true;
+        memcpy(d, now, sizeof now);
+        memcpy(codes, r->codes + i * BLOCK, BLOCK);
         memcpy(q->out->words + ((r->row0 + i) * (k / BLOCK) + b / BLOCK) * words, r->words + i * words,
                words * sizeof *r->words);
     }
@@ -203,7 +222,7 @@ static void ldlq(quip *q, rows *r)
                 memcpy(r->x + i * BLOCK, r->t + i * SUPER + (b - begin), BLOCK * sizeof *r->x);
                 memset(r->d + i * k + b, 0, BLOCK * sizeof *r->d);
             }
-            round_block(q, r, b);
+            round_block(q, r, b, NULL);
             if (b > begin)
                 nbi_matmul_sub(r->t, SUPER, r->d + b, k, q->l + b * k + begin, k, r->n, b - begin, BLOCK);
         }
@@ -231,7 +250,7 @@ static bool descend(quip *q, rows *r)
                         x += r->t[i * SUPER + b - begin + s] * inverse[s * BLOCK + j];
                     r->x[i * BLOCK + j] = x;
                 }
-            if (!round_block(q, r, b))
+            if (!round_block(q, r, b, r->t + (b - begin)))
                 continue;
             changed = true;
             if (b > begin)
@@ -240,6 +259,22 @@ static bool descend(quip *q, rows *r)
         end = begin;
     }
     return changed;
+}
+
+/* tr((V^ - V) H (V^ - V)^T) of the rows. */
+static double loss_of(const quip *q, rows *r)
+{
+    const size_t k = q->k;
+    double loss = 0;
+    for (size_t begin = 0; begin < k; begin += SUPER) {
+        const size_t n = k - begin < SUPER ? k - begin : SUPER;
+        memset(r->t, 0, ROWS * SUPER * sizeof *r->t);
+        nbi_matmul_sub(r->t, SUPER, r->d, k, q->h + begin, k, r->n, n, k);
+        for (size_t i = 0; i < r->n; i++)
+            for (size_t j = 0; j < n; j++)
+                loss -= (double)r->t[i * SUPER + j] * (double)r->d[i * k + begin + j];
+    }
+    return loss;
 }
 
 /* One thread's share; what it needs is allocated here. */
@@ -261,6 +296,8 @@ static bool take_rows(quip *q)
         ldlq(q, r);
         for (unsigned pass = 0; pass < q->o.passes && descend(q, r); pass++)
             ;
+        if (q->loss)
+            q->loss[row0 / ROWS] = loss_of(q, r);
     }
     free(r);
     free(d);
@@ -283,6 +320,58 @@ static nb_status round_all(quip *q, int threads)
     return no_memory ? nbi_fail_nomem("rows of a weight", ROWS * q->k * sizeof(float)) : NB_OK;
 }
 
+/* ---- the scale ---- */
+
+/* What rounding `n` rows that are scattered over V loses, where V's size is `size`; in units of V. */
+static nb_status try_size(const quip *q, float size, size_t n, double *loss, int threads)
+{
+    nbi_weight part = {.n = n, .k = q->k, .scheme = q->out->scheme};
+    quip t = *q;
+    nb_status st;
+    t.out = &part;
+    t.n = n;
+    t.o.passes = SEARCH_PASSES;
+    t.w = malloc(n * q->k * sizeof *t.w);
+    t.loss = calloc(nbi_ceil_div(n, ROWS), sizeof *t.loss);
+    if (!t.w || !t.loss)
+        NB_TRY(nbi_fail_nomem("the search for a scale", n * q->k * sizeof *t.w));
+    NB_TRY(nbi_weight_alloc(&part));
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < q->k; j++)
+            t.w[i * q->k + j] = q->w[i * q->n / n * q->k + j] * size;
+    NB_TRY(round_all(&t, threads));
+    *loss = 0;
+    for (size_t i = 0; i < nbi_ceil_div(n, ROWS); i++)
+        *loss += t.loss[i] / ((double)size * (double)size);
+done:
+    nbi_weight_free(&part);
+    free(t.w);
+    free(t.loss);
+    return st;
+}
+
+/* The size that loses least on a sample of rows.  The authors' 1.03 is best for the codebook alone; but what is rounded is V and
+ * what earlier blocks lost, and where a few directions of the inputs matter much more than others that is much larger: then it
+ * falls out of the ball of codewords. */
+static nb_status find_size(quip *q, int threads)
+{
+    static const float sizes[] = {1.03f, 0.95f, 0.87f, 0.8f, 0.72f, 0.64f, 0.56f, 0.48f, 0.4f, 0.32f};
+    const size_t n = q->n < SEARCH_ROWS ? q->n : SEARCH_ROWS;
+    double best = INFINITY, loss;
+    nb_status st = NB_OK;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        NB_TRY(try_size(q, sizes[i], n, &loss, threads));
+        if (loss > 1.2 * best)
+            break;
+        if (loss < best) {
+            best = loss;
+            q->o.size = sizes[i];
+        }
+    }
+done:
+    return st;
+}
+
 /* ---- the method ---- */
 
 static nb_status check(const nbi_weight *src, const nbi_scheme *s, const nbi_quip_options *o)
@@ -294,7 +383,7 @@ static nb_status check(const nbi_weight *src, const nbi_scheme *s, const nbi_qui
         return nbi_fail(NB_EUNSUPPORTED, "QuIP# makes weights of 2 or 4 bits on E8P with rotations on both sides");
     if (src->k % BLOCK)
         return nbi_fail(NB_EUNSUPPORTED, "rows of %zu weights cannot be cut into the codebook's vectors of 8", src->k);
-    if (!(o->size > 0 && o->size < 100) || !(o->damp >= 0 && o->damp <= DAMP_MOST))
+    if (!(o->size >= 0 && o->size < 100) || !(o->damp >= 0 && o->damp <= DAMP_MOST))
         return nbi_fail(NB_EINVAL, "QuIP# with weights of the size %g and damping %g: expected 0 to 100, and 0 to 1",
                         (double)o->size, (double)o->damp);
     return NB_OK;
@@ -330,14 +419,20 @@ nb_status nbi_quip(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sch
     nb_status st;
     nbi_weight w = {.n = src->n, .k = src->k, .scheme = *scheme};
     quip q = {.out = &w, .o = *o, .n = src->n, .k = src->k, .bits = scheme->bits};
-    if (q.o.size == 0)
-        q.o.size = 1.03f;
+    double rms = 0;
+    threads = threads > 0 ? threads : 1;
     NB_TRY(check(src, scheme, &q.o));
     NB_TRY(allocate(&q, src, in_seed, out_seed));
-    NB_TRY(rotate_weight(&q, src, threads > 0 ? threads : 1));
-    NB_TRY(rotate_hessian(&q, gram, threads > 0 ? threads : 1));
+    NB_TRY(rotate_weight(&q, src, &rms, threads));
+    NB_TRY(rotate_hessian(&q, gram, threads));
     NB_TRY(factor(&q));
-    NB_TRY(round_all(&q, threads > 0 ? threads : 1));
+    if (q.o.size == 0)
+        NB_TRY(find_size(&q, threads));
+    for (size_t i = 0; i < q.n * q.k; i++)
+        q.w[i] *= q.o.size;
+    for (size_t i = 0; i < q.n; i++)
+        w.scales[i] = (float)(rms / (double)q.o.size / nbi_e8p_unit(q.bits));
+    NB_TRY(round_all(&q, threads));
     *out = w;
     w = (nbi_weight){0};
 done:

@@ -11,7 +11,7 @@
 
 typedef struct nbi_quip_options {
     unsigned passes; /* over the finished codes: 10 */
-    float size;      /* root mean square of what is rounded, in units of the codebook; 0: the authors' */
+    float size;      /* root mean square of V in units of the codebook: the authors have 1.03; 0: the best of a few */
     float damp;      /* of the Hessian's mean diagonal is added to it: 0.01; more where the Hessian asks for it */
 } nbi_quip_options;
 

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/nf4.h"
 #include "quant/grid.h"
 #include "quant/range.h"
 #include "quant/rtn_device.h"
@@ -267,8 +268,12 @@ static void load_run(const nbi_weight *w, size_t row, size_t at, size_t len, flo
     const int8_t *q = w->codes + row * w->k + at;
     const float s = w->scales[g];
     const int z = w->zeros ? w->zeros[g] : 0;
-    for (size_t i = 0; i < len; i++)
-        dst[i] = (float)(q[i] - z) * s;
+    if (w->scheme.kind == NBI_KIND_NF4)
+        for (size_t i = 0; i < len; i++)
+            dst[i] = nbi_nf4[q[i] + 8] * s;
+    else
+        for (size_t i = 0; i < len; i++)
+            dst[i] = (float)(q[i] - z) * s;
 }
 
 typedef struct error_sums {

@@ -8,8 +8,8 @@
 
 static const char default_choices[] =
     "[{\"bits\": 2, \"symmetric\": false, \"strategy\": \"group\", \"group_size\": 64},"
-    " {\"bits\": 3, \"symmetric\": true, \"strategy\": \"group\", \"group_size\": 128},"
-    " {\"bits\": 4, \"symmetric\": true, \"strategy\": \"group\", \"group_size\": 128},"
+    " {\"bits\": 3, \"symmetric\": false, \"strategy\": \"group\", \"group_size\": 64},"
+    " {\"bits\": 4, \"symmetric\": false, \"strategy\": \"group\", \"group_size\": 64},"
     " {\"bits\": 8, \"symmetric\": true, \"strategy\": \"channel\"}, null]";
 
 static nb_status check_keys(const json_t *j, const char *where)

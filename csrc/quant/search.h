@@ -26,8 +26,8 @@ typedef struct nbi_search {
     json_t *weights[NBI_SEARCH_CHOICES]; /* as written; null for 16 bits */
 } nbi_search;
 
-/* j: the object, NULL: the defaults, which are the example above with 2 bits (asymmetric, groups of 64), 3 and 4 bits (groups
- * of 128), 8 bits per channel, and null.  base: what choices are on top of. */
+/* j: the object, NULL: the defaults, which are the example above with 2, 3 and 4 bits (asymmetric, groups of 64), 8 bits per
+ * channel, and null: at 3 and 4 bits zero points and small groups bring more than the bits that they take.  base: what choices are on top of. */
 nb_status nbi_search_parse(nbi_search *s, const json_t *j, const nbi_scheme *base, const char *where);
 void nbi_search_free(nbi_search *s); /* the members */
 

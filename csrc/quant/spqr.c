@@ -6,9 +6,10 @@
  *      what is lost goes to the columns that follow, as in GPTQ
  * Errors are counted in units of U_jj, T = threshold * mean over j of var(W_j) / U_jj^2.
  *
- * Where this differs from the reference implementation: its act-order sorts columns and then cuts groups, here groups of neighbours are
- * sorted as wholes, so that nothing has to be put in order when the layer runs, nor an order stored; and a zero point is an integer within the codes' range, since that is what
- * kernels multiply, so its grid has no steps finer than 1, and 0 is always exact: a single number stands for itself. */
+ * Where this differs from the reference implementation: its act-order sorts columns and then cuts groups, here groups of
+ * neighbours are sorted as wholes, so that nothing has to be put in order when the layer runs, nor an order stored; and a
+ * zero point is an integer within the codes' range, since that is what kernels multiply, so its grid has no steps finer
+ * than 1, and 0 is always exact: a single number stands for itself. */
 #include "quant/spqr.h"
 
 #include <float.h>

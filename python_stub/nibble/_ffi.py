@@ -102,8 +102,8 @@ class nb_quantize_options(Structure):
     _fields_ = [("struct_size", c_size_t), ("recipe", c_char_p), ("calib", c_char_p), ("calib_tokens", c_uint32),
                 ("calib_ctx", c_uint32), ("device", c_char_p), ("threads", c_int32), ("overwrite", c_int32),
                 ("dry_run", c_int32), ("max_shard_bytes", c_uint64), ("callbacks", nb_callbacks),
-                ("target_bits", c_double), ("target_bytes", c_uint64), ("calib_memory", c_uint64), ("sequential", c_int32),
-                ("stats", c_char_p), ("resume", c_int32)]
+                ("target_bits", c_double), ("target_bytes", c_uint64), ("calib_memory", c_uint64),
+                ("sequential", c_int32), ("stats", c_char_p), ("resume", c_int32)]
 
 
 class nb_run_options(Structure):

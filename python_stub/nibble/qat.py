@@ -57,7 +57,7 @@ def parse_args(argv=None):
     p.add_argument("--distill", type=float, default=0.9, metavar="A",
                    help="loss = A * KL to the original's logits + (1 - A) * cross-entropy (0.9)")
     p.add_argument("--start", choices=("rtn", "clip", "twn"),
-                   help="first scales: range, least squared error, ternary's (default: clip; twn for ternary)")
+                   help="first scales: range, least squared error, ternary's (default: rtn; twn for ternary)")
     p.add_argument("--train-embeddings", action="store_true", help="also embeddings and lm_head, which stay dense")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
@@ -82,7 +82,7 @@ def parse_args(argv=None):
         a.scheme = scheme_of(a)
     except ValueError as e:
         p.error(str(e))
-    a.start = a.start or ("twn" if a.scheme.ternary else "clip")
+    a.start = a.start or ("twn" if a.scheme.ternary else "rtn")
     if (a.start == "twn") != a.scheme.ternary:
         p.error(f"--start {a.start} and --bits {a.bits}: twn is for ternary weights, and they have no other start")
     return a
@@ -105,7 +105,7 @@ def read_text(path):
         if not path.endswith(".jsonl"):
             data.decode("utf-8")
             return data
-        rows = [json.loads(line)["text"] for line in data.decode("utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line)["text"] for line in data.decode("utf-8").split("\n") if line.strip()]
         return "\n\n".join(rows).encode("utf-8")
     except OSError as e:
         raise BadFile(f"{path}: {e.strerror}") from e

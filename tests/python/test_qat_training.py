@@ -276,8 +276,8 @@ def test_bad_texts_are_refused(demo, tmp_path, capsys):
 
 def test_jsonl_is_its_texts(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_text('{"text": "one"}\n\n{"text": "zwei ä"}\n', encoding="utf-8")
-    assert qat.read_text(str(path)).decode() == "one\n\nzwei ä"
+    path.write_text('{"text": "one\u2028line"}\r\n\n{"text": "zwei ä"}\n', encoding="utf-8")
+    assert qat.read_text(str(path)).decode() == "one\u2028line\n\nzwei ä"
 
 
 def test_bad_models_are_refused_by_tensor(demo, text, tmp_path, capsys):

@@ -207,7 +207,8 @@ bool nbi_cublaslt_takes(const nbi_cuda *c, size_t n, size_t k, const nbi_scheme 
     if (s->bits == 0)
         return true;
     /* one sum over the whole of K; INT8 wants n and k in fours */
-    return s->bits == 8 && s->act != NBI_ACT_NONE && !s->act_order && nbi_scheme_groups(s, k) == 1 && n % 4 == 0;
+    return s->bits == 8 && s->act != NBI_ACT_NONE && !s->act_order && !s->outliers && nbi_scheme_groups(s, k) == 1 &&
+           n % 4 == 0;
 }
 
 /* The pieces of a layer's block, one after the other: w, scales, zeros, corr, bias. */
