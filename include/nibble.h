@@ -283,14 +283,14 @@ typedef struct nb_quantize_options {
     double target_bits;    /* average bits a weight of the linear layers, scales and zero points included; 0: none */
     uint64_t target_bytes; /* of the whole model: all tensors and the headers of their files; 0: none */
     /* Recipes that need a text (static activations, and methods such as gptq) take it through the model layer by layer. */
-    uint64_t
-        calib_memory; /* most bytes for it, 0: what seems good; activations that do not fit go to a temporary file */
-    int32_t
-        sequential; /* what feeds the next layer: 1 the quantized one, -1 the dense one, 0: quantized for methods, else dense */
-    const char
-        *stats; /* file of the dense layers' statistics: read where it exists, else written; with sequential -1 */
-    int32_t
-        resume; /* non-zero: go on behind the layers that a run which was killed finished, and leave them if this one fails */
+    /* At most these bytes for it, 0: what seems good; activations that do not fit go to a temporary file. */
+    uint64_t calib_memory;
+    /* What feeds the next layer: 1 the quantized one, -1 the dense one, 0: quantized for methods, else dense. */
+    int32_t sequential;
+    /* A file of the dense layers' statistics: read where it exists, else written; goes with sequential -1. */
+    const char *stats;
+    /* Non-zero: go on behind the layers that a run which was killed finished, and leave them if this one fails. */
+    int32_t resume;
 } nb_quantize_options;
 NB_API void nb_quantize_options_init(nb_quantize_options *o);
 /* Writes `dst`, a Hugging Face folder in compressed-tensors format; it appears whole or not at all.  *report (may be

@@ -104,10 +104,10 @@ static int run(const cli_command *c, int argc, char **argv)
     const char *src[1] = {NULL}, *out = NULL, *recipe = NULL, *calib = NULL;
     cli_model_flags m = {0};
     int64_t tokens = 0, ctx = 0, shard = 0;
-    double bits = 0;
     bool force = false, dry = false, json = false, sequential = false, dense = false, resume = false;
     const char *stats = NULL;
     uint64_t memory = 0, size = 0;
+    double bits = 0;
     char *report = NULL;
     const cli_flag flags[] = {
         {"--output", "-o", CLI_STRING, &out, "DIR", "the folder to write", 0, 0},
@@ -125,7 +125,7 @@ static int run(const cli_command *c, int argc, char **argv)
          "read the dense layers' statistics, or write them where FILE is new", 0, 0},
         {"--resume", NULL, CLI_BOOL, &resume, NULL, "go on behind the layers that a killed run finished", 0, 0},
         {"--target-bits", NULL, CLI_DOUBLE, &bits, "B", "mixed precision: average bits a weight, e.g. 3.5", 1, 16},
-        {"--target-size", NULL, CLI_SIZE, &size, "S", "mixed precision: size of the whole model, e.g. 4GiB", 0, 0},
+        {"--target-size", NULL, CLI_SIZE, &size, "SIZE", "mixed precision: size of the whole model, e.g. 4GiB", 0, 0},
         {"--max-shard-bytes", NULL, CLI_INT, &shard, "N", "split the weights over files (default 5e9)", 1 << 16, 1e15},
         {"--overwrite", NULL, CLI_BOOL, &force, NULL, "replace the folder if it exists", 0, 0},
         {"--dry-run", NULL, CLI_BOOL, &dry, NULL, "only tell the size", 0, 0},

@@ -630,11 +630,11 @@ static nb_status write_tensors(job *j)
             NB_TRY(nbi_fail(NB_ECANCELLED, "quantizing was cancelled"));
         NB_TRY(write_tensor(j, nbi_checkpoint_at(j->ckpt, j->order[i])));
     }
-    NB_TRY(untie(j, false));
     if (j->walk)
         NB_TRY(leave_layer(j));
     else
         (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
+    NB_TRY(untie(j, false));
     NB_TRY(nbi_st_finish(j->writer));
 done:
     return st;

@@ -16,8 +16,10 @@ def quantize(src, dst, recipe=None, calib=None, calib_tokens=0, calib_ctx=0, dev
     recipe: a file, or the name of one in configs/recipes, "w8a8-dynamic" if None.  calib: a text file or JSONL with
     "text", which recipes with static activations need.  `dst` appears whole or not at all; dry_run writes nothing.
     target_bits (average bits a weight) or target_bytes (of the whole model): the best mixture within that, of the schemes
-    that the recipe searches ("mixed" if None).  calib_memory (bytes), sequential (True: quantized layers feed the next one),
-    stats (a file of statistics) and resume are what the command's flags of these names are.
+    that the recipe searches ("mixed" if None).
+    With a text: calib_memory (bytes) bounds the memory that it takes.  sequential: True, quantized layers feed the next one
+    (what methods do if None), False, dense layers do.  stats: a file of the dense layers' statistics, read where it exists,
+    else written.  resume: go on behind the layers that a killed run finished.
     """
     if recipe is None and not target_bits and not target_bytes:
         recipe = "w8a8-dynamic"
@@ -25,7 +27,7 @@ def quantize(src, dst, recipe=None, calib=None, calib_tokens=0, calib_ctx=0, dev
     opt = options("quantize_options", recipe=recipe, calib=calib, calib_tokens=calib_tokens, calib_ctx=calib_ctx,
                   device=device, threads=threads, overwrite=bool(overwrite), dry_run=bool(dry_run),
                   max_shard_bytes=max_shard_bytes, target_bits=target_bits, target_bytes=target_bytes,
-                  calib_memory=calib_memory, sequential={None: 0, True: 1, False: -1}[sequential], stats=stats,
+                  calib_memory=calib_memory, sequential=0 if sequential is None else 1 if sequential else -1, stats=stats,
                   resume=bool(resume))
     with Callbacks(progress) as cb:
         opt.callbacks = cb.struct
