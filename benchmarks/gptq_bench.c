@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "base/rng.h"
@@ -41,13 +42,14 @@ int main(int argc, char **argv)
         .bits = 4, .symmetric = true, .strategy = NBI_PER_GROUP, .group = group, .act_symmetric = true};
     const nbi_gptq_options o = nbi_gptq_defaults();
     nbi_weight q = {0};
+    const clock_t cpu = clock();
     t = nbi_now();
     if (nbi_gptq(&q, &src, &scheme, NBI_F32, h, &o, threads, &damp) != NB_OK) {
         fprintf(stderr, "nibble_gptq_bench: %s\n", nb_last_error());
         return 1;
     }
-    printf("GPTQ of %zu x %zu, 4 bits, groups of %u, %d threads: %.2f s (damping %g)\n", n, k, group, threads,
-           nbi_now() - t, (double)damp);
+    printf("GPTQ of %zu x %zu, 4 bits, groups of %u, %d threads: %.2f s, %.2f s of processors (damping %g)\n", n, k,
+           group, threads, nbi_now() - t, (double)(clock() - cpu) / CLOCKS_PER_SEC, (double)damp);
     nbi_weight_free(&q);
     free(x);
     free(h);
