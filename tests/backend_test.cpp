@@ -402,7 +402,7 @@ TEST(Linear, what_has_no_kernel_is_refused_with_the_reason)
     };
     auto nothing = [](nbi_weight &) {};
     nbi_scheme w8 = scheme(8, 0, true, NBI_ACT_NONE, true), w8a8 = scheme(8, 0, true, NBI_ACT_TENSOR, true);
-    refuse(NB_EUNSUPPORTED, "3 bits", w8, 8, [](nbi_weight &w) { w.scheme.bits = 3; });
+    refuse(NB_EUNSUPPORTED, "5 bits", w8, 8, [](nbi_weight &w) { w.scheme.bits = 5; });
     refuse(NB_EUNSUPPORTED, "groups of 32", scheme(4, 32, true, NBI_ACT_NONE, true), 72, nothing);
     refuse(NB_EUNSUPPORTED, "multiple of 8", scheme(4, 12, true, NBI_ACT_NONE, true), 24, nothing);
     refuse(NB_EUNSUPPORTED, "multiple of 4", scheme(8, 6, true, NBI_ACT_NONE, true), 24, nothing);

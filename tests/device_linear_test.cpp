@@ -344,7 +344,7 @@ TEST(DeviceLinear, what_has_no_kernel_is_refused_with_the_reason)
         };
         auto nothing = [](nbi_weight &) {};
         const nbi_scheme w8 = scheme(8, 0, true, NBI_ACT_NONE, true), w8a8 = scheme(8, 0, true, NBI_ACT_TENSOR, true);
-        refuse(NB_EUNSUPPORTED, "3 bits", w8, 2, 32, [](nbi_weight &w) { w.scheme.bits = 3; });
+        refuse(NB_EUNSUPPORTED, "5 bits", w8, 2, 32, [](nbi_weight &w) { w.scheme.bits = 5; });
         refuse(NB_EUNSUPPORTED, "32", scheme(4, 32, true, NBI_ACT_NONE, true), 2, 80, nothing);
         refuse(NB_EUNSUPPORTED, "12", scheme(4, 12, true, NBI_ACT_NONE, true), 2, 48, nothing);
         refuse(NB_EUNSUPPORTED, "6", scheme(8, 6, true, NBI_ACT_NONE, true), 2, 48, nothing);
