@@ -378,6 +378,7 @@ const Shipped kShipped[] = {
     {"w8a8-smoothquant", "W8A8 channel", nullptr},
     {"nf4", "NF4 W4A16 g64", nullptr},
     {"w4a8kv4-rotated", "W4A8 g128", nullptr},
+    {"mixed", "W4A16 g64 asym", nullptr},
     {"ternary", "W2A16 channel", nullptr},
     {"binary", "binary W1A1 channel", nullptr},
     {"w4-quip", "E8P W4A16 tensor rot", nullptr},
