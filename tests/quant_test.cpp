@@ -455,8 +455,8 @@ TEST(RtnCheck, requests_that_make_no_sense_are_refused)
     EXPECT_FAILS(NB_EINVAL, "48 weights cannot be cut into groups of 32", nbi_rtn(&q, &d.w, &s, NBI_F32, 1));
     s.group = 0;
     EXPECT_FAILS(NB_EINVAL, "groups of 0", nbi_rtn(&q, &d.w, &s, NBI_F32, 1));
-    s = scheme_of(3, true, NBI_PER_CHANNEL);
-    EXPECT_FAILS(NB_EINVAL, "3 bits", nbi_rtn(&q, &d.w, &s, NBI_F32, 1));
+    s = scheme_of(5, true, NBI_PER_CHANNEL);
+    EXPECT_FAILS(NB_EINVAL, "5 bits", nbi_rtn(&q, &d.w, &s, NBI_F32, 1));
     s.bits = 8;
     EXPECT_FAILS(NB_EINVAL, "scales as I8", nbi_rtn(&q, &d.w, &s, NBI_I8, 1));
     d.w.scheme.bits = 8;

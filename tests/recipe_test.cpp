@@ -370,7 +370,7 @@ const Shipped kShipped[] = {
     {"w4a8", "W4A8 g128", nullptr},
     {"w4-mixed", "W4A16 g128", "W8A16 channel"},
     {"w4a16-g128-gptq", "W4A16 g128", nullptr},
-    {"w4a16-g128-awq", "W4A16 g128", nullptr},
+    {"w4a16-g128-awq", "W4A16 g128 asym", nullptr},
     {"w4a16-g128-clip", "W4A16 g128", nullptr},
     {"w3a16-g128-gptq", "W3A16 g128", nullptr},
     {"w2a16-g64-gptq", "W2A16 g64 asym", nullptr},

@@ -264,7 +264,7 @@ static void take_rows(spqr *s)
         const char *bad = ready ? round_rows(s, &r) : NULL;
         ready = ready && (bad || keep_singles(s, &r, &s->kept[row0 / ROWS]));
         if (bad) {
-#pragma omp critical(nbi_spqr_bad)
+#pragma omp critical /* without a name, which would be a symbol of the library */
             {
                 s->bad = bad;
                 s->bad_row = r.row0 + r.at;
