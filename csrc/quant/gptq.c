@@ -5,16 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "quant/clip.h"
 #include "quant/grid.h"
+#include "quant/hessian.h"
 #include "quant/linalg.h"
 #include "quant/range.h"
 
-#define ROWS      32 /* rows of W that a thread carries through all columns together */
-#define DAMP_STEP 0.01f
-#define DAMP_MOST 1.0f
-#define CLIPS     80 /* candidates from the full range down to a fifth of it, as the reference implementation has them */
+#define ROWS  32 /* rows of W that a thread carries through all columns together */
+#define CLIPS 80 /* candidates from the full range down to a fifth of it, as the reference implementation has them */
 
 typedef struct gptq {
     const nbi_weight *src;
@@ -22,72 +20,13 @@ typedef struct gptq {
     nbi_gptq_options o;
     nbi_dtype scale_dtype;
     size_t n, k, groups, len;
-    uint32_t *order; /* [k] column that is rounded i-th */
-    bool *dead;      /* [k] inputs that were always 0 */
-    float *u;        /* [k][k] in the order of rounding */
-    bool bad;        /* some weight is not finite */
+    nbi_hessian h;
+    bool bad; /* some weight is not finite */
 } gptq;
 
 nbi_gptq_options nbi_gptq_defaults(void)
 {
     return (nbi_gptq_options){.act_order = true, .static_groups = true, .damp = 0.01f, .block = 128};
-}
-
-/* ---- the Hessian ---- */
-
-typedef struct ranked {
-    float value;
-    uint32_t index;
-} ranked;
-
-static int descending(const void *a, const void *b)
-{
-    const ranked *x = a, *y = b;
-    if (x->value != y->value)
-        return x->value < y->value ? 1 : -1;
-    return x->index < y->index ? -1 : 1; /* qsort is not stable */
-}
-
-static nb_status make_order(gptq *g, const float *h)
-{
-    ranked *r = malloc(g->k * sizeof *r);
-    if (!r)
-        return nbi_fail_nomem("the order of columns", g->k * sizeof *r);
-    for (size_t i = 0; i < g->k; i++) {
-        r[i] = (ranked){h[i * g->k + i], (uint32_t)i};
-        g->dead[i] = h[i * g->k + i] == 0;
-    }
-    if (g->o.act_order)
-        qsort(r, g->k, sizeof *r, descending);
-    for (size_t i = 0; i < g->k; i++)
-        g->order[i] = r[i].index;
-    free(r);
-    return NB_OK;
-}
-
-static void set_damped(gptq *g, const float *h, float lambda)
-{
-    for (size_t i = 0; i < g->k; i++) {
-        const float *row = h + (size_t)g->order[i] * g->k;
-        for (size_t j = 0; j < g->k; j++)
-            g->u[i * g->k + j] = row[g->order[j]];
-        g->u[i * g->k + i] = (g->dead[g->order[i]] ? 1.0f : g->u[i * g->k + i]) + lambda;
-    }
-}
-
-static nb_status factor(gptq *g, const float *h, float *damp)
-{
-    double trace = 0;
-    for (size_t i = 0; i < g->k; i++)
-        trace += g->dead[i] ? 1.0 : (double)h[i * g->k + i];
-    if (!isfinite(trace))
-        return nbi_fail(NB_EFORMAT, "the second moments of its inputs are not finite");
-    for (;; *damp += DAMP_STEP) {
-        set_damped(g, h, (float)(*damp * trace / (double)g->k));
-        nb_status st = nbi_inverse_cholesky(g->u, g->k);
-        if (st != NB_EFORMAT || *damp + DAMP_STEP > DAMP_MOST)
-            return st;
-    }
 }
 
 /* ---- grids ---- */
@@ -135,13 +74,13 @@ static bool load_rows(const gptq *g, rows *r)
         const char *src = (const char *)g->src->dense + (r->row0 + i) * g->k * size;
         nbi_to_f32(r->plain, src, g->src->dense_dtype, g->k);
         for (size_t j = 0; j < g->k; j++)
-            if (g->dead[j])
+            if (g->h.dead[j])
                 r->plain[j] = isfinite(r->plain[j]) ? 0 : r->plain[j];
         for (size_t q = 0; q < g->groups && g->o.static_groups; q++)
             if (!set_grid(g, r->row0 + i, q, r->plain + q * g->len, &r->grids[i * g->groups + q]))
                 return false;
         for (size_t j = 0; j < g->k; j++)
-            r->w[i * g->k + j] = r->plain[g->order[j]];
+            r->w[i * g->k + j] = r->plain[g->h.order[j]];
     }
     return true;
 }
@@ -152,12 +91,12 @@ static bool round_block(const gptq *g, rows *r, size_t i, size_t b0, size_t b1)
     float *w = r->w + i * g->k, *e = r->e + i * g->o.block;
     int8_t *codes = g->out->codes + (r->row0 + i) * g->k;
     for (size_t j = b0; j < b1; j++) {
-        const size_t column = g->order[j], group = column / g->len;
+        const size_t column = g->h.order[j], group = column / g->len;
         nbi_grid *grid = &r->grids[i * g->groups + group];
         /* without static groups the order is 0, 1, ...: the group's weights are as the earlier columns left them */
         if (!g->o.static_groups && column % g->len == 0 && !set_grid(g, r->row0 + i, group, w + j, grid))
             return false;
-        const float *u = g->u + j * g->k;
+        const float *u = g->h.u + j * g->k;
         codes[column] = nbi_grid_code(grid, w[j]);
         const float err = (w[j] - nbi_grid_value(grid, codes[column])) / u[j];
         e[j - b0] = err;
@@ -177,7 +116,7 @@ static bool round_rows(const gptq *g, rows *r)
             if (!round_block(g, r, i, b0, b1))
                 return false;
         if (b1 < g->k)
-            nbi_matmul_sub(r->w + b1, g->k, r->e, g->o.block, g->u + b0 * g->k + b1, g->k, r->n, g->k - b1, b1 - b0);
+            nbi_matmul_sub(r->w + b1, g->k, r->e, g->o.block, g->h.u + b0 * g->k + b1, g->k, r->n, g->k - b1, b1 - b0);
     }
     return true;
 }
@@ -242,7 +181,7 @@ static nb_status check(const nbi_weight *src, const nbi_scheme *s, nbi_dtype sca
     if (o->act_order && !o->static_groups && s->strategy == NBI_PER_GROUP)
         return nbi_fail(NB_EUNSUPPORTED,
                         "act-order with groups needs static groups: else each input has a group of its own");
-    if (!o->block || !(o->damp >= 0 && o->damp <= DAMP_MOST))
+    if (!o->block || !(o->damp >= 0 && o->damp <= 1))
         return nbi_fail(NB_EINVAL, "GPTQ with blocks of %u and damping %g: expected at least 1, and 0 to 1", o->block,
                         (double)o->damp);
     return NB_OK;
@@ -254,19 +193,11 @@ nb_status nbi_gptq(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sch
     nb_status st = NB_OK;
     nbi_weight w = {.n = src->n, .k = src->k, .scheme = *scheme};
     gptq g = {.src = src, .out = &w, .o = *o, .scale_dtype = scale_dtype, .n = src->n, .k = src->k};
-    size_t bytes;
-    float damp = o->damp;
     NB_TRY(check(src, scheme, scale_dtype, o));
     NB_TRY(nbi_weight_alloc(&w));
     g.groups = nbi_scheme_groups(scheme, g.k);
     g.len = g.k / g.groups;
-    g.order = malloc(g.k * sizeof *g.order);
-    g.dead = malloc(g.k * sizeof *g.dead);
-    if (!nbi_mul(g.k, g.k, &bytes) || !nbi_mul(bytes, sizeof(float), &bytes) || !(g.u = malloc(bytes)) || !g.order ||
-        !g.dead)
-        NB_TRY(nbi_fail_nomem("the Hessian of a layer", bytes));
-    NB_TRY(make_order(&g, h));
-    NB_TRY(factor(&g, h, &damp));
+    NB_TRY(nbi_hessian_create(&g.h, h, g.k, o->act_order ? 1 : 0, o->damp));
     NB_TRY(round_all(&g, threads > 0 ? threads : 1));
     if (src->bias) {
         if (!(w.bias = malloc(src->n * sizeof(float))))
@@ -274,13 +205,11 @@ nb_status nbi_gptq(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sch
         memcpy(w.bias, src->bias, src->n * sizeof(float));
     }
     if (damp_used)
-        *damp_used = damp;
+        *damp_used = g.h.damp;
     *out = w;
     w = (nbi_weight){0};
 done:
-    free(g.order);
-    free(g.dead);
-    free(g.u);
+    nbi_hessian_free(&g.h);
     nbi_weight_free(&w);
     return st;
 }
