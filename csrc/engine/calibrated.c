@@ -150,20 +150,22 @@ static nb_status open_walk(nbi_calibrated *c)
     nb_status st = nbi_model_build_shell(c->shell, &(nbi_source){.linear = read_linear, .self = c});
     if (st != NB_OK)
         return st;
-    return nbi_layerwise_create(
-        &c->walk,
-        &(nbi_layerwise_options){.shell = c->shell,
-                                 .ids = c->ids,
-                                 .n = c->n,
-                                 .ctx = c->ctx,
-                                 .needs = c->needs,
-                                 .threads = o->threads,
-                                 .memory = o->memory,
-                                 .folder = o->folder ? o->folder
-                                           : tmp     ? tmp
-                                                     : "/tmp",
-                                 .passes = o->cfg->n_layers * (o->dense_feed ? 1 : 2) - !(o->dense_feed || o->head),
-                                 .callbacks = o->callbacks});
+    return nbi_layerwise_create(&c->walk,
+                                &(nbi_layerwise_options){.shell = c->shell,
+                                                         .ids = c->ids,
+                                                         .n = c->n,
+                                                         .ctx = c->ctx,
+                                                         .needs = c->needs,
+                                                         .threads = o->threads,
+                                                         .memory = o->memory,
+                                                         .folder = o->folder ? o->folder
+                                                                   : tmp     ? tmp
+                                                                             : "/tmp",
+                                                         .passes = o->cfg->n_layers * (o->dense_feed          ? 1
+                                                                                       : o->options->in_order ? 5
+                                                                                                              : 2) -
+                                                                   !(o->dense_feed || o->head),
+                                                         .callbacks = o->callbacks});
 }
 
 nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_options *o)
@@ -243,7 +245,7 @@ static nb_status gather(nbi_calibrated *c, uint32_t i, const nbi_host_layer *den
 {
     if (is_saved(c))
         return nbi_stats_read(c->stats, i, c->in);
-    nb_status st = nbi_layerwise_observe(c->walk, i, dense, c->o.dense_feed, c->in);
+    nb_status st = nbi_layerwise_observe(c->walk, i, dense, NBI_ALL_PORTS, c->o.dense_feed, c->in);
     return st == NB_OK && c->stats ? nbi_stats_write(c->stats, i, c->in) : st;
 }
 
@@ -266,6 +268,35 @@ static nb_status set_activation_grids(nbi_calibrated *c, uint32_t i, nbi_host_la
     return NB_OK;
 }
 
+/* GPTQ's "true sequential": what a port sees comes from the ports before it as they are quantized already. */
+static nb_status look_again(nbi_calibrated *c, uint32_t i, nbi_port port, const nbi_host_layer *dense,
+                            const nbi_host_layer *quantized)
+{
+    nbi_host_layer view = *dense; /* borrows */
+    if (port == NBI_PORT_ATTN || !c->o.options->in_order || c->o.dense_feed)
+        return NB_OK;
+    for (int p = 0; p < NBI_N_PROJ; p++)
+        if (nbi_port_of((nbi_proj)p) < port)
+            view.w[p] = quantized->w[p];
+    nbi_inputs_free(&c->in[port]);
+    return nbi_layerwise_observe(c->walk, i, &view, 1u << port, false, c->in);
+}
+
+static nb_status round_layer(nbi_calibrated *c, const nbi_layer_job *job, const nbi_host_layer *dense,
+                             nbi_host_layer *quantized)
+{
+    nb_status st;
+    NB_TRY(nbi_round_norms(job, dense, quantized));
+    for (int p = 0; p < NBI_N_PORTS; p++) {
+        NB_TRY(look_again(c, job->index, (nbi_port)p, dense, quantized));
+        if (p == NBI_PORT_DOWN)
+            NB_TRY(nbi_rotation_inputs(&c->in[p], dense->w[NBI_DOWN].in_signs, c->o.threads));
+        NB_TRY(nbi_round_port(job, (nbi_port)p, dense, &c->in[p], quantized));
+    }
+done:
+    return st;
+}
+
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized)
 {
     const uint32_t i = c->next;
@@ -285,9 +316,8 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
         job.scheme[p] = c->o.scheme[i * NBI_N_PROJ + (uint32_t)p];
     NB_TRY(read_layer(c, i, dense, job.norm_dtype));
     NB_TRY(gather(c, i, dense));
-    NB_TRY(nbi_rotation_inputs(&c->in[NBI_PORT_DOWN], dense->w[NBI_DOWN].in_signs, c->o.threads));
-    NB_TRY(nbi_balance_layer(&job, dense, c->in));
-    NB_TRY(nbi_round_layer(&job, dense, c->in, quantized));
+    NB_TRY(nbi_balance_layer(&job, dense, c->in)); /* none where the model is rotated */
+    NB_TRY(round_layer(c, &job, dense, quantized));
     NB_TRY(set_activation_grids(c, i, quantized));
     if (!c->o.dense_feed && (c->o.head || i + 1 < c->o.cfg->n_layers))
         NB_TRY(nbi_layerwise_advance(c->walk, i, quantized));

@@ -19,6 +19,7 @@ struct nbi_layerwise {
     float *work;     /* [ctx][hidden] a window of it */
     float *seen;     /* [ctx][widest] one batch of a layer's inputs */
     nbi_inputs *in;
+    unsigned ports;                        /* of them that are looked at */
     nbi_inputs_device *there[NBI_N_PORTS]; /* where the device gathers, else NULL */
     uint64_t done;                         /* tokens through a layer */
     double seconds;                        /* that took */
@@ -241,7 +242,7 @@ static nb_status observe(void *user, uint32_t layer, nbi_proj p, const void *x, 
     const nbi_port port = nbi_port_of(p);
     char name[96];
     nb_status st;
-    if (p != NBI_Q && p != NBI_O && p != NBI_GATE && p != NBI_DOWN)
+    if ((p != NBI_Q && p != NBI_O && p != NBI_GATE && p != NBI_DOWN) || !(l->ports >> port & 1))
         return NB_OK;
     if (l->there[port])
         st = nbi_inputs_device_add(l->there[port], x, rows);
@@ -283,25 +284,31 @@ done:
     return st;
 }
 
-static nb_status open_ports(nbi_layerwise *l, nbi_inputs *in)
+static nb_status open_ports(nbi_layerwise *l, unsigned ports, nbi_inputs *in)
 {
     nbi_backend *be = l->o.shell->be;
     nb_status st = NB_OK;
-    memset(in, 0, NBI_N_PORTS * sizeof *in);
     for (int p = 0; p < NBI_N_PORTS; p++) {
+        if (!(ports >> p & 1))
+            continue;
         NB_TRY(nbi_inputs_init(&in[p], nbi_port_width(&l->o.shell->cfg, (nbi_port)p), l->o.needs));
         if (be->quant)
             NB_TRY(nbi_inputs_device_create(&l->there[p], be, &in[p], l->o.ctx));
     }
     l->in = in;
+    l->ports = ports;
 done:
     return st;
 }
 
-nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, bool move, nbi_inputs *in)
+nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, unsigned ports, bool move,
+                                nbi_inputs *in)
 {
     nb_status st;
-    NB_TRY(open_ports(l, in));
+    for (int p = 0; p < NBI_N_PORTS; p++)
+        if (ports >> p & 1)
+            in[p] = (nbi_inputs){0};
+    NB_TRY(open_ports(l, ports, in));
     NB_TRY(load(l, i, layer));
     NB_TRY(feed(l, i, move, observe));
     for (int p = 0; p < NBI_N_PORTS; p++)
@@ -312,7 +319,7 @@ done:
     for (int p = 0; p < NBI_N_PORTS; p++) {
         nbi_inputs_device_free(l->there[p]);
         l->there[p] = NULL;
-        if (st != NB_OK)
+        if (st != NB_OK && ports >> p & 1)
             nbi_inputs_free(&in[p]);
     }
     return st;

@@ -34,9 +34,13 @@ typedef struct nbi_layerwise_options {
 nb_status nbi_layerwise_create(nbi_layerwise **out, const nbi_layerwise_options *o);
 void nbi_layerwise_free(nbi_layerwise *l);
 
+#define NBI_ALL_PORTS ((1u << NBI_N_PORTS) - 1)
+
 /* Feeds all windows to layer i with the weights of `layer` and leaves what its linear layers saw in in[NBI_N_PORTS]
- * (nbi_inputs_free() each).  move: the residual stream goes past the layer; else it stays as it was before. */
-nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, bool move, nbi_inputs *in);
+ * (nbi_inputs_free() each); `ports`: bits of those that are looked at, the others of in[] are not touched.  move: the residual
+ * stream goes past the layer; else it stays as it was before. */
+nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, unsigned ports, bool move,
+                                nbi_inputs *in);
 /* Moves the residual stream past layer i, now with these weights (quantized or dense). */
 nb_status nbi_layerwise_advance(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer);
 /* Behind the last layer: what lm_head sees, x / sqrt(mean(x^2) + eps) * norm; nbi_inputs_free() it. */

@@ -139,21 +139,25 @@ static nb_status round_one(const nbi_layer_job *j, nbi_proj p, const nbi_weight 
     return st == NB_OK ? st : nbi_fail_in(st, "%s: ", name);
 }
 
-nb_status nbi_round_layer(const nbi_layer_job *j, const nbi_host_layer *l, const nbi_inputs *in, nbi_host_layer *q)
+nb_status nbi_round_norms(const nbi_layer_job *j, const nbi_host_layer *l, nbi_host_layer *q)
 {
     const size_t bytes = j->cfg->hidden * sizeof(float);
-    nb_status st = NB_OK;
     *q = (nbi_host_layer){0};
     for (int i = 0; i < 2; i++) {
         if (!(q->norm[i] = malloc(bytes)))
-            NB_TRY(nbi_fail_nomem("a norm", bytes));
+            return nbi_fail_nomem("a norm", bytes);
         memcpy(q->norm[i], l->norm[i], bytes);
     }
-    for (int p = 0; p < NBI_N_PROJ; p++)
-        NB_TRY(j->scheme[p]->bits ? round_one(j, (nbi_proj)p, &l->w[p], &in[nbi_port_of((nbi_proj)p)], &q->w[p])
-                                  : copy_dense(&q->w[p], &l->w[p]));
-done:
-    if (st != NB_OK)
-        nbi_host_layer_free(q);
+    return NB_OK;
+}
+
+nb_status nbi_round_port(const nbi_layer_job *j, nbi_port port, const nbi_host_layer *l, const nbi_inputs *in,
+                         nbi_host_layer *q)
+{
+    nb_status st = NB_OK;
+    for (int p = 0; p < NBI_N_PROJ && st == NB_OK; p++)
+        if (nbi_port_of((nbi_proj)p) == port)
+            st =
+                j->scheme[p]->bits ? round_one(j, (nbi_proj)p, &l->w[p], in, &q->w[p]) : copy_dense(&q->w[p], &l->w[p]);
     return st;
 }

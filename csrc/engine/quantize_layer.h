@@ -22,7 +22,10 @@ typedef struct nbi_layer_job {
  * dtype afterwards: what rounding them changes goes into the weights behind them. */
 nb_status nbi_balance_layer(const nbi_layer_job *j, nbi_host_layer *l, nbi_inputs *in);
 
-/* q.w: the quantized weights, or copies where they stay dense; q.norm: copies.  nbi_host_layer_free() it. */
-nb_status nbi_round_layer(const nbi_layer_job *j, const nbi_host_layer *l, const nbi_inputs *in, nbi_host_layer *q);
+/* q.w: the quantized weights, or copies where they stay dense; q.norm: copies.  nbi_host_layer_free() it.  First the norms, then
+ * the layers of each port. */
+nb_status nbi_round_norms(const nbi_layer_job *j, const nbi_host_layer *l, nbi_host_layer *q);
+nb_status nbi_round_port(const nbi_layer_job *j, nbi_port port, const nbi_host_layer *l, const nbi_inputs *in,
+                         nbi_host_layer *q);
 
 #endif

@@ -97,7 +97,8 @@ static nb_status llm_int8(nbi_weight *out, const nbi_method_job *j)
 }
 
 static const char *const no_keys[] = {"name", NULL};
-static const char *const gptq_keys[] = {"name", "act_order", "static_groups", "clip", "damp", "block", NULL};
+static const char *const gptq_keys[] = {"name", "act_order", "static_groups",   "clip",
+                                        "damp", "block",     "true_sequential", NULL};
 static const char *const smooth_keys[] = {"name", "alpha", NULL};
 static const char *const twn_keys[] = {"name", "refine", NULL};
 static const char *const spqr_keys[] = {"name", "act_order", "threshold", "damp", "block", NULL};
@@ -162,6 +163,7 @@ static nb_status parse_options(nbi_method_options *o, const json_t *j, const cha
     NB_TRY(nbi_json_int(j, "block", 1, 1 << 20, &block, where));
     NB_TRY(nbi_json_double(j, "alpha", 0, 1, &alpha, where));
     NB_TRY(nbi_json_bool(j, "refine", &o->refine, where));
+    NB_TRY(nbi_json_bool(j, "true_sequential", &o->in_order, where));
     o->gptq.damp = (float)damp;
     o->spqr.damp = (float)spqr_damp;
     o->spqr.threshold = (float)sensitive;

@@ -18,6 +18,7 @@ typedef struct nbi_method_options {
     float alpha;    /* of smooth */
     float outliers; /* of llm-int8: inputs that reach this size */
     bool refine;    /* of twn */
+    bool in_order;  /* of gptq, "true_sequential": o_proj and the layers behind it see what q, k, v became, and so on */
 } nbi_method_options;
 
 typedef struct nbi_method_job {
