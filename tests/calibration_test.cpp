@@ -401,6 +401,34 @@ TEST(Walk, with_quantized_layers_sees_what_the_quantized_model_sees)
     }
 }
 
+/* Within a layer, too: each product was rounded for the inputs that it has in the quantized model. */
+TEST(Walk, true_sequential_sees_what_the_quantized_model_sees_everywhere)
+{
+    const char *json =
+        R"({"weights": {"bits": 3, "group_size": 128}, "method": {"name": "gptq", "true_sequential": true}})";
+    TempDir d;
+    Said said;
+    write_text(d / "r.json", json);
+    nb_quantize_options o = options(d / "r.json");
+    o.calib_tokens = 150;
+    ASSERT_NB_OK(quantize(MODEL, d / "q", o));
+    const Observed want(d / "q", 150, 64);
+    Walk w(MODEL, json);
+    const nb_callbacks cb = said.callbacks();
+    w.o.callbacks = &cb;
+    ASSERT_NB_OK(w.open());
+    std::vector<const nbi_inputs *> in;
+    for (uint32_t i = 0; i < w.cfg.n_layers; i++) {
+        ASSERT_NO_FATAL_FAILURE(w.next(in));
+        for (size_t p = 0; p < NBI_N_PROJ; p++) {
+            const Inputs &there = *want.in[i * NBI_N_PROJ + p];
+            EXPECT_EQ(0, memcmp(there.gram, in[p]->gram, there.k * there.k * 4)) << "layer " << i << ", " << p;
+        }
+    }
+    EXPECT_EQ(19u * 150, said.ticks.back().total); /* each layer looked at four times, three passed */
+    EXPECT_EQ(19u * 150, said.ticks.back().done);
+}
+
 TEST(Walk, static_ranges_are_those_of_the_whole_model)
 {
     const Observed want(MODEL, 150, 64);
