@@ -154,8 +154,8 @@ TEST(PackRefuses, shapes_without_a_kernel)
             "groups of 48 have no CUDA kernel: with INT8 activations the group must be a multiple of 32");
     refused(make_layer(dense, NBI_F16, 16, 16, 16, false, 1), NB_EINVAL, "has no elements",
             [](nbi_weight &w) { w.n = 0; });
-    refused(make_layer(w8, NBI_F16, 16, 16, 16, false, 1), NB_EUNSUPPORTED, "weights of 3 bits",
-            [](nbi_weight &w) { w.scheme.bits = 3; });
+    refused(make_layer(w8, NBI_F16, 16, 16, 16, false, 1), NB_EUNSUPPORTED, "weights of 5 bits",
+            [](nbi_weight &w) { w.scheme.bits = 5; });
     refused(make_layer(w8, NBI_F16, 16, 16, 16, false, 1), NB_EINVAL, "its zero points do not go with its scheme",
             [](nbi_weight &w) { w.scheme.symmetric = false; });
     refused(make_layer(w8, NBI_F16, 16, 64, 64, false, 1), NB_EUNSUPPORTED, "64 inputs do not divide into groups of 48",
