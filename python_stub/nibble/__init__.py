@@ -12,11 +12,11 @@ use.  A call that fails raises nibble.Error with a status ("EIO") and one senten
 """
 from ._engine import Engine, Event
 from ._ffi import Error
-from ._jobs import bench, evaluate, inspect, quantize, run
+from ._jobs import bench, compare_layers, evaluate, inspect, quantize, run
 from ._model import Model, Stream, Tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "Error", "Event", "Model", "Stream", "Tokenizer", "bench", "evaluate", "inspect",
+__all__ = ["Engine", "Error", "Event", "Model", "Stream", "Tokenizer", "bench", "compare_layers", "evaluate", "inspect",
            "library_version", "quantize", "run"]
 
 

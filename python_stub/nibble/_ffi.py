@@ -190,6 +190,7 @@ PROTOTYPES = {
     "nb_run": (nb_status, [_handle, POINTER(nb_run_options), POINTER(nb_run_summary)]),
     "nb_eval_options_init": (None, [POINTER(nb_eval_options)]),
     "nb_eval": (nb_status, [_handle, _handle, POINTER(nb_eval_options), POINTER(nb_eval_result)]),
+    "nb_eval_layers": (nb_status, [_handle, _handle, POINTER(nb_eval_options), _out]),
     "nb_bench_options_init": (None, [POINTER(nb_bench_options)]),
     "nb_bench": (nb_status, [_handle, POINTER(nb_bench_options), _out]),
     "nb_inspect": (nb_status, [c_char_p, _out]),

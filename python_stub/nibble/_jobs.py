@@ -67,6 +67,18 @@ def evaluate(model, text_file, ctx=512, base=None, max_windows=0, protocol="hf",
     return values
 
 
+def compare_layers(model, base, text_file, ctx=512, max_windows=0, progress=None):
+    """Which layers of a quantized model hurt most, against the Model it was made from: a dict with "layers", each with the
+    distance of the residual stream behind it ("stream_error") and the KL divergence of the base with that layer alone exchanged
+    ("kl_alone"), over max_windows (0: 4) windows of ctx tokens; "why" where the two cannot be compared."""
+    out = c_void_p()
+    opt = options("eval_options", text=text_file, ctx=ctx, max_windows=max_windows)
+    with Callbacks(progress) as cb:
+        opt.callbacks = cb.struct
+        lib().nb_eval_layers(model._h, base._h, byref(opt), byref(out))
+    return take_json(out)
+
+
 def bench(model, prompt=(128,), gen=(32,), batch=(1,), repetitions=5, progress=None, kv_dtype=None):
     """Tokens per second for prompts of these lengths, and for generating `gen` tokens in batches of these sizes: a
     list of dicts with llama-bench's keys (test, avg_ts, stddev_ts, samples_ts ...)."""

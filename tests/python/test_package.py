@@ -241,7 +241,11 @@ def test_a_quantized_folder_loads_and_stays_close(nibble, model, demo, demo_text
     with nibble.Model(out) as q:
         assert q.info["scheme"] == "W4A16 g128" and q.info["weight_bytes"] < model.info["weight_bytes"]
         r = nibble.evaluate(q, demo_text, ctx=128, base=model, max_windows=4)
+        layers = nibble.compare_layers(q, model, demo_text, ctx=64, max_windows=1)["layers"]
         assert q.generate(PROMPTS[0], max_tokens=4)
+    assert [x["layer"] for x in layers] == ["model.embed_tokens", *(f"model.layers.{i}" for i in range(4)), "lm_head"]
+    assert layers[0]["stream_error"] == 0 and 0 < layers[1]["stream_error"] < layers[4]["stream_error"] < 1
+    assert all(x["kl_alone"] > 0 for x in layers[1:5])
     assert 0 < r["mean_kld"] < 0.1 and 0.8 < r["same_top"] <= 1 and r["scored"] == 4 * 127
     with pytest.raises(nibble.Error) as e:
         nibble.quantize(demo, out, recipe="w4a16-g128")
