@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "quant/bias.h"
 #include "quant/clip.h"
 #include "quant/grid.h"
 #include "quant/range.h"
@@ -188,11 +189,7 @@ nb_status nbi_clipped(nbi_weight *out, const nbi_weight *src, const nbi_scheme *
     c.groups = nbi_scheme_groups(scheme, src->k);
     c.len = src->k / c.groups;
     NB_TRY(clip_rows(&c, threads > 0 ? threads : 1));
-    if (src->bias) {
-        if (!(w.bias = malloc(src->n * sizeof(float))))
-            NB_TRY(nbi_fail_nomem("a bias", src->n * sizeof(float)));
-        memcpy(w.bias, src->bias, src->n * sizeof(float));
-    }
+    NB_TRY(nbi_copy_bias(&w, src));
     *out = w;
     w = (nbi_weight){0};
 done:

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "quant/bias.h"
 #include "quant/clip.h"
 #include "quant/grid.h"
 #include "quant/hessian.h"
@@ -199,11 +200,7 @@ nb_status nbi_gptq(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sch
     g.len = g.k / g.groups;
     NB_TRY(nbi_hessian_create(&g.h, h, g.k, o->act_order ? 1 : 0, o->damp));
     NB_TRY(round_all(&g, threads > 0 ? threads : 1));
-    if (src->bias) {
-        if (!(w.bias = malloc(src->n * sizeof(float))))
-            NB_TRY(nbi_fail_nomem("a bias", src->n * sizeof(float)));
-        memcpy(w.bias, src->bias, src->n * sizeof(float));
-    }
+    NB_TRY(nbi_copy_bias(&w, src));
     if (damp_used)
         *damp_used = g.h.damp;
     *out = w;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "quant/bias.h"
 #include "quant/grid.h"
 #include "quant/range.h"
 
@@ -104,11 +105,7 @@ nb_status nbi_hqq(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sche
         NB_TRY(nbi_fail_nomem("rows of a weight", 2 * w.k * sizeof(float)));
     if (bad)
         NB_TRY(nbi_fail(NB_EFORMAT, "a weight is NaN or infinite, expected finite numbers"));
-    if (src->bias) {
-        if (!(w.bias = malloc(src->n * sizeof(float))))
-            NB_TRY(nbi_fail_nomem("a bias", src->n * sizeof(float)));
-        memcpy(w.bias, src->bias, src->n * sizeof(float));
-    }
+    NB_TRY(nbi_copy_bias(&w, src));
     *out = w;
     w = (nbi_weight){0};
 done:

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "quant/bias.h"
 #include "quant/grid.h"
 
 static nb_status list_outliers(nbi_weight *w, const nbi_inputs *in, float threshold)
@@ -87,11 +88,7 @@ nb_status nbi_llm_int8(nbi_weight *out, const nbi_weight *src, const nbi_scheme 
         NB_TRY(take_columns(&w, n, row));
         NB_TRY(round_row(&w, n, row, scale_dtype));
     }
-    if (src->bias) {
-        if (!(w.bias = malloc(w.n * sizeof *w.bias)))
-            NB_TRY(nbi_fail_nomem("a bias", w.n * sizeof *w.bias));
-        memcpy(w.bias, src->bias, w.n * sizeof *w.bias);
-    }
+    NB_TRY(nbi_copy_bias(&w, src));
     *out = w;
     w = (nbi_weight){0};
 done:

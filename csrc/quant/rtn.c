@@ -14,6 +14,8 @@
 
 #include "base/checked.h"
 #include "base/nf4.h"
+#include "quant/bad_row.h"
+#include "quant/bias.h"
 #include "quant/grid.h"
 #include "quant/range.h"
 #include "quant/rtn_device.h"
@@ -87,16 +89,7 @@ static bool quantize_row(const rtn_job *j, size_t row)
 
 static nb_status explain_row(const rtn_job *j, size_t row)
 {
-    const float *x = load_row(j, row);
-    float top = 0;
-    for (size_t i = 0; i < j->src->k; i++) {
-        if (!isfinite(x[i]))
-            return nbi_fail(NB_EFORMAT, "weight at row %zu, column %zu is %s, expected a finite number", row, i,
-                            isnan(x[i]) ? "NaN" : "infinite");
-        top = fmaxf(top, fabsf(x[i]));
-    }
-    return nbi_fail(NB_EFORMAT, "weights of row %zu go up to %g, which needs a scale beyond what %s holds", row,
-                    (double)top, nbi_dtype_name(j->scale_dtype));
+    return nbi_bad_row(load_row(j, row), j->src->k, row, j->scale_dtype);
 }
 
 static nb_status quantize_rows(const rtn_job *j)
@@ -227,11 +220,7 @@ nb_status nbi_rtn_on(nbi_backend *be, nbi_weight *out, const nbi_weight *src, co
     if (!nbi_mul(src->k, sizeof(float), &row_bytes) || !nbi_mul(row_bytes, (size_t)j.threads, &bytes) ||
         !(j.rows = malloc(bytes ? bytes : 1)))
         NB_TRY(nbi_fail_nomem("rows of a weight", bytes));
-    if (src->bias) {
-        if (!(w.bias = malloc((src->n ? src->n : 1) * sizeof(float))))
-            NB_TRY(nbi_fail_nomem("a bias", src->n * sizeof(float)));
-        memcpy(w.bias, src->bias, src->n * sizeof(float));
-    }
+    NB_TRY(nbi_copy_bias(&w, src));
     if (be && be->quant && src->n && src->k) {
         st = on_device(&j, be);
         done_there = st != NB_EUNSUPPORTED;

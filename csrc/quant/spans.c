@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "quant/bad_row.h"
+#include "quant/bias.h"
 
 typedef struct span_job {
     nbi_weight *out;
@@ -37,16 +39,8 @@ static bool is_stored(float scale, nbi_dtype t)
 /* `row` has a number that is not finite, or needs a scale that is too large. */
 static nb_status explain(const span_job *j, size_t row, float *x)
 {
-    float top = 0;
     load_row(j, row, x);
-    for (size_t i = 0; i < j->src->k; i++) {
-        if (!isfinite(x[i]))
-            return nbi_fail(NB_EFORMAT, "weight at row %zu, column %zu is %s, expected a finite number", row, i,
-                            isnan(x[i]) ? "NaN" : "infinite");
-        top = fmaxf(top, fabsf(x[i]));
-    }
-    return nbi_fail(NB_EFORMAT, "weights of row %zu go up to %g, which needs a scale beyond what %s holds", row,
-                    (double)top, nbi_dtype_name(j->scale_dtype));
+    return nbi_bad_row(x, j->src->k, row, j->scale_dtype);
 }
 
 static nb_status rows(const span_job *j, int threads)
@@ -101,16 +95,6 @@ done:
     return st;
 }
 
-static nb_status copy_bias(nbi_weight *w, const nbi_weight *src)
-{
-    if (!src->bias)
-        return NB_OK;
-    if (!(w->bias = malloc(src->n * sizeof *w->bias)))
-        return nbi_fail_nomem("a bias", src->n * sizeof *w->bias);
-    memcpy(w->bias, src->bias, src->n * sizeof *w->bias);
-    return NB_OK;
-}
-
 nb_status nbi_quantize_spans(nbi_weight *out, const nbi_weight *src, const nbi_scheme *scheme, nbi_dtype scale_dtype,
                              nbi_span_fn fn, bool refine, int threads)
 {
@@ -124,7 +108,7 @@ nb_status nbi_quantize_spans(nbi_weight *out, const nbi_weight *src, const nbi_s
         return nbi_fail(NB_EINVAL, "rows of %zu weights cannot be cut into groups of %u", src->k, scheme->group);
     NB_TRY(nbi_weight_alloc(&w));
     NB_TRY(scheme->strategy == NBI_PER_TENSOR ? whole(&j) : rows(&j, threads > 0 ? threads : 1));
-    NB_TRY(copy_bias(&w, src));
+    NB_TRY(nbi_copy_bias(&w, src));
     *out = w;
     w = (nbi_weight){0};
 done:

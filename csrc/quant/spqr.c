@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "quant/bias.h"
 #include "quant/grid.h"
 #include "quant/hessian.h"
 #include "quant/linalg.h"
@@ -385,11 +386,7 @@ nb_status nbi_spqr(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sch
     if (s.bad)
         NB_TRY(nbi_fail(NB_EFORMAT, "a weight of output %zu %s", s.bad_row, s.bad));
     NB_TRY(join_singles(&s));
-    if (src->bias) {
-        if (!(w.bias = malloc(src->n * sizeof *w.bias)))
-            NB_TRY(nbi_fail_nomem("a bias", src->n * sizeof *w.bias));
-        memcpy(w.bias, src->bias, src->n * sizeof *w.bias);
-    }
+    NB_TRY(nbi_copy_bias(&w, src));
     *out = w;
     w = (nbi_weight){0};
 done:
