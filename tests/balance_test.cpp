@@ -1,10 +1,9 @@
-/* SmoothQuant, AWQ, the clip search and HQQ against their formulas in double, written down again without looking at inner loops. */
+/* SmoothQuant, AWQ and the clip search against their formulas in double, written down again without looking at inner loops. */
 #include "quant_problem.h"
 
 extern "C" {
 #include "quant/balance.h"
 #include "quant/clipped.h"
-#include "quant/hqq.h"
 }
 
 namespace
@@ -188,61 +187,4 @@ TEST(Clipped, groups_take_turns_until_nothing_moves)
         }
     /* sums in fp32 may order two candidates of nearly equal error otherwise, and the groups after it follow */
     EXPECT_LE(differ, all / 50);
-}
-
-TEST(Hqq, zero_points_follow_half_quadratic_splitting)
-{
-    size_t differ = 0, all = 0;
-    double ours = 0, theirs = 0, plain = 0;
-    for (unsigned bits : {4u, 3u}) {
-        const size_t n = 30, k = 128, len = 64;
-        Problem p(n, k, bits);
-        for (size_t i = 0; i < n * k; i += 37)
-            p.w[i] *= 6; /* the outliers that it forgives */
-        const nbi_scheme s = scheme(bits, (uint32_t)len, false);
-        nbi_weight q = {}, r = {};
-        ASSERT_NB_OK(nbi_hqq(&q, &p.src, &s, NBI_F32, 2));
-        ASSERT_NB_OK(nbi_rtn(&r, &p.src, &s, NBI_F32, 1));
-        for (size_t at = 0; at < n * k; at += len, all++) {
-            const float *w = &p.w[at];
-            const nbi_grid g = full_range(w, len, s);
-            const double step = (double)g.scale;
-            double z = g.zero, best = z, beta = 10, least = INFINITY;
-            std::vector<double> code(len);
-            for (int t = 0; t <= 20; t++) {
-                double error = 0;
-                for (size_t j = 0; j < len; j++) {
-                    code[j] =
-                        std::min(std::max(std::nearbyint((double)w[j] / step + z), (double)g.qmin), (double)g.qmax);
-                    error += std::fabs((double)w[j] - (code[j] - z) * step);
-                }
-                if (!(error < least))
-                    break;
-                least = error;
-                best = z;
-                double sum = 0;
-                for (size_t j = 0; j < len; j++) {
-                    const double e = (double)w[j] - (code[j] - z) * step, a = std::fabs(e);
-                    const double kept = a > 0 ? std::copysign(std::max(0.0, a - std::pow(a, -0.3) / beta), e) : 0;
-                    sum += code[j] - ((double)w[j] - kept) / step;
-                }
-                z = sum / (double)len;
-                beta *= 1.01;
-            }
-            best = std::min(std::max(std::nearbyint(best), (double)g.qmin), (double)g.qmax);
-            differ += best != q.zeros[at / len];
-            for (size_t j = 0; j < len; j++) {
-                const double c =
-                    std::min(std::max(std::nearbyint((double)w[j] / step) + best, (double)g.qmin), (double)g.qmax);
-                theirs += std::pow(std::fabs((double)w[j] - (c - best) * step), 0.7);
-                ours += std::pow(std::fabs((double)w[j] - (q.codes[at + j] - q.zeros[at / len]) * step), 0.7);
-                plain += std::pow(std::fabs((double)w[j] - (r.codes[at + j] - r.zeros[at / len]) * step), 0.7);
-            }
-        }
-        nbi_weight_free(&q);
-        nbi_weight_free(&r);
-    }
-    EXPECT_LE(differ, all / 20); /* a mean next to the middle of two integers */
-    EXPECT_NEAR(1, ours / theirs, 0.01);
-    EXPECT_LE(ours, plain);
 }
