@@ -31,6 +31,7 @@
 #define V16_INT_PANELS_2 1
 #define V16_INT_PANELS_4 1
 #define V16_INT_PANELS_8 1
+#define V16_ATT_SUMS     4 /* sums of a tile of attention (attention_body.h), 4 or 16 */
 
 typedef struct v16 {
     float f[16];
