@@ -205,7 +205,9 @@ V16_INLINE v16d v16d_zero(void)
 }
 V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
 {
-    return _mm512_dpbusd_epi32(acc, w, x);
+    /* in place: from the intrinsic GCC 12 makes a copy of every sum in every step */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
 }
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
