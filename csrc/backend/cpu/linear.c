@@ -99,7 +99,7 @@ static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, siz
                        bool accumulate, void *scratch)
 {
     const int threads = nbi_cpu_threads(c, rows * l->n * l->k);
-    const bool quantized = l->kind >= NBI_CPU_Q8;
+    const bool quantized = nbi_cpu_is_integer(l->kind);
     const cut t = choose_cut(l, rows, (size_t)threads);
     nbi_cpu_job j = {.l = l, .x = x, .given = x, .y = y, .ldy = ldy, .accumulate = accumulate};
     if (l->perm || l->n_outliers) {
