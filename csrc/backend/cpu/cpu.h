@@ -34,14 +34,30 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_N_KINDS
 } nbi_cpu_kind;
 
-/* A packed weight; layouts are drawn in pack.c.  Codes are stored unsigned, u = code + 2^(b-1), and zero points with
- * the same offset, so that u - zero is code - z; a symmetric weight has the zero point 2^(b-1).  Rows N .. 16*panels-1
+/* Kinds that read rows of x as codes. */
+static inline bool nbi_cpu_is_integer(nbi_cpu_kind kind)
+{
+    return kind >= NBI_CPU_Q8;
+}
+
+/* How the codes of a row lie in its lane of a panel: `codes` of them in `dwords` dwords, and so on to the end of the row;
+ * the next dword of a lane is one panel's line, 64 bytes, away.  Groups are whole blocks. */
+typedef struct nbi_cpu_packing {
+    size_t codes, dwords;
+    unsigned offset; /* of what is stored, u = code + offset: the zero point of a symmetric weight */
+    void (*pack)(unsigned char *lane, const nbi_weight *w, size_t n); /* row n, into zeros */
+    unsigned (*code)(const unsigned char *lane, size_t k);            /* u */
+} nbi_cpu_packing;
+
+/* A packed weight; layouts are drawn in pack.c.  Codes are stored unsigned, u = code + offset, and zero points with
+ * the same offset, so that u - zero is code - z; a symmetric weight has the zero point `offset`.  Rows N .. 16*panels-1
  * are padding: their results are computed and thrown away. */
 struct nbi_linear {
     size_t n, k, panels;
     size_t groups, group_len; /* K = groups * group_len */
     nbi_scheme scheme;
     nbi_cpu_kind kind;
+    const nbi_cpu_packing *packing; /* NULL: dense, XNOR */
     size_t panel_bytes;
     size_t bit_words; /* XNOR: 64-bit words of a row */
     unsigned char *w; /* [panels][panel_bytes] */

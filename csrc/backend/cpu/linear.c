@@ -98,8 +98,8 @@ static void add_sparse(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, size_t
 /* Whether two layers read rows of x as the same numbers, so that one preparation serves both. */
 static bool same_input(const nbi_linear *a, const nbi_linear *b)
 {
-    const bool integer = a->kind >= NBI_CPU_Q8;
-    if (a->perm || b->perm || integer != (b->kind >= NBI_CPU_Q8) || a->n_outliers != b->n_outliers ||
+    const bool integer = nbi_cpu_is_integer(a->kind);
+    if (a->perm || b->perm || integer != nbi_cpu_is_integer(b->kind) || a->n_outliers != b->n_outliers ||
         (a->n_outliers && memcmp(a->sparse.col, b->sparse.col, a->n_outliers * sizeof *a->sparse.col) != 0))
         return false;
     return !integer ||
@@ -122,7 +122,7 @@ static void prepare(const nbi_cpu *c, team *t, size_t rows, void *scratch)
         j->x = l->perm ? reorder(c, l, j->x, rows, scratch) : mask(c, l, j->x, rows, scratch);
         scratch = (float *)scratch + rows * stride_of(l->k);
     }
-    if (l->kind >= NBI_CPU_Q8) {
+    if (nbi_cpu_is_integer(l->kind)) {
         j->q = scratch;
         j->q_stride = stride_of(l->k);
         j->q_sum = (int32_t *)(j->q + rows * j->q_stride * 2);
@@ -142,7 +142,7 @@ static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
 {
     const nbi_cpu_kernels *kern = c->kern;
     const nbi_linear *l = t->job[0].l;
-    const bool integer = l->kind >= NBI_CPU_Q8;
+    const bool integer = nbi_cpu_is_integer(l->kind);
     const size_t pieces = t->first[t->n], share = pieces / ((size_t)threads * 8);
     const size_t chunk = share ? share : 1;
 #pragma omp parallel num_threads(threads)

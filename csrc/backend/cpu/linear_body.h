@@ -254,9 +254,9 @@ V16_INLINE void strip(const nbi_cpu_job *j, size_t p0, size_t p1, size_t row, in
 }
 
 /* Blocks of MAX_P panels stay in the second-level cache while all rows pass over them. */
-V16_INLINE void matrix(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1, int kind)
+V16_INLINE void matrix(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1, nbi_cpu_kind kind)
 {
-    const int integer = kind >= NBI_CPU_Q8, most = integer ? V16_ROWS_INT : V16_ROWS;
+    const int integer = nbi_cpu_is_integer(kind), most = integer ? V16_ROWS_INT : V16_ROWS;
     for (size_t p = p0; p < p1; p += MAX_P) {
         size_t pe = p1 - p < MAX_P ? p1 : p + MAX_P, r = r0;
         if (most >= 8)
