@@ -12,16 +12,16 @@
 
 /* 32 registers: 16 sums, 2 of weights, the rest for unpacking and zero points.  A single row takes four panels, so
  * that four chains of multiply-adds hide each other's latency. */
-#define V16_ROWS         8
-#define V16_ROWS_INT     8
 #define V16_PANELS_1     4
 #define V16_PANELS_2     4
-#define V16_PANELS_4     2
-#define V16_PANELS_8     2
+#define V16_PANELS_4     4
+#define V16_PANELS_6     4
+#define V16_PANELS_8     0
 #define V16_INT_PANELS_1 4
 #define V16_INT_PANELS_2 4
-#define V16_INT_PANELS_4 2
-#define V16_INT_PANELS_8 2
+#define V16_INT_PANELS_4 4
+#define V16_INT_PANELS_6 4
+#define V16_INT_PANELS_8 0
 
 typedef __m512 v16;
 typedef __m512i v16u;
