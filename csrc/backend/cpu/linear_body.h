@@ -177,16 +177,21 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
 
 /* ---- quantized weights, INT8 activations ---- */
 
+/* Both halves of a nibble's line are taken from memory: dwords that wait for the second half would cost sums their registers. */
 V16_INLINE void int_step(const unsigned char *w, const nbi_qx *q, size_t stride, int kind, int P, int M,
                          v16d sum[MAX_P][MAX_M])
 {
-    v16u wd[MAX_P];
-    UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + 64 * p);
     const int halves = kind == NBI_CPU_Q8 ? 1 : 2;
     UNROLL for (int half = 0; half < halves; half++)
     {
         v16q wq[MAX_P];
-        UNROLL for (int p = 0; p < P; p++) wq[p] = kind == NBI_CPU_Q8 ? v16q_from8(wd[p]) : v16q_from4(wd[p], half);
+        if (half)
+            __asm__("" : "+r"(w)); /* the compiler forgets what it has loaded */
+        UNROLL for (int p = 0; p < P; p++)
+        {
+            const v16u wd = v16u_load(w + 64 * p);
+            wq[p] = kind == NBI_CPU_Q8 ? v16q_from8(wd) : v16q_from4(wd, half);
+        }
         UNROLL for (int m = 0; m < M; m++)
         {
             v16x xq = v16x_load(q + (size_t)m * stride + 4 * half);
