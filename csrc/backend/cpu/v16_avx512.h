@@ -22,6 +22,7 @@
 #define V16_INT_PANELS_2 4
 #define V16_INT_PANELS_4 2
 #define V16_INT_PANELS_8 2
+#define V16_INT_SUMS     12
 
 typedef __m512 v16;
 typedef __m512i v16u;
