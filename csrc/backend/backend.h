@@ -128,6 +128,12 @@ typedef struct nbi_drawn {
     uint32_t unused;
 } nbi_drawn;
 
+/* A roof that could not be measured is 0. */
+typedef struct nbi_roofs {
+    double read; /* bytes a second, read from memory: the best of several passes over a buffer larger than the caches */
+    double int8; /* additions and multiplications a second, INT8 products summed in INT32, from registers */
+} nbi_roofs;
+
 struct nbi_backend {
     const struct nbi_backend_ops *ops;
     const char *name;     /* "cpu", "cuda" */
@@ -228,6 +234,9 @@ typedef struct nbi_backend_ops {
     nb_status (*download_act)(nbi_backend *b, float *dst, const void *x, size_t n);
     /* fp32 on the host to activations, rounded. */
     nb_status (*upload_act)(nbi_backend *b, void *dst, const float *src, size_t n);
+    /* Measures what all its threads reach together, for benchmarks (a fifth of a second); NULL where a device has no such
+     * measurement. */
+    nb_status (*roofs)(nbi_backend *b, nbi_roofs *out);
 } nbi_backend_ops;
 
 typedef struct nbi_backend_options {

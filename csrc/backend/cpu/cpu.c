@@ -118,6 +118,7 @@ static const nbi_backend_ops cpu_ops = {
     .gather = gather,
     .download_act = download_act,
     .upload_act = upload_act,
+    .roofs = nbi_cpu_roofs,
 };
 
 /* ---- instruction sets: best first ---- */

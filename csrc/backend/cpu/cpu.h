@@ -144,6 +144,8 @@ typedef struct nbi_cpu_kernels {
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */
     void (*attend)(const nbi_cpu_attend *a);
     void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
+    float (*roof_read)(const float *p, size_t n);            /* reads n floats, a multiple of 256; their sum */
+    double (*roof_int8)(size_t n, float *sink);              /* n rounds of INT8 products; the operations done */
 } nbi_cpu_kernels;
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
@@ -201,6 +203,9 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, c
 nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
                             float scale, void *y, unsigned forms);
+
+/* roof.c */
+nb_status nbi_cpu_roofs(nbi_backend *b, nbi_roofs *out);
 
 /* transform.c */
 struct nbi_transform {

@@ -21,6 +21,7 @@
 #define V16_INT_PANELS_4 0
 #define V16_INT_PANELS_6 0
 #define V16_INT_PANELS_8 0
+#define V16_INT_SUMS     2
 
 typedef struct v16 {
     __m256 lo, hi;

@@ -10,8 +10,8 @@
 
 #define V16_INLINE static inline __attribute__((always_inline))
 
-/* 32 registers: 16 sums, 2 of weights, the rest for unpacking and zero points.  A single row takes four panels, so
- * that four chains of multiply-adds hide each other's latency. */
+/* 32 registers: 24 sums, 4 of weights, the rest for unpacking and zero points.  A tile takes all four panels of a slab,
+ * whose lines follow each other. */
 #define V16_PANELS_1     4
 #define V16_PANELS_2     4
 #define V16_PANELS_4     4
@@ -22,6 +22,7 @@
 #define V16_INT_PANELS_4 4
 #define V16_INT_PANELS_6 4
 #define V16_INT_PANELS_8 0
+#define V16_INT_SUMS     12
 
 typedef __m512 v16;
 typedef __m512i v16u;
