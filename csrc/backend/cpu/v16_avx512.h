@@ -12,16 +12,16 @@
 
 /* 32 registers: 16 sums, 2 of weights, the rest for unpacking and zero points.  A single row takes four panels, so
  * that four chains of multiply-adds hide each other's latency. */
-#define V16_ROWS         8
-#define V16_ROWS_INT     8
 #define V16_PANELS_1     4
 #define V16_PANELS_2     4
-#define V16_PANELS_4     2
-#define V16_PANELS_8     2
+#define V16_PANELS_4     4
+#define V16_PANELS_6     4
+#define V16_PANELS_8     0
 #define V16_INT_PANELS_1 4
 #define V16_INT_PANELS_2 4
-#define V16_INT_PANELS_4 2
-#define V16_INT_PANELS_8 2
+#define V16_INT_PANELS_4 4
+#define V16_INT_PANELS_6 4
+#define V16_INT_PANELS_8 0
 
 typedef __m512 v16;
 typedef __m512i v16u;
@@ -205,7 +205,9 @@ V16_INLINE v16d v16d_zero(void)
 }
 V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
 {
-    return _mm512_dpbusd_epi32(acc, w, x);
+    /* in place: from the intrinsic GCC 12 makes a copy of every sum in every step */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
 }
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
