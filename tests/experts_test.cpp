@@ -5,6 +5,7 @@
 #include <numeric>
 
 extern "C" {
+#include "model/build.h"
 #include "model/model.h"
 }
 
@@ -288,4 +289,22 @@ TEST(ExpertModels, that_do_not_fit_are_refused_before_anything_is_read)
     write_text(d / "huge.json", text);
     EXPECT_FAILS(NB_ENOMEM, "MiB are needed for the weights",
                  nb_model_random(&m, (d / "huge.json").c_str(), "w4a8", nullptr));
+}
+
+TEST(ExpertModels, are_refused_by_a_device_that_lacks_the_operation)
+{
+    Whole with(nullptr, 1);
+    nb_model *m = nullptr;
+    nb_callbacks cb;
+    ASSERT_NB_OK(nbi_model_new(&m, nullptr, &cb));
+    nbi_backend_ops ops = *m->be->ops;
+    const nbi_backend_ops *all = m->be->ops;
+    ops.experts = nullptr;
+    m->be->ops = &ops;
+    m->cfg = with.m->cfg;
+    snprintf(m->path, sizeof m->path, "some/model");
+    const nbi_source none = {};
+    EXPECT_FAILS(NB_EUNSUPPORTED, "some/model: is a mixture of experts", nbi_model_build(m, &none, &cb));
+    m->be->ops = all;
+    nb_model_free(m);
 }
