@@ -199,6 +199,11 @@ nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *tab
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
 
+/* experts.c */
+nb_status nbi_cpu_experts(nbi_backend *b, const nbi_experts *e, const void *x, const float *logits, size_t rows,
+                          float *y, void *buffer, void *scratch);
+size_t nbi_cpu_experts_bytes(nbi_backend *b, const nbi_experts *e, size_t rows);
+
 /* attention.c */
 nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
