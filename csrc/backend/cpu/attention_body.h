@@ -12,6 +12,10 @@
 #include "backend/cpu/cpu.h"
 #include "backend/kv.h"
 
+#ifndef V16_ATT_SUMS
+#define V16_ATT_SUMS 4 /* sums of sixteen lanes that a tile keeps in registers: 4 or 16 */
+#endif
+
 #define ATT_GROUP   4 /* pages that are made fp32 together */
 #define ATT_CHUNK   NBI_ATTN_CHUNK
 #define CHUNK_PAGES (ATT_CHUNK / NBI_PAGE_TOKENS)
