@@ -71,6 +71,7 @@ static const nbi_backend_ops cpu_ops = {
     .embed = nbi_cpu_embed,
     .rmsnorm = nbi_cpu_rmsnorm,
     .linear = nbi_cpu_linear,
+    .norm_heads = nbi_cpu_norm_heads,
     .rope_append = nbi_cpu_rope_append,
     .attention = nbi_cpu_attention_forms,
     .swiglu = nbi_cpu_swiglu,

@@ -221,6 +221,10 @@ nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *tab
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
 
+/* head_norms.c */
+nb_status nbi_cpu_norm_heads(nbi_backend *b, void *qkv, size_t rows, size_t n_heads, size_t n_kv_heads, size_t head_dim,
+                             const float *q_weight, const float *k_weight, float eps);
+
 /* experts.c */
 nb_status nbi_cpu_experts(nbi_backend *b, const nbi_experts *e, const void *x, const float *logits, size_t rows,
                           float *y, void *buffer, void *scratch);
