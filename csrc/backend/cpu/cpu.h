@@ -110,16 +110,37 @@ typedef struct nbi_cpu_job {
     bool accumulate;
 } nbi_cpu_job;
 
-/* The query heads of one token that share a kv head. */
+/* ---- attention ----
+ * Blocks of values are as backend.h has them.  In a block of keys units and tokens are transposed, [units][16] in place of
+ * [16][units], so that the tokens of a page are lanes: units are elements (INT4: bytes, two elements of one token), and
+ * behind them likewise the scale of INT8, the s and m of each run of INT4. */
+#define NBI_CPU_ATT_QUERIES 64 /* most queries of a tile */
+
+/* A tile of queries: `heads` heads of each of `rows` consecutive tokens, all of one kv head.  Row r is position pos0 + r and
+ * sees the keys up to it; rows lie in one chunk of NBI_ATTN_CHUNK positions. */
 typedef struct nbi_cpu_attend {
-    const float *q;             /* [heads][head_dim] */
-    float *y;                   /* [heads][head_dim] */
-    size_t heads, kv_head, len; /* keys 0 .. len-1 */
+    const float *q; /* row r at q + r * ldq: [heads][head_dim] */
+    float *y;       /* likewise */
+    size_t ldq, ldy, rows, heads, kv_head, pos0;
+    size_t c0, c1; /* chunks of keys: all of them, or some whose results go to parts */
     const nbi_kv_layer *kv;
     size_t block_bytes;
     const int32_t *pages;
     float scale;
+    float *parts;   /* [chunk][nbi_cpu_attend_record()] or NULL */
+    float *scratch; /* [nbi_cpu_attend_floats()] of this thread, 64-byte aligned */
 } nbi_cpu_attend;
+
+/* A chunk's results for n queries: o [n][head_dim rounded up to 16], the maxima [n], the sums [n]. */
+static inline size_t nbi_cpu_attend_record(size_t n, size_t head_dim)
+{
+    return n * ((head_dim + 15) / 16 * 16 + 2);
+}
+
+static inline size_t nbi_cpu_attend_floats(size_t head_dim)
+{
+    return NBI_CPU_ATT_QUERIES * (4 * ((head_dim + 15) / 16 * 16) + NBI_ATTN_CHUNK + 4);
+}
 
 /* base/rotation.h: T of order h * m, h odd and m a power of two. */
 #define NBI_CPU_PARTS 1024 /* more than h may be: the stack holds sixteen columns of that many parts */
@@ -146,6 +167,7 @@ typedef struct nbi_cpu_kernels {
     void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */
     void (*attend)(const nbi_cpu_attend *a);
+    void (*attend_join)(const nbi_cpu_attend *a);            /* y of a tile whose chunks 0 .. c1-1 are all in parts */
     void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
     float (*roof_read)(const float *p, size_t n);            /* reads n floats, a multiple of 256; their sum */
     double (*roof_int8)(size_t n, float *sink);              /* n rounds of INT8 products; the operations done */
@@ -156,13 +178,39 @@ extern const nbi_cpu_kernels nbi_cpu_scalar;
 extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avx512;
 #endif
 
-/* A batch on the CPU: the caller's description, and the angles of its rows. */
+/* A piece of attention's work: rows of one sequence, for every kv head. */
+typedef struct nbi_cpu_tile {
+    const nbi_seq *seq;
+    uint32_t row, rows, pos0;    /* rows row .. row+rows-1 of the batch, positions pos0 .. */
+    uint32_t chunks, piece_size; /* chunks of keys, and of an item */
+    size_t item;                 /* the first of its items: for each kv head, piece after piece */
+    size_t parts;                /* where its results lie, if it has more than one piece */
+} nbi_cpu_tile;
+
+/* How a batch's attention is cut, for one number of heads. */
+typedef struct nbi_cpu_plan {
+    size_t n_heads, n_kv_heads; /* 0: not planned yet */
+    size_t n_tiles, n_split, n_items, work;
+    nbi_cpu_tile *tiles;    /* [max_rows], longest first */
+    nbi_cpu_tile *unsorted; /* [max_rows] */
+} nbi_cpu_plan;
+
+typedef struct nbi_cpu_place {
+    int32_t page;
+    uint32_t pos;
+} nbi_cpu_place;
+
+/* A batch on the CPU: the caller's description, where its rows go in the cache, and their angles. */
 struct nbi_step {
     const nbi_batch *batch;
     size_t max_rows, head_dim;
     float *inv_freq;           /* [head_dim/2] */
-    float *cos_sin;            /* [max_rows][head_dim/2][2] */
+    float *cos_sin;            /* [max_rows][2][head_dim/2] */
+    nbi_cpu_place *place;      /* [max_rows] */
     nbi_cpu_rotation rotation; /* of a head */
+    nbi_cpu_plan *plan;
+    float *scratch, *parts; /* [threads][nbi_cpu_attend_floats()], [parts_cap] */
+    size_t parts_cap;
 };
 
 typedef struct nbi_cpu {
