@@ -96,6 +96,8 @@ static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
                             "of %zu",
                             s->group, s->bits, codes_in_dword(l));
     }
+    if (nbi_scheme_check_zeros(s) != NB_OK)
+        return NB_EUNSUPPORTED;
     l->groups = nbi_scheme_groups(s, w->k);
     l->group_len = w->k / l->groups;
     if (is_xnor(s)) {
@@ -104,6 +106,8 @@ static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
     }
     if (s->kind == NBI_KIND_NF4)
         l->kind = NBI_CPU_NF4;
+    else if (s->zero_frac)
+        l->kind = NBI_CPU_W4F;
     else if (s->act == NBI_ACT_NONE)
         l->kind = s->bits == 8 ? NBI_CPU_W8 : (s->symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z);
     else
@@ -175,7 +179,10 @@ static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
         for (size_t g = 0; g < l->groups; g++) {
             size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
             size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
-            unsigned zero = (w->zeros ? (unsigned)(w->zeros[from] + (int)offset) : offset) & (2 * offset - 1);
+            const bool sixteenths = l->scheme.zero_frac != 0;
+            unsigned zero = sixteenths
+                                ? (unsigned)(w->zeros[from] + 128)
+                                : (w->zeros ? (unsigned)(w->zeros[from] + (int)offset) : offset) & (2 * offset - 1);
             l->scales[at] = w->scales[from];
             if (l->zeros)
                 l->zeros[at] = (uint8_t)zero;
@@ -363,8 +370,9 @@ void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
                 dst[k] = nbi_nf4[code_at(l, n, k)] * l->scales[at];
             continue;
         }
-        int zero = l->zeros ? l->zeros[at] : 1 << (stored_bits(l) - 1);
+        const float zero =
+            l->zeros ? (float)l->zeros[at] / (float)(1 << l->scheme.zero_frac) : (float)(1 << (stored_bits(l) - 1));
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[l->perm ? l->perm[k] : k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = ((float)code_at(l, n, k) - zero) * l->scales[at];
     }
 }
