@@ -108,7 +108,7 @@ Truth float_truth(const nbi_weight &w, const std::vector<float> &row, const floa
         double t;
         if (w.scheme.bits) {
             size_t g = n * groups + k / len;
-            t = ((double)w.codes[n * w.k + k] - (w.zeros ? w.zeros[g] : 0)) * (double)w.scales[g] * (double)x[k];
+            t = ((double)w.codes[n * w.k + k] - zero_of(w, g)) * (double)w.scales[g] * (double)x[k];
         } else
             t = (double)row[k] * (double)x[k];
         sum += t;
@@ -170,7 +170,7 @@ float canonical(const nbi_weight &w, const float *x, size_t n)
         sx = most / 127;
     for (size_t g = 0; g < groups; g++) {
         const float scale = s.bits ? w.scales[n * groups + g] : 1;
-        const int zero = s.bits && w.zeros ? w.zeros[n * groups + g] : 0;
+        const float zero = s.bits ? (float)zero_of(w, n * groups + g) : 0;
         int64_t exact = 0;
         for (size_t c = 0; c < len; c += 512) {
             float part = 0;
@@ -178,9 +178,9 @@ float canonical(const nbi_weight &w, const float *x, size_t n)
                 if (integer) {
                     float q = std::nearbyint(x[k] / sx) + (float)w.act_zero;
                     q = std::min(127.0f, std::max(s.act == NBI_ACT_TOKEN ? -127.0f : -128.0f, q));
-                    exact += ((int64_t)q - w.act_zero) * (w.codes[n * w.k + k] - zero);
+                    exact += ((int64_t)q - w.act_zero) * (w.codes[n * w.k + k] - (int)zero);
                 } else
-                    part = std::fma(s.bits ? (float)(w.codes[n * w.k + k] - zero) : row[k], x[k], part);
+                    part = std::fma(s.bits ? (float)w.codes[n * w.k + k] - zero : row[k], x[k], part);
             if (!s.bits)
                 acc = acc + part;
             else if (!integer)

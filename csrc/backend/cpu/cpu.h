@@ -28,6 +28,7 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_W8,
     NBI_CPU_W4,  /* symmetric: the code itself comes from a table */
     NBI_CPU_W4Z, /* with zero points */
+    NBI_CPU_W4F, /* with zero points in sixteenths */
     NBI_CPU_NF4, /* codes stand for the numbers of base/nf4.h */
     NBI_CPU_Q8,
     NBI_CPU_Q4,
@@ -51,7 +52,8 @@ typedef struct nbi_cpu_packing {
 } nbi_cpu_packing;
 
 /* A packed weight; layouts are drawn in pack.c.  Codes are stored unsigned, u = code + offset, and zero points with
- * the same offset, so that u - zero is code - z; a symmetric weight has the zero point `offset`.  Rows N .. 16*panels-1
+ * the same offset, so that u - zero is code - z; a symmetric weight has the zero point `offset`; zero points in
+ * sixteenths have sixteen times the offset.  Rows N .. 16*panels-1
  * are padding: their results are computed and thrown away. */
 struct nbi_linear {
     size_t n, k, panels;

@@ -108,6 +108,8 @@ V16_INLINE v16 code_weight(v16u w, int i, v16 zero, int kind)
     const int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4; /* of INT4: pack.c draws the dword */
     if (kind == NBI_CPU_NF4)
         return v16_nf4(w, shift);
+    if (kind == NBI_CPU_W4F) /* the code first: targets subtract whole numbers by tricks */
+        return v16_sub(v16_code4z(w, shift, v16_zero_points(v16_set1(0), 4)), zero);
     return kind == NBI_CPU_W8 ? v16_code8(w, i, zero)
                               : (kind == NBI_CPU_W4 ? v16_code4(w, shift) : v16_code4z(w, shift, zero));
 }
@@ -139,7 +141,7 @@ V16_INLINE void load_zeros(const nbi_linear *l, size_t panel, size_t g, int kind
         zero[p] = v16_set1(bits == 8 ? 128 : 8);
         if (l->zeros)
             zero[p] = v16_load_u8(l->zeros + at + NBI_PANEL * p);
-        zero[p] = v16_zero_points(zero[p], bits);
+        zero[p] = kind == NBI_CPU_W4F ? v16_mul(zero[p], v16_set1(0x1p-4f)) : v16_zero_points(zero[p], bits);
     }
 }
 
@@ -302,6 +304,7 @@ LINEAR(linear_bf16, NBI_CPU_BF16)
 LINEAR(linear_w8, NBI_CPU_W8)
 LINEAR(linear_w4, NBI_CPU_W4)
 LINEAR(linear_w4z, NBI_CPU_W4Z)
+LINEAR(linear_w4f, NBI_CPU_W4F)
 LINEAR(linear_nf4, NBI_CPU_NF4)
 LINEAR(linear_q8, NBI_CPU_Q8)
 LINEAR(linear_q4, NBI_CPU_Q4)
@@ -309,8 +312,8 @@ LINEAR(linear_q4, NBI_CPU_Q4)
 #define LINEAR_KERNELS                                                                                                 \
     {                                                                                                                  \
         [NBI_CPU_F32] = linear_f32, [NBI_CPU_F16] = linear_f16, [NBI_CPU_BF16] = linear_bf16,                          \
-        [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_NF4] = linear_nf4,    \
-        [NBI_CPU_Q8] = linear_q8, [NBI_CPU_Q4] = linear_q4, [NBI_CPU_XNOR] = linear_xnor                               \
+        [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_W4F] = linear_w4f,    \
+        [NBI_CPU_NF4] = linear_nf4, [NBI_CPU_Q8] = linear_q8, [NBI_CPU_Q4] = linear_q4, [NBI_CPU_XNOR] = linear_xnor   \
     }
 
 /* ---- activations to INT8 ---- */
