@@ -210,7 +210,8 @@ static nb_status check_complete(const job *j)
 /* Options that would do nothing are mistakes. */
 static nb_status check_calibration_flags(const job *j)
 {
-    const char *flag = j->o.calib_memory ? "--calib-memory"
+    const char *flag = j->o.calib_memory && !j->search
+                           ? "--calib-memory" /* a search reads a text, whatever the method */
                        : j->o.stats      ? "--stats"
                        : j->o.resume     ? "--resume"
                        : j->o.sequential ? "--sequential"
@@ -279,6 +280,8 @@ static nb_status search(job *j)
                                                        .text = j->o.calib,
                                                        .tokens = j->o.calib_tokens ? j->o.calib_tokens : tokens,
                                                        .ctx = j->o.calib_ctx ? j->o.calib_ctx : ctx,
+                                                       .memory = j->o.calib_memory,
+                                                       .folder = j->out.tmp,
                                                        .device = j->o.device,
                                                        .threads = j->threads,
                                                        .callbacks = &j->o.callbacks});

@@ -131,7 +131,7 @@ done:
     return st;
 }
 
-static nb_status parse_group(nbi_scheme *s, nbi_targets *targets, size_t i, const json_t *o, const char *where)
+static nb_status parse_group(nbi_scheme *s, const json_t *o, const char *where)
 {
     static const char *const known[] = {
         "targets", "weights", "input_activations", "act_order", "rotate_inputs", "rotate_outputs", "outliers", "sparse",
@@ -155,31 +155,8 @@ static nb_status parse_group(nbi_scheme *s, nbi_targets *targets, size_t i, cons
     NB_TRY(nbi_json_bool(o, "outliers", &s->outliers, where));
     NB_TRY(nbi_json_bool(o, "sparse", &s->sparse, where));
     NB_TRY(nbi_nibble_check(s, where));
-    snprintf(part, sizeof part, "%s.targets", where);
-    NB_TRY(nbi_targets_add(targets, json_object_get(o, "targets"), i, part));
 done:
     return st;
-}
-
-static nb_status parse_groups(nbi_nibble_config *c, const json_t *q, const char *where)
-{
-    json_t *groups = json_object_get(q, "config_groups"), *g;
-    const char *name;
-    char part[576];
-    size_t i = 0;
-    if (!json_is_object(groups))
-        return nbi_fail(NB_EFORMAT, "%s: has no \"config_groups\" object", where);
-    if (!(c->schemes = calloc(json_object_size(groups) + 1, sizeof *c->schemes)))
-        return nbi_fail_nomem(where, json_object_size(groups) * sizeof *c->schemes);
-    json_object_foreach(groups, name, g)
-    {
-        snprintf(part, sizeof part, "%.256s: config_groups.%.256s", where, name);
-        nb_status st = parse_group(&c->schemes[i], c->targets, i, g, part);
-        if (st != NB_OK)
-            return st;
-        i++;
-    }
-    return NB_OK;
 }
 
 static nb_status parse_model(nbi_quant_model *model, const json_t *q, const char *where)
@@ -205,7 +182,6 @@ nb_status nbi_nibble_parse(void **config, nbi_quant_model *model, const json_t *
     static const char *const known[] = {"quant_method", "version", "config_groups", "ignore", "kv_cache", NULL};
     nbi_nibble_config *c = calloc(1, sizeof *c);
     int64_t version = 0;
-    char part[320];
     nb_status st;
     *config = NULL;
     if (!c)
@@ -215,12 +191,7 @@ nb_status nbi_nibble_parse(void **config, nbi_quant_model *model, const json_t *
         NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is version %lld of nibble's container, expected %d", where,
                         (long long)version, VERSION));
     NB_TRY(nbi_only_keys(q, where, known));
-    NB_TRY(nbi_targets_create(&c->targets));
-    NB_TRY(parse_groups(c, q, where));
-    snprintf(part, sizeof part, "%.256s: ignore", where);
-    if (nbi_json_is_set(q, "ignore"))
-        NB_TRY(nbi_targets_add(c->targets, json_object_get(q, "ignore"), NBI_NO_GROUP, part));
-    nbi_targets_sort(c->targets);
+    NB_TRY(nbi_groups_parse(&c->schemes, &c->targets, q, parse_group, where));
     NB_TRY(parse_model(model, q, where));
     *config = c;
     c = NULL;
