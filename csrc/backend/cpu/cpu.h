@@ -28,6 +28,7 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_W8,
     NBI_CPU_W4,  /* symmetric: the code itself comes from a table */
     NBI_CPU_W4Z, /* with zero points */
+    NBI_CPU_W4F, /* with zero points in sixteenths */
     NBI_CPU_NF4, /* codes stand for the numbers of base/nf4.h */
     NBI_CPU_Q8,
     NBI_CPU_Q4,
@@ -51,7 +52,8 @@ typedef struct nbi_cpu_packing {
 } nbi_cpu_packing;
 
 /* A packed weight; layouts are drawn in pack.c.  Codes are stored unsigned, u = code + offset, and zero points with
- * the same offset, so that u - zero is code - z; a symmetric weight has the zero point `offset`.  Rows N .. 16*panels-1
+ * the same offset, so that u - zero is code - z; a symmetric weight has the zero point `offset`; zero points in
+ * sixteenths have sixteen times the offset.  Rows N .. 16*panels-1
  * are padding: their results are computed and thrown away. */
 struct nbi_linear {
     size_t n, k, panels;
@@ -95,7 +97,8 @@ static inline size_t nbi_cpu_group_at(const nbi_linear *l, size_t panel, size_t 
     return (panel / NBI_SLAB * NBI_SLAB * l->groups + g * nbi_cpu_slab(l, panel) + panel % NBI_SLAB) * NBI_PANEL;
 }
 
-/* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
+/* The input and output of one linear(); q and q_scale (Q kinds only) lie with the activations or, as q_sum, in the caller's
+ * scratch. */
 typedef struct nbi_cpu_job {
     const nbi_linear *l;
     const float *x;     /* [rows][K] */
@@ -158,7 +161,9 @@ typedef struct nbi_cpu_kernels {
     /* y += S x: outputs [n0,n1) (of a layer with outliers: panels) of rows [r0,r1) */
     void (*sparse)(const nbi_cpu_job *j, size_t n0, size_t n1, size_t r0, size_t r1);
     void (*outliers)(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
-    void (*quantize_row)(const nbi_cpu_job *j, size_t row);
+    /* x [k] to codes [stride]: per token, or by the static grid of `act` */
+    void (*quantize_row)(const float *x, size_t k, size_t stride, const nbi_linear *act, void *codes, float *scale);
+    void (*sum_row)(const nbi_cpu_job *j, size_t row);  /* j->q_sum of a row from its codes */
     void (*sign_row)(const nbi_cpu_job *j, size_t row); /* XNOR */
     void (*rmsnorm_row)(const float *x, const float *weight, float eps, size_t k, float *y);
     void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
@@ -216,6 +221,14 @@ typedef struct nbi_cpu {
     int threads;
 } nbi_cpu;
 
+/* Activations [rows][k]: fp32, and behind them, for NBI_FORM_INT8, the same rows as codes per token. */
+typedef struct nbi_cpu_rows {
+    float *x;         /* [rows][k] */
+    unsigned char *q; /* [rows][stride] of the kernels' q_bytes */
+    float *scale;     /* [rows] */
+    size_t stride, bytes;
+} nbi_cpu_rows;
+
 static inline nbi_cpu *nbi_cpu_of(nbi_backend *b)
 {
     return (nbi_cpu *)b;
@@ -234,6 +247,17 @@ nb_status nbi_cpu_alloc(nbi_backend *b, void **out, size_t bytes, const char *wh
 void nbi_cpu_release(nbi_backend *b, void *p);
 size_t nbi_cpu_free_bytes(nbi_backend *b);
 
+/* forms.c */
+bool nbi_cpu_rows_at(nbi_cpu_rows *out, const nbi_cpu *c, const void *x, size_t rows, size_t k); /* false: too large */
+void nbi_cpu_rows_encode(const nbi_cpu *c, const nbi_cpu_rows *r, size_t row, size_t k, unsigned forms);
+size_t nbi_cpu_act_bytes(nbi_backend *b, size_t rows, size_t k);
+unsigned nbi_cpu_linear_form(const nbi_linear *l);
+nb_status nbi_cpu_rmsnorm(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k,
+                          void *y, unsigned forms);
+nb_status nbi_cpu_swiglu(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
+nb_status nbi_cpu_attention_forms(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads,
+                                  const nbi_kv_layer *kv, float scale, void *y, unsigned forms);
+
 /* pack.c */
 nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
 void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l);
@@ -246,6 +270,10 @@ size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k);
 nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
+
+/* head_norms.c */
+nb_status nbi_cpu_norm_heads(nbi_backend *b, void *qkv, size_t rows, size_t n_heads, size_t n_kv_heads, size_t head_dim,
+                             const float *q_weight, const float *k_weight, float eps);
 
 /* experts.c */
 nb_status nbi_cpu_experts(nbi_backend *b, const nbi_experts *e, const void *x, const float *logits, size_t rows,

@@ -18,6 +18,7 @@ const nbi_cpu_kernels nbi_cpu_avx2 = {
     .sparse = sparse_rows,
     .outliers = outlier_columns,
     .quantize_row = quantize_row,
+    .sum_row = sum_row,
     .sign_row = sign_row,
     .rmsnorm_row = rmsnorm_row,
     .swiglu = swiglu,

@@ -17,6 +17,7 @@ const nbi_cpu_kernels nbi_cpu_scalar = {
     .sparse = sparse_rows,
     .outliers = outlier_columns,
     .quantize_row = quantize_row,
+    .sum_row = sum_row,
     .sign_row = sign_row,
     .rmsnorm_row = rmsnorm_row,
     .swiglu = swiglu,
