@@ -63,7 +63,7 @@ Truth truth(const Device &d, const nbi_weight &w, const float *x, size_t n)
         double t = (double)row[k] * (double)x[k];
         if (w.scheme.bits) {
             const size_t g = n * groups + k / len;
-            t = ((double)w.codes[n * w.k + k] - (w.zeros ? w.zeros[g] : 0)) * (double)w.scales[g] * (double)x[k];
+            t = ((double)w.codes[n * w.k + k] - zero_of(w, g)) * (double)w.scales[g] * (double)x[k];
         }
         sum += t;
         abs += std::fabs(t);

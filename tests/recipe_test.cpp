@@ -421,6 +421,7 @@ const Shipped kShipped[] = {
     {"w4a16-g128-clip", "W4A16 g128", nullptr},
     {"w3a16-g128-gptq", "W3A16 g128", nullptr},
     {"w2a16-g64-gptq", "W2A16 g64 asym", nullptr},
+    {"w4-hqq", "W4A16 g64 asym16", nullptr},
     {"w8a8-smoothquant", "W8A8 channel", nullptr},
     {"nf4", "NF4 W4A16 g64", nullptr},
     {"w4a8kv4-rotated", "W4A8 g128", nullptr},

@@ -265,7 +265,7 @@ static nb_status check_alone(const run *r, const nbi_weight *q)
     if (q->scheme.rotate_in || q->scheme.rotate_out || q->scheme.outliers)
         return nbi_fail(NB_EUNSUPPORTED,
                         "the method %s changes the inputs that layers share, so that one layer alone "
-                        "cannot be measured: a search takes rtn, clip, gptq, awq",
+                        "cannot be measured: a search takes rtn, clip, hqq, gptq, awq",
                         r->o->method->name);
     return NB_OK;
 }

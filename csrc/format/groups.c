@@ -239,10 +239,11 @@ static nbi_scheme normal(const nbi_scheme *s)
 
 static bool same(const nbi_scheme *a, const nbi_scheme *b)
 {
-    return a->bits == b->bits && a->kind == b->kind && a->symmetric == b->symmetric && a->strategy == b->strategy &&
-           a->group == b->group && a->act == b->act && a->act_symmetric == b->act_symmetric &&
-           a->act_order == b->act_order && a->rotate_in == b->rotate_in && a->rotate_out == b->rotate_out &&
-           a->outliers == b->outliers && a->sparse == b->sparse && a->nested == b->nested;
+    return a->bits == b->bits && a->kind == b->kind && a->symmetric == b->symmetric && a->zero_frac == b->zero_frac &&
+           a->strategy == b->strategy && a->group == b->group && a->act == b->act &&
+           a->act_symmetric == b->act_symmetric && a->act_order == b->act_order && a->rotate_in == b->rotate_in &&
+           a->rotate_out == b->rotate_out && a->outliers == b->outliers && a->sparse == b->sparse &&
+           a->nested == b->nested;
 }
 
 nb_status nbi_groups_create(nbi_groups *g, const nbi_quant_entry *e, size_t n)

@@ -29,6 +29,10 @@ nb_status nbi_nibble_check(const nbi_scheme *s, const char *where)
                         (unsigned)s->kind < N_KINDS ? kinds[s->kind] : "unknown", s->bits,
                         s->symmetric ? "symmetric" : "asymmetric", nbi_strategy_name(s->strategy),
                         (unsigned)s->kind < N_KINDS ? expected[s->kind] : "another kind");
+    if (nbi_scheme_check_zeros(s) != NB_OK)
+        return nbi_fail_in(NB_EUNSUPPORTED, "%s: ", where);
+    if (s->zero_frac && s->strategy == NBI_PER_TENSOR)
+        return nbi_fail(NB_EUNSUPPORTED, "%s: zero points in sixteenths are of channels or groups", where);
     if (s->nested && (s->symmetric || !grouped))
         return nbi_fail(NB_EUNSUPPORTED, "%s: nested scales need asymmetric weights in groups", where);
     if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
@@ -64,14 +68,16 @@ done:
 
 static nb_status parse_weights(nbi_scheme *s, const json_t *o, const char *where)
 {
-    static const char *const known[] = {"kind", "num_bits", "symmetric", "strategy", "group_size", NULL};
+    static const char *const known[] = {
+        "kind", "num_bits", "symmetric", "strategy", "group_size", "zero_point_fraction", NULL};
     const char *kind = "";
-    int64_t bits = 0;
+    int64_t bits = 0, fraction = 0;
     nb_status st;
     NB_TRY(nbi_only_keys(o, where, known));
     NB_TRY(nbi_json_string(o, "kind", &kind, where));
     NB_TRY(nbi_json_int(o, "num_bits", 1, 8, &bits, where));
     NB_TRY(nbi_json_bool(o, "symmetric", &s->symmetric, where));
+    NB_TRY(nbi_json_int(o, "zero_point_fraction", 0, 8, &fraction, where));
     NB_TRY(parse_strategy(s, o, where));
     unsigned k = 0;
     while (k < N_KINDS && strcmp(kind, kinds[k]) != 0)
@@ -81,6 +87,7 @@ static nb_status parse_weights(nbi_scheme *s, const json_t *o, const char *where
                         kind);
     s->kind = (nbi_kind)k;
     s->bits = (uint8_t)bits;
+    s->zero_frac = (uint8_t)fraction;
 done:
     return st;
 }
@@ -231,6 +238,9 @@ static json_t *group_of(const nbi_scheme *s, json_t *targets, bool unused)
     bool ok = g != NULL;
     if (s->strategy == NBI_PER_GROUP)
         ok = ok && json_object_set_new(json_object_get(g, "weights"), "group_size", json_integer(s->group)) == 0;
+    if (s->zero_frac)
+        ok = ok &&
+             json_object_set_new(json_object_get(g, "weights"), "zero_point_fraction", json_integer(s->zero_frac)) == 0;
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         if (flags[i].set)
             ok = ok && json_object_set_new(g, flags[i].key, json_true()) == 0;

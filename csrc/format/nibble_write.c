@@ -11,7 +11,8 @@
 
 nbi_scheme nbi_nibble_plain(const nbi_scheme *s)
 {
-    return (nbi_scheme){.bits = s->bits, .symmetric = s->symmetric, .strategy = s->strategy, .group = s->group};
+    return (nbi_scheme){
+        .bits = s->bits, .symmetric = s->symmetric || s->zero_frac, .strategy = s->strategy, .group = s->group};
 }
 
 static void add(nbi_nibble_layout *l, const char *suffix, nbi_dtype t, uint32_t n_dims, size_t a, size_t b)
@@ -50,6 +51,8 @@ static nb_status add_codes(nbi_nibble_layout *l, const char *module, size_t n, s
         if (!s->nested ||
             (strcmp(ct.part[i].suffix, "weight_scale") != 0 && strcmp(ct.part[i].suffix, "weight_zero_point") != 0))
             l->part[l->n_parts++].t = ct.part[i];
+    if (s->zero_frac)
+        add(l, "weight_zero_16th", NBI_I8, 2, n, nbi_scheme_groups(s, k));
     return NB_OK;
 }
 
@@ -288,6 +291,10 @@ static nb_status put_part(void *dst, const char *module, const nbi_weight *w, co
     plain.scheme = nbi_nibble_plain(&w->scheme);
     if (strcmp(suffix, "weight_words") == 0) {
         memcpy(dst, w->words, w->n * (w->k / 8) * (w->scheme.bits / 2u) * 2);
+        return NB_OK;
+    }
+    if (strcmp(suffix, "weight_zero_16th") == 0) {
+        memcpy(dst, w->zeros, w->n * nbi_scheme_groups(&w->scheme, w->k));
         return NB_OK;
     }
     if (strcmp(suffix, "weight_packed") == 0 && w->scheme.kind == NBI_KIND_BINARY)

@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "quant/binary.h"
 #include "quant/clipped.h"
+#include "quant/hqq.h"
 #include "quant/llm_int8.h"
 #include "quant/nf4.h"
 #include "quant/quip.h"
@@ -42,6 +43,12 @@ static nb_status awq(nbi_weight *out, const nbi_method_job *j)
     if (strstr(j->module, "q_proj") || strstr(j->module, "k_proj"))
         return rtn(out, j);
     return nbi_clipped(out, j->src, j->scheme, j->scale_dtype, j->in, j->threads);
+}
+
+/* Layers to which an override gave other bits are rounded to nearest. */
+static nb_status hqq(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->zero_frac ? nbi_hqq(out, j->src, j->scheme, j->scale_dtype, j->threads) : rtn(out, j);
 }
 
 /* Layers to which an override gave other bits are rounded to nearest. */
@@ -124,6 +131,7 @@ static const nbi_method methods[] = {
     {"rtn", 0, NBI_BALANCE_NONE, rtn, NULL, no_keys},
     {"clip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, clip, NULL, no_keys},
     {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, NULL, no_keys},
+    {"hqq", 0, NBI_BALANCE_NONE, hqq, nbi_hqq_scheme, no_keys},
     {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, NULL, gptq_keys},
     {"quip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, quip, nbi_quip_scheme, no_keys},
     {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, NULL, no_keys},
