@@ -17,6 +17,7 @@
 
 static void destroy(nbi_backend *b)
 {
+    nbi_cpu_free_arena(nbi_cpu_of(b));
     free(b);
 }
 
@@ -99,6 +100,7 @@ static const nbi_backend_ops cpu_ops = {
     .linear_free = nbi_cpu_linear_free,
     .linear_bytes = nbi_cpu_linear_bytes,
     .linear_form = linear_form,
+    .reserve = nbi_cpu_reserve,
     .linear_plan = nbi_cpu_linear_plan,
     .scratch_bytes = nbi_cpu_scratch_bytes,
     .transform_create = nbi_cpu_transform_create,

@@ -144,6 +144,10 @@ typedef struct nbi_cpu {
     nbi_backend base;
     const nbi_cpu_kernels *kern;
     int threads;
+    struct {
+        unsigned char *base; /* NULL: none */
+        size_t size, used;
+    } arena; /* reserve(): weights, side by side; freed with the backend */
 } nbi_cpu;
 
 static inline nbi_cpu *nbi_cpu_of(nbi_backend *b)
@@ -163,6 +167,12 @@ nb_status nbi_cpu_create(nbi_backend **out, int threads);
 nb_status nbi_cpu_alloc(nbi_backend *b, void **out, size_t bytes, const char *what);
 void nbi_cpu_release(nbi_backend *b, void *p);
 size_t nbi_cpu_free_bytes(nbi_backend *b);
+nb_status nbi_cpu_reserve(nbi_backend *b, size_t bytes);
+nb_status nbi_cpu_alloc_weight(nbi_backend *b, void **out, size_t bytes); /* zeroed; release() it */
+bool nbi_cpu_in_arena(const nbi_cpu *c, const void *p);
+void nbi_cpu_free_arena(nbi_cpu *c);
+void *
+nbi_cpu_map_huge(size_t bytes); /* zeroed pages from a multiple of 2 MiB on; munmap() them; NULL: there are none */
 
 /* pack.c */
 nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w);

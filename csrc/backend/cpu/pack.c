@@ -37,7 +37,14 @@
 static void pack_bytes(unsigned char *d, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
-    for (size_t k = 0; k < w->k; k++)
+    const size_t whole = w->k / 4 * 4;
+    for (size_t k = 0; k < whole; k += 4) { /* a dword at once: code + 128 flips the upper bit */
+        uint32_t v;
+        memcpy(&v, src + k, 4);
+        v ^= 0x80808080u;
+        memcpy(d + k * 16, &v, 4);
+    }
+    for (size_t k = whole; k < w->k; k++)
         d[k / 4 * 64 + k % 4] = (unsigned char)(src[k] + 128);
 }
 
@@ -49,7 +56,14 @@ static unsigned byte_at(const unsigned char *d, size_t k)
 static void pack_nibbles(unsigned char *d, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
-    for (size_t k = 0; k < w->k; k++)
+    const size_t whole = w->k / 8 * 8;
+    for (size_t k = 0; k < whole; k += 8) { /* a dword at once: modulo 16, code + 8 flips bit 3 */
+        uint32_t v[2];
+        memcpy(v, src + k, 8);
+        v[0] = ((v[0] & 0x0f0f0f0fu) | (v[1] & 0x0f0f0f0fu) << 4) ^ 0x88888888u;
+        memcpy(d + k * 8, v, 4);
+    }
+    for (size_t k = whole; k < w->k; k++)
         d[k / 8 * 64 + k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
 }
 
@@ -138,19 +152,27 @@ static nb_status check_quantized(const nbi_weight *w, const nbi_cpu_packing *pac
 
 /* ---- packing ---- */
 
+/* Elements k .. k+n-1 of a row, every 16th place. */
+static void spread(unsigned char *dst, const unsigned char *src, size_t n, size_t size)
+{
+    if (size == 4)
+        for (size_t k = 0; k < n; k++)
+            memcpy(dst + k * NBI_PANEL * 4, src + k * 4, 4);
+    else
+        for (size_t k = 0; k < n; k++)
+            memcpy(dst + k * NBI_PANEL * 2, src + k * 2, 2);
+}
+
+/* By runs of k, so that what sixteen rows fill stays in the first cache. */
 static void pack_dense(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
-    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL;
+    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL, run = 256;
     unsigned char *dst = l->w + panel * l->panel_bytes;
-    for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++) {
-        const unsigned char *src = (const unsigned char *)w->dense + (n0 + lane) * l->k * size;
-        if (size == 4)
-            for (size_t k = 0; k < l->k; k++)
-                memcpy(dst + (k * NBI_PANEL + lane) * 4, src + k * 4, 4);
-        else
-            for (size_t k = 0; k < l->k; k++)
-                memcpy(dst + (k * NBI_PANEL + lane) * 2, src + k * 2, 2);
-    }
+    for (size_t k = 0; k < l->k; k += run)
+        for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++)
+            spread(dst + (k * NBI_PANEL + lane) * size,
+                   (const unsigned char *)w->dense + ((n0 + lane) * l->k + k) * size, l->k - k < run ? l->k - k : run,
+                   size);
 }
 
 /* Where the dwords of a row begin. */
@@ -261,7 +283,7 @@ static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
     parts p;
     if (!lay_out(&p, l, w->dense_dtype, w->zeros != NULL, corrected, w->bias != NULL))
         return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", l->n, l->k);
-    nb_status st = nbi_cpu_alloc(b, &l->block, p.total, "a packed weight");
+    nb_status st = nbi_cpu_alloc_weight(b, &l->block, p.total);
     if (st != NB_OK)
         return st;
     unsigned char *base = l->block;
