@@ -455,6 +455,20 @@ const nbi_tensor *nbi_checkpoint_find(const nbi_checkpoint *c, const char *name)
     return c->n ? bsearch(&key, c->tensors, c->n, sizeof key, by_name) : NULL;
 }
 
+void nbi_checkpoint_forget(const nbi_checkpoint *c, const nbi_tensor *t)
+{
+    (void)c;
+    nbi_map_forget(t->data, t->bytes);
+}
+
+void nbi_checkpoint_forget_module(const nbi_checkpoint *c, const char *module)
+{
+    const size_t len = strlen(module);
+    for (size_t i = 0; i < c->n; i++)
+        if (strncmp(c->tensors[i].name, module, len) == 0 && c->tensors[i].name[len] == '.')
+            nbi_checkpoint_forget(c, &c->tensors[i]);
+}
+
 size_t nbi_checkpoint_count(const nbi_checkpoint *c)
 {
     return c->n;

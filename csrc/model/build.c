@@ -246,7 +246,12 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
     census seen = {0};
     NB_TRY(build_frame(m));
     NB_TRY(make_room(m, src));
+    /* the tables first: while one is packed it is in memory twice, and the rest is not there yet */
     NB_TRY(load_table(m, src, "model.embed_tokens", &m->embed, NULL));
+    if (c->tied)
+        m->head = m->embed;
+    else
+        NB_TRY(load_head(m, src));
     for (uint32_t i = 0; i < c->n_layers; i++) {
         if (nbi_progress(cb, "load", "layers", i, c->n_layers, 0)) {
             st = nbi_fail(NB_ECANCELLED, "loading was cancelled");
@@ -255,10 +260,6 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
         NB_TRY(load_layer(m, src, i, &seen));
     }
     NB_TRY(load_norm(m, src, "model.norm.weight", &m->final_norm));
-    if (c->tied)
-        m->head = m->embed;
-    else
-        NB_TRY(load_head(m, src));
     describe(&seen, m->scheme);
     (void)nbi_progress(cb, "load", "layers", c->n_layers, c->n_layers, 0);
 done:

@@ -17,27 +17,42 @@
 typedef struct folder {
     nbi_checkpoint *ckpt;
     nbi_quant_config *quant; /* NULL: dense */
+    char last[128];          /* the module that linear() gave last: packed when the next one is asked for */
 } folder;
 
-/* Inf and NaN have all exponent bits set: one integer test an element. */
+/* Inf and NaN have all exponent bits set: one integer test an element, of n halves or (words) floats. */
+static bool any_bad(const unsigned char *p, size_t n, uint32_t mask, bool words)
+{
+    uint32_t bad = 0;
+    if (words)
+        for (size_t i = 0; i < n; i++) {
+            uint32_t u;
+            memcpy(&u, p + 4 * i, 4);
+            bad |= (u & mask) == mask;
+        }
+    else
+        for (size_t i = 0; i < n; i++) {
+            uint16_t u;
+            memcpy(&u, p + 2 * i, 2);
+            bad |= (u & mask) == mask;
+        }
+    return bad;
+}
+
 static size_t first_bad(const nbi_weight *w)
 {
-    size_t n = w->n * w->k;
+    const uint32_t mask = w->dense_dtype == NBI_F32 ? 0x7f800000u : w->dense_dtype == NBI_F16 ? 0x7c00u : 0x7f80u;
+    const size_t size = nbi_dtype_size(w->dense_dtype);
     const unsigned char *p = w->dense;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u = 0;
-        if (w->dense_dtype == NBI_F32) {
-            memcpy(&u, p + 4 * i, 4);
-            if ((u & 0x7f800000u) == 0x7f800000u)
-                return i;
-        } else {
-            uint32_t mask = w->dense_dtype == NBI_F16 ? 0x7c00u : 0x7f80u;
-            memcpy(&u, p + 2 * i, 2);
-            if ((u & mask) == mask)
-                return i;
-        }
-    }
-    return n;
+    size_t row = w->n;
+#pragma omp parallel for schedule(static) reduction(min : row)
+    for (size_t r = 0; r < w->n; r++)
+        if (r < row && any_bad(p + r * w->k * size, w->k, mask, size == 4))
+            row = r;
+    size_t i = row * w->k;
+    while (i < w->n * w->k && !any_bad(p + i * size, 1, mask, size == 4))
+        i++;
+    return i;
 }
 
 nb_status nbi_check_finite(const nbi_weight *w, const char *name)
@@ -89,6 +104,9 @@ static nb_status folder_scheme(void *self, const char *module, size_t k, nbi_sch
 static nb_status folder_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
 {
     folder *f = self;
+    if (f->last[0])
+        nbi_checkpoint_forget_module(f->ckpt, f->last);
+    snprintf(f->last, sizeof f->last, "%s", module);
     return nbi_read_linear(out, f->ckpt, f->quant, module, n, k, bias);
 }
 
@@ -102,6 +120,7 @@ static nb_status folder_vector(void *self, const char *name, size_t n, float *ou
         return nbi_fail(NB_EFORMAT, "%s: %s is %s with %u dimensions and %zu elements, expected float [%zu]", t->file,
                         name, nbi_dtype_name(t->dtype), t->n_dims, t->n_elements, n);
     nbi_to_f32(out, t->data, t->dtype, n);
+    nbi_checkpoint_forget(f->ckpt, t);
     for (size_t i = 0; i < n; i++)
         if (!isfinite(out[i]))
             return nbi_fail(NB_EFORMAT, "%s: element %zu of %s is NaN or infinite", t->file, i, name);
@@ -152,6 +171,7 @@ uint64_t nbi_model_fingerprint(const nbi_checkpoint *c, const json_t *config)
         size_t part = t->bytes < 64 ? t->bytes : 64, rest = t->bytes - part;
         for (int k = 0; k < 3; k++)
             h = mix(h, (const char *)t->data + rest / 2 * (size_t)k, part);
+        nbi_checkpoint_forget(c, t);
     }
     return h;
 }
