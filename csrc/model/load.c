@@ -6,8 +6,10 @@
 
 #include "backend/kv.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/options.h"
 #include "format/quantized.h"
 #include "format/safetensors.h"
 #include "model/build.h"
@@ -217,6 +219,17 @@ static nb_status set_kv(nb_model *m, nbi_quant_model q, const char *where)
     return st == NB_OK ? st : nbi_fail_in(NB_EFORMAT, "%s: kv_cache: dtype: ", where);
 }
 
+static nb_status open_pack(nb_model *m, const nbi_checkpoint *c, const nb_model_options *given, const nb_callbacks *cb)
+{
+    nb_model_options o;
+    nb_model_options_init(&o);
+    nb_status st = nbi_take_options(&o, sizeof o, given, "nb_model_options");
+    if (st != NB_OK)
+        return st;
+    const uint64_t source[] = {m->hash, nbi_checkpoint_stamp(c)};
+    return nbi_pack_open(&m->pack, m->be, o.pack_cache, m->path, m->hash, nbi_hash(0, source, sizeof source), cb);
+}
+
 nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options *o)
 {
     nb_status st;
@@ -236,6 +249,7 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     NB_TRY(set_kv(m, nbi_quant_model_of(f.quant), where));
     NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
     m->hash = nbi_model_fingerprint(f.ckpt, config);
+    NB_TRY(open_pack(m, f.ckpt, o, &cb));
     NB_TRY(load_tokenizer(m, path));
     NB_TRY(nbi_model_build(m, &(nbi_source){folder_scheme, folder_linear, folder_vector, &f}, &cb));
     *out = m;

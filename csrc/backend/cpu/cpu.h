@@ -17,6 +17,9 @@
 #endif
 #endif
 
+/* Names the bytes of packed weights, for the cache of them: changes with pack.c (pack_cache_test has their hashes). */
+#define NBI_CPU_LAYOUT "cpu-1"
+
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
 
 /* What a linear kernel reads.  W*: float activations, Q*: INT8 activations. */
@@ -71,7 +74,7 @@ struct nbi_linear {
     float *bias;   /* [panels*16] or NULL */
     float act_scale;
     int32_t act_zero; /* zx */
-    void *block;      /* the one allocation that holds all of these */
+    void *block;      /* the one allocation that holds all of these, from w on; NULL: a cache has it */
     size_t bytes;
 };
 
@@ -176,6 +179,8 @@ nbi_cpu_map_huge(size_t bytes); /* zeroed pages from a multiple of 2 MiB on; mun
 
 /* pack.c */
 nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
+void nbi_cpu_linear_save(const nbi_linear *l, nbi_packed *out);
+nb_status nbi_cpu_linear_load(nbi_backend *b, nbi_linear **out, const nbi_packed *p);
 void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l);
 size_t nbi_cpu_linear_bytes(const nbi_linear *l);
 size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);

@@ -5,12 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/checked.h"
+#include "base/huge.h"
 
-#define ALIGN ((size_t)64)      /* a cache line, an AVX-512 register */
-#define HUGE  ((size_t)2 << 20) /* a huge page: one entry of the TLB instead of 512 */
+#define ALIGN ((size_t)64) /* a cache line, an AVX-512 register */
 
 /* What stands before each block that we hand out. */
 typedef struct header {
@@ -18,24 +17,6 @@ typedef struct header {
     size_t mapped; /* bytes of the map at base; 0: calloc'ed */
 } header;
 _Static_assert(sizeof(header) <= ALIGN, "a header keeps the alignment");
-
-void *nbi_cpu_map_huge(size_t bytes)
-{
-    size_t total;
-    if (!nbi_add(bytes, HUGE, &total))
-        return NULL;
-    unsigned char *raw = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED)
-        return NULL;
-    const size_t before = (HUGE - (uintptr_t)raw % HUGE) % HUGE, page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t used = before + nbi_ceil_div(bytes, page) * page;
-    if (before)
-        munmap(raw, before);
-    if (used < total)
-        munmap(raw + used, total - used);
-    (void)madvise(raw + before, used - before, MADV_HUGEPAGE); /* where the system has none, small ones serve */
-    return raw + before;
-}
 
 static header *header_of(void *p)
 {
@@ -55,10 +36,10 @@ nb_status nbi_cpu_alloc(nbi_backend *b, void **out, size_t bytes, const char *wh
     bool mapped = false;
     *out = NULL;
 #ifndef NBI_CPU_SANITIZED
-    mapped = bytes >= HUGE / 2;
+    mapped = bytes >= NBI_HUGE_PAGE / 2;
 #endif
     if (nbi_add(bytes, 2 * ALIGN, &total))
-        raw = mapped ? nbi_cpu_map_huge(total) : calloc(1, total);
+        raw = mapped ? nbi_huge_map(total) : calloc(1, total);
     if (!raw)
         return nbi_fail_nomem(what, bytes);
     p = raw + ALIGN;
@@ -85,7 +66,7 @@ nb_status nbi_cpu_reserve(nbi_backend *b, size_t bytes)
 {
     nbi_cpu *c = nbi_cpu_of(b);
 #ifndef NBI_CPU_SANITIZED
-    if (!c->arena.base && (c->arena.base = nbi_cpu_map_huge(bytes)))
+    if (!c->arena.base && (c->arena.base = nbi_huge_map(bytes)))
         c->arena.size = bytes;
 #else
     (void)c;
