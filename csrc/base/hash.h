@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define NBI_HASH_PIECE ((size_t)1 << 20)
+#define NBI_HASH_PIECE ((size_t)2 << 20)
 
 /* Of one piece.  Each step of each lane is a bijection, so any change within one 64-bit word changes the hash. */
 uint64_t nbi_hash(uint64_t seed, const void *data, size_t bytes);

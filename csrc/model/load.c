@@ -1,5 +1,6 @@
 /* nb_model_load: a Hugging Face folder. */
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -211,6 +212,41 @@ done:
     return st;
 }
 
+/* The tokenizer is read beside the weights: it takes one core about as long as verifying 1 GB of packed weights takes all. */
+typedef struct reading {
+    pthread_t thread;
+    bool runs;
+    nb_model *m;
+    const char *path;
+    nb_status st;
+    char error[1024];
+} reading;
+
+static void *read_tokenizer(void *arg)
+{
+    reading *r = arg;
+    r->st = load_tokenizer(r->m, r->path);
+    snprintf(r->error, sizeof r->error, "%s", r->st == NB_OK ? "" : nb_last_error());
+    return NULL;
+}
+
+static void start_tokenizer(reading *r, nb_model *m, const char *path)
+{
+    *r = (reading){.m = m, .path = path};
+    r->runs = pthread_create(&r->thread, NULL, read_tokenizer, r) == 0;
+    if (!r->runs)
+        read_tokenizer(r);
+}
+
+/* `st` is what became of the rest; the tokenizer's failure is told first, as files are read in that order. */
+static nb_status finish_tokenizer(reading *r, nb_status st)
+{
+    if (r->runs)
+        pthread_join(r->thread, NULL);
+    r->runs = false;
+    return r->st == NB_OK ? st : nbi_fail(r->st, "%s", r->error);
+}
+
 /* What the checkpoint says of the KV cache: how keys are stored, and the type where nobody asks for one. */
 static nb_status set_kv(nb_model *m, nbi_quant_model q, const char *where)
 {
@@ -236,6 +272,7 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     nb_model *m = NULL;
     nb_callbacks cb = {0};
     folder f = {0};
+    reading r;
     json_t *config = NULL;
     char where[1100];
     if (!out || !path)
@@ -249,9 +286,11 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     NB_TRY(set_kv(m, nbi_quant_model_of(f.quant), where));
     NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
     m->hash = nbi_model_fingerprint(f.ckpt, config);
-    NB_TRY(open_pack(m, f.ckpt, o, &cb));
-    NB_TRY(load_tokenizer(m, path));
-    NB_TRY(nbi_model_build(m, &(nbi_source){folder_scheme, folder_linear, folder_vector, &f}, &cb));
+    start_tokenizer(&r, m, path);
+    st = open_pack(m, f.ckpt, o, &cb);
+    if (st == NB_OK)
+        st = nbi_model_build(m, &(nbi_source){folder_scheme, folder_linear, folder_vector, &f}, &cb);
+    NB_TRY(finish_tokenizer(&r, st));
     *out = m;
     m = NULL;
 done:

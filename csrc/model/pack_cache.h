@@ -1,6 +1,6 @@
 /* Packed weights in a file beside the model: what packing made once is mapped the next time.
  *
- *     byte  0        4096
+ *     byte  0        2 MiB
  *           [head   ][block][block] ... [signs and biases ...][index: an entry a layer]
  *
  * A file appears whole or not at all.  It is used if its key says that it was made of these files of the model (names, sizes,

@@ -79,10 +79,11 @@ done:
 /* The head holds the hash of what follows: it is written last, into the room left for it. */
 static nb_status put_all(sink *s, uint64_t key, const nbi_pack_record *records, size_t n, nbi_pack_entry *entries)
 {
-    static const unsigned char room[NBI_PACK_HEAD];
     nbi_pack_head h = {.magic = NBI_PACK_MAGIC, .key = key, .entries = n};
     nb_status st;
-    NB_TRY(nbi_out_write(&s->out, room, sizeof room));
+    setvbuf(s->out.f, NULL, _IONBF, 0);
+    if (fseek(s->out.f, (long)NBI_PACK_HEAD, SEEK_SET) != 0)
+        NB_TRY(nbi_fail(NB_EIO, "%s: cannot write: %s", s->out.path, strerror(errno)));
     s->at = NBI_PACK_HEAD;
     for (size_t i = 0; i < n; i++)
         NB_TRY(put_record(s, &records[i], &entries[i]));

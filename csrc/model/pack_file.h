@@ -5,7 +5,8 @@
 #include "backend/backend.h"
 
 #define NBI_PACK_MAGIC "NBPACK1"
-#define NBI_PACK_HEAD  4096 /* where blocks begin */
+/* Where blocks begin.  What is written in pieces of 2 MiB at multiples of that lies in huge pages of the page cache. */
+#define NBI_PACK_HEAD ((size_t)2 << 20)
 
 typedef struct nbi_pack_head {
     char magic[8];
