@@ -32,44 +32,44 @@
 #include "base/checked.h"
 #include "base/nf4.h"
 
-/* ---- codes in the dwords of a lane, which are a panel's 64 bytes apart ---- */
+/* ---- codes in the dwords of a lane, which are `step` bytes apart ---- */
 
-static void pack_bytes(unsigned char *d, const nbi_weight *w, size_t n)
+static void pack_bytes(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
     const size_t whole = w->k / 4 * 4;
-    for (size_t k = 0; k < whole; k += 4) { /* a dword at once: code + 128 flips the upper bit */
+    for (size_t k = 0; k < whole; k += 4, d += step) { /* a dword at once: code + 128 flips the upper bit */
         uint32_t v;
         memcpy(&v, src + k, 4);
         v ^= 0x80808080u;
-        memcpy(d + k * 16, &v, 4);
+        memcpy(d, &v, 4);
     }
     for (size_t k = whole; k < w->k; k++)
-        d[k / 4 * 64 + k % 4] = (unsigned char)(src[k] + 128);
+        d[k % 4] = (unsigned char)(src[k] + 128);
 }
 
-static unsigned byte_at(const unsigned char *d, size_t k)
+static unsigned byte_at(const unsigned char *d, size_t step, size_t k)
 {
-    return d[k / 4 * 64 + k % 4];
+    return d[k / 4 * step + k % 4];
 }
 
-static void pack_nibbles(unsigned char *d, const nbi_weight *w, size_t n)
+static void pack_nibbles(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
     const size_t whole = w->k / 8 * 8;
-    for (size_t k = 0; k < whole; k += 8) { /* a dword at once: modulo 16, code + 8 flips bit 3 */
+    for (size_t k = 0; k < whole; k += 8, d += step) { /* a dword at once: modulo 16, code + 8 flips bit 3 */
         uint32_t v[2];
         memcpy(v, src + k, 8);
         v[0] = ((v[0] & 0x0f0f0f0fu) | (v[1] & 0x0f0f0f0fu) << 4) ^ 0x88888888u;
-        memcpy(d + k * 8, v, 4);
+        memcpy(d, v, 4);
     }
     for (size_t k = whole; k < w->k; k++)
-        d[k / 8 * 64 + k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
+        d[k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
 }
 
-static unsigned nibble_at(const unsigned char *d, size_t k)
+static unsigned nibble_at(const unsigned char *d, size_t step, size_t k)
 {
-    return d[k / 8 * 64 + k % 4] >> (k % 8 / 4 * 4) & 15u;
+    return d[k / 8 * step + k % 4] >> (k % 8 / 4 * 4) & 15u;
 }
 
 static const nbi_cpu_packing bytes = {4, 1, 128, pack_bytes, byte_at};
@@ -152,40 +152,43 @@ static nb_status check_quantized(const nbi_weight *w, const nbi_cpu_packing *pac
 
 /* ---- packing ---- */
 
-/* Elements k .. k+n-1 of a row, every 16th place. */
-static void spread(unsigned char *dst, const unsigned char *src, size_t n, size_t size)
+static void spread(unsigned char *dst, size_t step, const unsigned char *src, size_t n, size_t size)
 {
     if (size == 4)
         for (size_t k = 0; k < n; k++)
-            memcpy(dst + k * NBI_PANEL * 4, src + k * 4, 4);
+            memcpy(dst + k * step, src + k * 4, 4);
     else
         for (size_t k = 0; k < n; k++)
-            memcpy(dst + k * NBI_PANEL * 2, src + k * 2, 2);
+            memcpy(dst + k * step, src + k * 2, 2);
 }
 
-/* By runs of k, so that what sixteen rows fill stays in the first cache. */
+enum { RUN = 256 }; /* inputs of sixteen rows: what they fill stays in the cache */
+
 static void pack_dense(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
-    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL, run = 256;
-    unsigned char *dst = l->w + panel * l->panel_bytes;
-    for (size_t k = 0; k < l->k; k += run)
+    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL, step = nbi_cpu_slab(l, panel) * l->line;
+    const unsigned char *src = (const unsigned char *)w->dense + n0 * l->k * size;
+    unsigned char *dst = nbi_cpu_panel(l, panel);
+    for (size_t k = 0; k < l->k; k += RUN)
         for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++)
-            spread(dst + (k * NBI_PANEL + lane) * size,
-                   (const unsigned char *)w->dense + ((n0 + lane) * l->k + k) * size, l->k - k < run ? l->k - k : run,
+            spread(dst + k * step + lane * size, step, src + (lane * l->k + k) * size, l->k - k < RUN ? l->k - k : RUN,
                    size);
 }
 
-/* Where the dwords of a row begin. */
-static unsigned char *lane_of(const nbi_linear *l, size_t n)
+/* Where the dwords of a row begin, and how far they are apart. */
+static unsigned char *lane_of(const nbi_linear *l, size_t n, size_t *step)
 {
-    return l->w + n / NBI_PANEL * l->panel_bytes + n % NBI_PANEL * 4;
+    *step = nbi_cpu_slab(l, n / NBI_PANEL) * l->line;
+    return nbi_cpu_panel(l, n / NBI_PANEL) + n % NBI_PANEL * 4;
 }
 
 static void pack_codes(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
     const size_t n0 = panel * NBI_PANEL;
-    for (size_t n = n0; n < n0 + NBI_PANEL && n < l->n; n++)
-        l->packing->pack(lane_of(l, n), w, n);
+    for (size_t n = n0, step; n < n0 + NBI_PANEL && n < l->n; n++) {
+        unsigned char *lane = lane_of(l, n, &step);
+        l->packing->pack(lane, step, w, n);
+    }
 }
 
 static void pack_bits(nbi_linear *l, const nbi_weight *w, size_t panel)
@@ -200,10 +203,11 @@ static void pack_bits(nbi_linear *l, const nbi_weight *w, size_t panel)
 /* The terms of  sum (u - zero)(q - zx) = sum u q - zero * sum q + zx * (len * zero - sum u)  that do not need q. */
 static int32_t correction(const nbi_linear *l, size_t n, size_t g, unsigned zero)
 {
-    const unsigned char *lane = lane_of(l, n);
+    size_t step;
+    const unsigned char *lane = lane_of(l, n, &step);
     uint32_t sum = 0;
     for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-        sum += l->packing->code(lane, k);
+        sum += l->packing->code(lane, step, k);
     return (int32_t)((uint32_t)l->act_zero * ((uint32_t)l->group_len * zero - sum));
 }
 
@@ -213,7 +217,7 @@ static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
     for (size_t lane = 0; lane < NBI_PANEL && panel * NBI_PANEL + lane < l->n; lane++)
         for (size_t g = 0; g < l->groups; g++) {
             size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
-            size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
+            size_t at = nbi_cpu_group_at(l, panel, g) + lane;
             unsigned zero = (unsigned)((w->zeros ? w->zeros[from] : 0) + (int)offset) & 255;
             l->scales[at] = w->scales[from];
             if (l->zeros)
@@ -251,6 +255,11 @@ static bool reserve(size_t *total, size_t count, size_t size, size_t *at)
 typedef struct parts {
     size_t total, panel, w, scales, zeros, corr, perm, row, col, value, bias;
 } parts;
+
+static size_t line_of(const nbi_scheme *s, nbi_dtype dense)
+{
+    return is_xnor(s) ? 0 : NBI_PANEL * (s->bits ? 4 : nbi_dtype_size(dense));
+}
 
 static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, bool corr, bool bias)
 {
@@ -290,6 +299,7 @@ static nb_status place(nbi_backend *b, nbi_linear *l, const nbi_weight *w, const
     unsigned char *base = block ? (unsigned char *)block : l->block;
     l->bytes = p.total;
     l->panel_bytes = p.panel;
+    l->line = line_of(&l->scheme, w->dense_dtype);
     l->bit_words = p.panel / (NBI_PANEL * sizeof(uint64_t));
     l->w = base + p.w;
     l->scales = quantized ? (float *)(base + p.scales) : NULL;
@@ -470,29 +480,29 @@ size_t nbi_cpu_linear_bytes(const nbi_linear *l)
 void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
 {
     const size_t panel = n / NBI_PANEL, lane = n % NBI_PANEL;
-    const unsigned char *w = l->w + panel * l->panel_bytes;
+    size_t step = nbi_cpu_slab(l, panel) * l->line;
     if (!l->scheme.bits) {
         nbi_dtype t = l->kind == NBI_CPU_F32 ? NBI_F32 : (l->kind == NBI_CPU_F16 ? NBI_F16 : NBI_BF16);
         for (size_t k = 0; k < l->k; k++)
-            nbi_to_f32(dst + k, w + (k * NBI_PANEL + lane) * nbi_dtype_size(t), t, 1);
+            nbi_to_f32(dst + k, nbi_cpu_panel(l, panel) + k * step + lane * nbi_dtype_size(t), t, 1);
         return;
     }
     if (l->kind == NBI_CPU_XNOR) {
-        const uint64_t *bits = (const uint64_t *)w + lane * l->bit_words;
+        const uint64_t *bits = (const uint64_t *)(l->w + panel * l->panel_bytes) + lane * l->bit_words;
         for (size_t k = 0; k < l->k; k++)
             dst[k] = (float)(bits[k / 64] >> k % 64 & 1 ? 1 : -1) * l->scales[n];
         return;
     }
-    const unsigned char *codes = lane_of(l, n);
+    const unsigned char *codes = lane_of(l, n, &step);
     for (size_t g = 0; g < l->groups; g++) {
-        size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
+        size_t at = nbi_cpu_group_at(l, panel, g) + lane;
         if (l->kind == NBI_CPU_NF4) {
             for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-                dst[k] = nbi_nf4[l->packing->code(codes, k)] * l->scales[at];
+                dst[k] = nbi_nf4[l->packing->code(codes, step, k)] * l->scales[at];
             continue;
         }
         int zero = l->zeros ? l->zeros[at] : (int)l->packing->offset;
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[l->perm ? l->perm[k] : k] = (float)((int)l->packing->code(codes, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = (float)((int)l->packing->code(codes, step, k) - zero) * l->scales[at];
     }
 }
