@@ -4,6 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "backend/kv.h"
 #include "base/file.h"
@@ -227,6 +230,9 @@ static void *read_tokenizer(void *arg)
 {
     reading *r = arg;
     r->st = load_tokenizer(r->m, r->path);
+#ifdef __GLIBC__
+    (void)malloc_trim(0); /* the parsed file was several times its size */
+#endif
     snprintf(r->error, sizeof r->error, "%s", r->st == NB_OK ? "" : nb_last_error());
     return NULL;
 }

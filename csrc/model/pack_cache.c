@@ -25,8 +25,8 @@ struct nbi_pack_cache {
     uint64_t key;
     int threads;
     /* of a file that was read */
-    unsigned char *data; /* all of it; NULL: none */
-    size_t bytes;
+    unsigned char *body; /* all behind its head; NULL: none */
+    size_t bytes;        /* of that */
     const nbi_pack_entry *entries;
     size_t n_entries, next; /* layers are asked for in the order in which they were written */
     /* for one to be written */
@@ -42,8 +42,8 @@ void nbi_pack_close(nbi_pack_cache *c)
         for (int p = 0; p < NBI_PACK_EXTRAS; p++)
             free(c->records[i].extra[p].data);
     free(c->records);
-    if (c->data)
-        munmap(c->data, c->bytes);
+    if (c->body)
+        munmap(c->body, c->bytes);
     free(c->path);
     free(c);
 }
@@ -54,10 +54,10 @@ void nbi_pack_close(nbi_pack_cache *c)
  * costs no time and no memory of our own; else they are copied into memory that has them. */
 static nb_status bring_in(nbi_pack_cache *c, int fd)
 {
-    unsigned char *map = mmap(NULL, c->bytes, PROT_READ, MAP_PRIVATE, fd, 0), *own;
+    unsigned char *map = mmap(NULL, c->bytes, PROT_READ, MAP_PRIVATE, fd, (off_t)NBI_PACK_HEAD), *own;
     if (map == MAP_FAILED)
         return nbi_fail(NB_EIO, "cannot be mapped: %s", strerror(errno));
-    c->data = map;
+    c->body = map;
     if (nbi_huge_populate(map, c->bytes, c->threads) || c->bytes < WORTH_COPYING || !(own = nbi_huge_map(c->bytes)))
         return NB_OK;
     const size_t piece = NBI_HUGE_PAGE, pieces = nbi_ceil_div(c->bytes, piece);
@@ -66,24 +66,24 @@ static nb_status bring_in(nbi_pack_cache *c, int fd)
 #pragma omp parallel for schedule(static) reduction(|| : failed) num_threads(c->threads)
     for (size_t i = 0; i < pieces; i++) {
         const size_t at = i * piece, n = i + 1 == pieces ? c->bytes - at : piece;
-        failed = failed || pread(fd, own + at, n, (off_t)at) != (ssize_t)n;
+        failed = failed || pread(fd, own + at, n, (off_t)(NBI_PACK_HEAD + at)) != (ssize_t)n;
     }
     munmap(failed ? own : map, c->bytes);
-    c->data = failed ? map : own;
+    c->body = failed ? map : own;
     return NB_OK;
 }
 
-static nb_status check_head(const nbi_pack_cache *c, const nbi_pack_head *h)
+static nb_status check_head(const nbi_pack_cache *c, const nbi_pack_head *h, size_t bytes)
 {
     if (memcmp(h->magic, NBI_PACK_MAGIC, sizeof h->magic) != 0 ||
         h->self != nbi_hash(0, h, offsetof(nbi_pack_head, self)))
         return nbi_fail(NB_EFORMAT, "is damaged or no file of packed weights");
-    if (h->bytes != c->bytes)
-        return nbi_fail(NB_EFORMAT, "has %zu bytes, expected %llu", c->bytes, (unsigned long long)h->bytes);
+    if (h->bytes != bytes)
+        return nbi_fail(NB_EFORMAT, "has %zu bytes, expected %llu", bytes, (unsigned long long)h->bytes);
     if (h->key != c->key)
         return nbi_fail(NB_EFORMAT, "was made of other files of the model or by another version");
-    if (h->index < NBI_PACK_HEAD || h->index % 8 || h->index > c->bytes ||
-        h->entries > (c->bytes - h->index) / sizeof(nbi_pack_entry))
+    if (h->index < NBI_PACK_HEAD || h->index % 8 || h->index > bytes ||
+        h->entries > (bytes - h->index) / sizeof(nbi_pack_entry))
         return nbi_fail(NB_EFORMAT, "has its index at byte %llu, outside of the file", (unsigned long long)h->index);
     return NB_OK;
 }
@@ -95,15 +95,15 @@ static nb_status read_pack(nbi_pack_cache *c, int fd)
     nb_status st;
     if (fstat(fd, &s) != 0 || !S_ISREG(s.st_mode))
         return nbi_fail(NB_EIO, "is not a regular file");
-    c->bytes = (size_t)s.st_size;
-    if (c->bytes < NBI_PACK_HEAD || pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h)
-        return nbi_fail(NB_EFORMAT, "has %zu bytes, which is too short", c->bytes);
-    NB_TRY(check_head(c, &h));
+    const size_t bytes = (size_t)s.st_size;
+    if (bytes <= NBI_PACK_HEAD || pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h)
+        return nbi_fail(NB_EFORMAT, "has %zu bytes, which is too short", bytes);
+    c->bytes = bytes - NBI_PACK_HEAD;
+    NB_TRY(check_head(c, &h, bytes));
     NB_TRY(bring_in(c, fd));
-    if (memcmp(c->data, &h, sizeof h) != 0 ||
-        nbi_hash_all(c->data + NBI_PACK_HEAD, c->bytes - NBI_PACK_HEAD, c->threads) != h.hash)
+    if (nbi_hash_all(c->body, c->bytes, c->threads) != h.hash)
         NB_TRY(nbi_fail(NB_EFORMAT, "is damaged: its bytes do not have the hash that it says"));
-    c->entries = (const nbi_pack_entry *)(const void *)(c->data + h.index);
+    c->entries = (const nbi_pack_entry *)(const void *)(c->body + (h.index - NBI_PACK_HEAD));
     c->n_entries = (size_t)h.entries;
 done:
     return st;
@@ -117,9 +117,9 @@ static void try_read(nbi_pack_cache *c, const nb_callbacks *cb)
         return;
     if (read_pack(c, fd) != NB_OK) {
         nbi_log(cb, NB_LOG_WARN, "%s: %s: it is not used, weights are packed from the model", c->path, nb_last_error());
-        if (c->data)
-            munmap(c->data, c->bytes);
-        c->data = NULL;
+        if (c->body)
+            munmap(c->body, c->bytes);
+        c->body = NULL;
         c->n_entries = 0;
     }
     close(fd);
@@ -168,8 +168,8 @@ nb_status nbi_pack_open(nbi_pack_cache **out, const nbi_backend *be, const char 
     c->key = key_of(source, be->ops->layout);
     c->threads = (int)be->threads;
     try_read(c, cb);
-    c->writes = !automatic && !c->data;
-    if (c->data || c->writes)
+    c->writes = !automatic && !c->body;
+    if (c->body || c->writes)
         *out = c;
     else
         nbi_pack_close(c);
@@ -193,7 +193,8 @@ static const nbi_pack_entry *find(nbi_pack_cache *c, const char *module)
 /* The bytes of an entry that lie at `at`; NULL: not within the file, or badly aligned. */
 static const void *part_of(const nbi_pack_cache *c, uint64_t at, uint64_t bytes)
 {
-    return at >= NBI_PACK_HEAD && at % 64 == 0 && at <= c->bytes && bytes <= c->bytes - at ? c->data + at : NULL;
+    const uint64_t from = at - NBI_PACK_HEAD;
+    return at >= NBI_PACK_HEAD && at % 64 == 0 && from <= c->bytes && bytes <= c->bytes - from ? c->body + from : NULL;
 }
 
 static bool copy_part(const nbi_pack_cache *c, const nbi_pack_entry *e, int which, size_t bytes, void *out)
