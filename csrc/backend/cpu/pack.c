@@ -77,7 +77,7 @@ static const nbi_cpu_packing nibbles = {8, 1, 8, pack_nibbles, nibble_at};
 
 /* NULL: not made of codes in dwords. */
 static const nbi_cpu_packing *const packings[NBI_CPU_N_KINDS] = {
-    [NBI_CPU_W8] = &bytes,    [NBI_CPU_W4] = &nibbles, [NBI_CPU_W4Z] = &nibbles,
+    [NBI_CPU_W8] = &bytes,    [NBI_CPU_W4] = &nibbles, [NBI_CPU_W4Z] = &nibbles, [NBI_CPU_W4F] = &nibbles,
     [NBI_CPU_NF4] = &nibbles, [NBI_CPU_Q8] = &bytes,   [NBI_CPU_Q4] = &nibbles,
 };
 
@@ -102,6 +102,8 @@ static nbi_cpu_kind kind_of(const nbi_scheme *s, nbi_dtype dense)
         return NBI_CPU_XNOR;
     if (s->kind == NBI_KIND_NF4)
         return NBI_CPU_NF4;
+    if (s->zero_frac)
+        return NBI_CPU_W4F;
     if (s->act != NBI_ACT_NONE)
         return s->bits == 8 ? NBI_CPU_Q8 : NBI_CPU_Q4;
     return s->bits == 8 ? NBI_CPU_W8 : (s->symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z);
@@ -147,6 +149,8 @@ static nb_status check_quantized(const nbi_weight *w, const nbi_cpu_packing *pac
                             "of %zu",
                             s->group, s->bits, packing->codes);
     }
+    if (nbi_scheme_check_zeros(s) != NB_OK)
+        return NB_EUNSUPPORTED;
     return s->act == NBI_ACT_NONE || is_xnor(s) ? NB_OK : nbi_weight_check_act(w, w->k / nbi_scheme_groups(s, w->k));
 }
 
@@ -213,7 +217,8 @@ static int32_t correction(const nbi_linear *l, size_t n, size_t g, unsigned zero
 
 static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
-    const unsigned offset = l->packing ? l->packing->offset : 0;
+    /* sixteenths have sixteen times the offset */
+    const unsigned offset = l->packing ? l->packing->offset << l->scheme.zero_frac : 0;
     for (size_t lane = 0; lane < NBI_PANEL && panel * NBI_PANEL + lane < l->n; lane++)
         for (size_t g = 0; g < l->groups; g++) {
             size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
@@ -501,8 +506,9 @@ void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
                 dst[k] = nbi_nf4[l->packing->code(codes, step, k)] * l->scales[at];
             continue;
         }
-        int zero = l->zeros ? l->zeros[at] : (int)l->packing->offset;
+        const float zero =
+            l->zeros ? (float)l->zeros[at] / (float)(1 << l->scheme.zero_frac) : (float)l->packing->offset;
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[l->perm ? l->perm[k] : k] = (float)((int)l->packing->code(codes, step, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = ((float)l->packing->code(codes, step, k) - zero) * l->scales[at];
     }
 }
