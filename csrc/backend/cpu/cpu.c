@@ -3,7 +3,6 @@
  * Activations are fp32 in host memory, so upload and download are copies and nothing is asynchronous. */
 #include "backend/cpu/cpu.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +16,8 @@
 
 static void destroy(nbi_backend *b)
 {
+    nbi_cpu_free_arena(nbi_cpu_of(b));
+    free(nbi_cpu_of(b)->pin);
     free(b);
 }
 
@@ -55,9 +56,13 @@ static const nbi_backend_ops cpu_ops = {
     .free_bytes = nbi_cpu_free_bytes,
     .act_bytes = nbi_cpu_act_bytes,
     .linear_create = nbi_cpu_linear_create,
+    .layout = NBI_CPU_LAYOUT,
+    .linear_save = nbi_cpu_linear_save,
+    .linear_load = nbi_cpu_linear_load,
     .linear_free = nbi_cpu_linear_free,
     .linear_bytes = nbi_cpu_linear_bytes,
     .linear_form = nbi_cpu_linear_form,
+    .reserve = nbi_cpu_reserve,
     .linear_plan = nbi_cpu_linear_plan,
     .scratch_bytes = nbi_cpu_scratch_bytes,
     .transform_create = nbi_cpu_transform_create,
@@ -140,17 +145,6 @@ static nb_status choose_isa(const nbi_cpu_kernels **out)
     );
 }
 
-/* The cores this process may run on, which taskset and container limits reduce. */
-static int available_cores(void)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) != 0)
-        return 1;
-    int n = CPU_COUNT(&set);
-    return n > 0 ? n : 1;
-}
-
 nb_status nbi_cpu_create(nbi_backend **out, int threads)
 {
     const nbi_cpu_kernels *kern = NULL;
@@ -163,7 +157,7 @@ nb_status nbi_cpu_create(nbi_backend **out, int threads)
     if (!c)
         return nbi_fail_nomem("a backend", sizeof *c);
     c->kern = kern;
-    c->threads = threads ? threads : available_cores();
+    c->threads = threads ? threads : nbi_cpu_available_cores();
     c->base.ops = &cpu_ops;
     c->base.name = "cpu";
     c->base.threads = (uint32_t)c->threads;
