@@ -501,13 +501,10 @@ TEST(Rows, exp_is_within_two_ulps_over_the_whole_range)
     EXPECT_LE(worst, 2.0);
     EXPECT_GT(worst, 0.5) << "an exp that rounds correctly: is the test looking at it?";
     RecordProperty("worst_ulp_x1000", (int)(worst * 1000));
-#if defined(__x86_64__)
-    for (const nbi_cpu_kernels *k : {&nbi_cpu_avx2, &nbi_cpu_avx512})
-        if (Backend(k->isa).be) {
-            k->exp(x.data(), x.size(), z.data());
-            EXPECT_TRUE(same_bits(y.data(), z.data(), z.size())) << k->isa;
-        }
-#endif
+    for (const std::string &isa : isas()) {
+        nbi_cpu_of(Backend(isa.c_str()).be)->kern->exp(x.data(), x.size(), z.data());
+        EXPECT_TRUE(same_bits(y.data(), z.data(), z.size())) << isa;
+    }
 }
 
 TEST(Rows, swiglu_agrees_with_double_and_between_isas)
