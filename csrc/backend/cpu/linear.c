@@ -95,35 +95,73 @@ static void add_sparse(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, size_t
     }
 }
 
-static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, size_t rows, float *y, size_t ldy,
-                       bool accumulate, void *scratch)
+/* Whether two layers read rows of x as the same numbers, so that one preparation serves both. */
+static bool same_input(const nbi_linear *a, const nbi_linear *b)
 {
-    const int threads = nbi_cpu_threads(c, rows * l->n * l->k);
-    const bool quantized = l->kind >= NBI_CPU_Q8;
-    const cut t = choose_cut(l, rows, (size_t)threads);
-    nbi_cpu_job j = {.l = l, .x = x, .given = x, .y = y, .ldy = ldy, .accumulate = accumulate};
+    const bool integer = nbi_cpu_is_integer(a->kind);
+    if (a->perm || b->perm || integer != nbi_cpu_is_integer(b->kind) || a->n_outliers != b->n_outliers ||
+        (a->n_outliers && memcmp(a->sparse.col, b->sparse.col, a->n_outliers * sizeof *a->sparse.col) != 0))
+        return false;
+    return !integer ||
+           (a->scheme.act == b->scheme.act && a->groups == b->groups &&
+            (a->scheme.act != NBI_ACT_TENSOR || (a->act_scale == b->act_scale && a->act_zero == b->act_zero)));
+}
+
+/* Layers that share their input, side by side. */
+typedef struct team {
+    nbi_cpu_job job[NBI_MAX_FUSED];
+    cut cut[NBI_MAX_FUSED];
+    size_t n, first[NBI_MAX_FUSED + 1]; /* pieces of layer i: first[i] .. first[i+1]-1 */
+} team;
+
+static void prepare(const nbi_cpu *c, team *t, size_t rows, void *scratch)
+{
+    nbi_cpu_job *j = &t->job[0];
+    const nbi_linear *l = j->l;
     if (l->perm || l->n_outliers) {
-        j.x = l->perm ? reorder(c, l, x, rows, scratch) : mask(c, l, x, rows, scratch);
+        j->x = l->perm ? reorder(c, l, j->x, rows, scratch) : mask(c, l, j->x, rows, scratch);
         scratch = (float *)scratch + rows * stride_of(l->k);
     }
-    if (quantized) {
-        j.q = scratch;
-        j.q_stride = stride_of(l->k);
-        j.q_sum = (int32_t *)(j.q + rows * j.q_stride * 2);
-        j.q_scale = (float *)(j.q_sum + rows * l->groups);
+    if (nbi_cpu_is_integer(l->kind)) {
+        j->q = scratch;
+        j->q_stride = stride_of(l->k);
+        j->q_sum = (int32_t *)(j->q + rows * j->q_stride * 2);
+        j->q_scale = (float *)(j->q_sum + rows * l->groups);
     }
+    for (size_t i = 1; i < t->n; i++) {
+        t->job[i].x = j->x;
+        t->job[i].q = j->q;
+        t->job[i].q_stride = j->q_stride;
+        t->job[i].q_sum = j->q_sum;
+        t->job[i].q_scale = j->q_scale;
+    }
+}
+
+/* Pieces are handed out as threads ask for them: which thread computes one changes nothing in it. */
+static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
+{
+    const nbi_cpu_kernels *kern = c->kern;
+    const nbi_linear *l = t->job[0].l;
+    const bool integer = nbi_cpu_is_integer(l->kind);
+    const size_t pieces = t->first[t->n], share = pieces / ((size_t)threads * 8);
+    const size_t chunk = share ? share : 1;
 #pragma omp parallel num_threads(threads)
     {
-        if (quantized) {
+        if (integer) {
 #pragma omp for schedule(static)
             for (size_t r = 0; r < rows; r++)
-                (l->kind == NBI_CPU_XNOR ? c->kern->sign_row : c->kern->quantize_row)(&j, r);
+                (l->kind == NBI_CPU_XNOR ? kern->sign_row : kern->quantize_row)(&t->job[0], r);
         }
-#pragma omp for schedule(static)
-        for (size_t i = 0; i < t.n_panels * t.n_rows; i++)
-            compute_piece(c->kern, &j, rows, &t, i);
-        if (l->sparse.nnz)
-            add_sparse(c->kern, &j, rows);
+#pragma omp for schedule(dynamic, chunk)
+        for (size_t i = 0; i < pieces; i++) {
+            size_t at = t->n - 1;
+            while (i < t->first[at])
+                at--;
+            compute_piece(kern, &t->job[at], rows, &t->cut[at], i - t->first[at]);
+        }
+        for (size_t i = 0; i < t->n; i++)
+            if (t->job[i].l->sparse.nnz)
+                add_sparse(kern, &t->job[i], rows);
     }
 }
 
@@ -131,9 +169,25 @@ static void one_linear(const nbi_cpu *c, const nbi_linear *l, const void *x, siz
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch)
 {
+    const nbi_cpu *c = nbi_cpu_of(b);
     float *column = y;
     (void)forms;
-    for (size_t i = 0; i < n && rows; column += l[i++]->n)
-        one_linear(nbi_cpu_of(b), l[i], x, rows, column, ldy, dst == NBI_DST_RESIDUAL, scratch);
+    for (size_t i = 0; i < n && rows;) {
+        team t = {.n = 0};
+        size_t work = 0;
+        const size_t from = i;
+        for (; i < n && (i == from || same_input(l[from], l[i])); column += l[i++]->n) {
+            t.job[t.n++] = (nbi_cpu_job){
+                .l = l[i], .x = x, .given = x, .y = column, .ldy = ldy, .accumulate = dst == NBI_DST_RESIDUAL};
+            work += rows * l[i]->n * l[i]->k;
+        }
+        const int threads = nbi_cpu_threads(c, work);
+        for (size_t k = 0; k < t.n; k++) {
+            t.cut[k] = choose_cut(t.job[k].l, rows, (size_t)threads);
+            t.first[k + 1] = t.first[k] + t.cut[k].n_panels * t.cut[k].n_rows;
+        }
+        prepare(c, &t, rows, scratch);
+        compute(c, &t, rows, threads);
+    }
     return NB_OK;
 }

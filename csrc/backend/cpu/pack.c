@@ -32,16 +32,40 @@
 #include "base/checked.h"
 #include "base/nf4.h"
 
-/* 2 and 3 bits are kept as 4: the kernels are those of 4 bits, a file is smaller, memory is not. */
-static unsigned stored_bits(const nbi_linear *l)
+/* ---- codes in the dwords of a lane, which are `step` bytes apart ---- */
+
+static void pack_bytes(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
-    return l->scheme.bits == 8 ? 8 : 4;
+    const int8_t *src = w->codes + n * w->k;
+    for (size_t k = 0; k < w->k; k++)
+        d[k / 4 * step + k % 4] = (unsigned char)(src[k] + 128);
 }
 
-static size_t codes_in_dword(const nbi_linear *l)
+static unsigned byte_at(const unsigned char *d, size_t step, size_t k)
 {
-    return l->scheme.bits == 8 ? 4 : 8;
+    return d[k / 4 * step + k % 4];
 }
+
+static void pack_nibbles(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
+{
+    const int8_t *src = w->codes + n * w->k;
+    for (size_t k = 0; k < w->k; k++)
+        d[k / 8 * step + k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
+}
+
+static unsigned nibble_at(const unsigned char *d, size_t step, size_t k)
+{
+    return d[k / 8 * step + k % 4] >> (k % 8 / 4 * 4) & 15u;
+}
+
+static const nbi_cpu_packing bytes = {4, 1, 128, pack_bytes, byte_at};
+static const nbi_cpu_packing nibbles = {8, 1, 8, pack_nibbles, nibble_at};
+
+/* NULL: not made of codes in dwords. */
+static const nbi_cpu_packing *const packings[NBI_CPU_N_KINDS] = {
+    [NBI_CPU_W8] = &bytes,    [NBI_CPU_W4] = &nibbles, [NBI_CPU_W4Z] = &nibbles,
+    [NBI_CPU_NF4] = &nibbles, [NBI_CPU_Q8] = &bytes,   [NBI_CPU_Q4] = &nibbles,
+};
 
 static bool is_xnor(const nbi_scheme *s)
 {
@@ -55,18 +79,31 @@ static size_t bit_words(size_t k)
 
 /* ---- what has a kernel ---- */
 
-static nb_status check_dense(const nbi_weight *w, nbi_linear *l)
+/* 2 and 3 bits are kept as 4: the kernels are those of 4 bits, a file is smaller, memory is not. */
+static nbi_cpu_kind kind_of(const nbi_scheme *s, nbi_dtype dense)
+{
+    if (!s->bits)
+        return dense == NBI_F32 ? NBI_CPU_F32 : (dense == NBI_F16 ? NBI_CPU_F16 : NBI_CPU_BF16);
+    if (is_xnor(s))
+        return NBI_CPU_XNOR;
+    if (s->kind == NBI_KIND_NF4)
+        return NBI_CPU_NF4;
+    if (s->act != NBI_ACT_NONE)
+        return s->bits == 8 ? NBI_CPU_Q8 : NBI_CPU_Q4;
+    return s->bits == 8 ? NBI_CPU_W8 : (s->symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z);
+}
+
+static nb_status check_dense(const nbi_weight *w)
 {
     if (!nbi_dtype_is_float(w->dense_dtype))
         return nbi_fail(NB_EUNSUPPORTED, "a dense weight of type %s has no CPU kernel: expected F32, F16 or BF16",
                         w->dense_dtype < NBI_N_DTYPES ? nbi_dtype_name(w->dense_dtype) : "unknown");
     if (!w->dense)
         return nbi_fail(NB_EINVAL, "a dense weight has no data");
-    l->kind = w->dense_dtype == NBI_F32 ? NBI_CPU_F32 : (w->dense_dtype == NBI_F16 ? NBI_CPU_F16 : NBI_CPU_BF16);
     return NB_OK;
 }
 
-static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
+static nb_status check_quantized(const nbi_weight *w, const nbi_cpu_packing *packing)
 {
     const nbi_scheme *s = &w->scheme;
     if (s->kind == NBI_KIND_E8P)
@@ -90,57 +127,45 @@ static nb_status check_quantized(const nbi_weight *w, nbi_linear *l)
     if (s->strategy == NBI_PER_GROUP) {
         if (!s->group || w->k % s->group)
             return nbi_fail(NB_EUNSUPPORTED, "%zu inputs do not divide into groups of %u", w->k, s->group);
-        if (s->group % codes_in_dword(l) && s->group != w->k)
+        if (packing && s->group % packing->codes && s->group != w->k)
             return nbi_fail(NB_EUNSUPPORTED,
                             "groups of %u have no CPU kernel: with INT%u the group must be a multiple "
                             "of %zu",
-                            s->group, s->bits, codes_in_dword(l));
+                            s->group, s->bits, packing->codes);
     }
-    l->groups = nbi_scheme_groups(s, w->k);
-    l->group_len = w->k / l->groups;
-    if (is_xnor(s)) {
-        l->kind = NBI_CPU_XNOR;
-        return NB_OK;
-    }
-    if (s->kind == NBI_KIND_NF4)
-        l->kind = NBI_CPU_NF4;
-    else if (s->act == NBI_ACT_NONE)
-        l->kind = s->bits == 8 ? NBI_CPU_W8 : (s->symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z);
-    else
-        l->kind = s->bits == 8 ? NBI_CPU_Q8 : NBI_CPU_Q4;
-    return s->act == NBI_ACT_NONE ? NB_OK : nbi_weight_check_act(w, l->group_len);
+    return s->act == NBI_ACT_NONE || is_xnor(s) ? NB_OK : nbi_weight_check_act(w, w->k / nbi_scheme_groups(s, w->k));
 }
 
 /* ---- packing ---- */
 
 static void pack_dense(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
-    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL;
-    unsigned char *dst = l->w + panel * l->panel_bytes;
+    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL, step = nbi_cpu_slab(l, panel) * l->line;
+    unsigned char *dst = nbi_cpu_panel(l, panel);
     for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++) {
         const unsigned char *src = (const unsigned char *)w->dense + (n0 + lane) * l->k * size;
         if (size == 4)
             for (size_t k = 0; k < l->k; k++)
-                memcpy(dst + (k * NBI_PANEL + lane) * 4, src + k * 4, 4);
+                memcpy(dst + k * step + lane * 4, src + k * 4, 4);
         else
             for (size_t k = 0; k < l->k; k++)
-                memcpy(dst + (k * NBI_PANEL + lane) * 2, src + k * 2, 2);
+                memcpy(dst + k * step + lane * 2, src + k * 2, 2);
     }
+}
+
+/* Where the dwords of a row begin, and how far they are apart. */
+static unsigned char *lane_of(const nbi_linear *l, size_t n, size_t *step)
+{
+    *step = nbi_cpu_slab(l, n / NBI_PANEL) * l->line;
+    return nbi_cpu_panel(l, n / NBI_PANEL) + n % NBI_PANEL * 4;
 }
 
 static void pack_codes(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
     const size_t n0 = panel * NBI_PANEL;
-    unsigned char *dst = l->w + panel * l->panel_bytes;
-    for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++) {
-        const int8_t *src = w->codes + (n0 + lane) * l->k;
-        unsigned char *d = dst + lane * 4;
-        if (l->scheme.bits == 8)
-            for (size_t k = 0; k < l->k; k++)
-                d[k / 4 * 64 + k % 4] = (unsigned char)(src[k] + 128);
-        else
-            for (size_t k = 0; k < l->k; k++)
-                d[k / 8 * 64 + k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
+    for (size_t n = n0, step; n < n0 + NBI_PANEL && n < l->n; n++) {
+        unsigned char *lane = lane_of(l, n, &step);
+        l->packing->pack(lane, step, w, n);
     }
 }
 
@@ -153,29 +178,25 @@ static void pack_bits(nbi_linear *l, const nbi_weight *w, size_t panel)
             dst[k / 64] |= (uint64_t)(w->codes[(n0 + lane) * l->k + k] > 0) << k % 64;
 }
 
-static unsigned code_at(const nbi_linear *l, size_t n, size_t k)
-{
-    const unsigned char *d = l->w + n / NBI_PANEL * l->panel_bytes + n % NBI_PANEL * 4;
-    return l->scheme.bits == 8 ? d[k / 4 * 64 + k % 4] : (d[k / 8 * 64 + k % 4] >> (k % 8 / 4 * 4) & 15u);
-}
-
 /* The terms of  sum (u - zero)(q - zx) = sum u q - zero * sum q + zx * (len * zero - sum u)  that do not need q. */
 static int32_t correction(const nbi_linear *l, size_t n, size_t g, unsigned zero)
 {
+    size_t step;
+    const unsigned char *lane = lane_of(l, n, &step);
     uint32_t sum = 0;
     for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-        sum += code_at(l, n, k);
+        sum += l->packing->code(lane, step, k);
     return (int32_t)((uint32_t)l->act_zero * ((uint32_t)l->group_len * zero - sum));
 }
 
 static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
-    const unsigned offset = 1u << (stored_bits(l) - 1);
+    const unsigned offset = l->packing ? l->packing->offset : 0;
     for (size_t lane = 0; lane < NBI_PANEL && panel * NBI_PANEL + lane < l->n; lane++)
         for (size_t g = 0; g < l->groups; g++) {
             size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
-            size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
-            unsigned zero = (w->zeros ? (unsigned)(w->zeros[from] + (int)offset) : offset) & (2 * offset - 1);
+            size_t at = nbi_cpu_group_at(l, panel, g) + lane;
+            unsigned zero = (unsigned)((w->zeros ? w->zeros[from] : 0) + (int)offset) & 255;
             l->scales[at] = w->scales[from];
             if (l->zeros)
                 l->zeros[at] = (uint8_t)zero;
@@ -213,18 +234,23 @@ typedef struct parts {
     size_t total, panel, w, scales, zeros, corr, perm, row, col, value, bias;
 } parts;
 
+static size_t line_of(const nbi_scheme *s, nbi_dtype dense)
+{
+    return is_xnor(s) ? 0 : NBI_PANEL * (s->bits ? 4 : nbi_dtype_size(dense));
+}
+
 static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, bool corr, bool bias)
 {
     const bool quantized = l->scheme.bits != 0;
     const size_t nnz = l->sparse.nnz, outliers = l->n_outliers;
-    size_t kpad, lanes, entries, values = nnz;
+    size_t lanes, entries, values = nnz;
     bool fits = nbi_mul(l->panels, NBI_PANEL, &lanes) && (!outliers || nbi_mul(lanes, outliers, &values)) &&
                 nbi_mul(lanes, quantized ? l->groups : 0, &entries);
     p->total = 0;
     if (quantized && is_xnor(&l->scheme))
         fits = fits && nbi_mul(bit_words(l->k), NBI_PANEL * sizeof(uint64_t), &p->panel);
     else if (quantized)
-        fits = fits && nbi_round_up(l->k, codes_in_dword(l), &kpad) && nbi_mul(kpad / codes_in_dword(l), 64, &p->panel);
+        fits = fits && nbi_mul(nbi_ceil_div(l->k, l->packing->codes), l->packing->dwords * 64, &p->panel);
     else
         fits = fits && nbi_mul(l->k, NBI_PANEL * nbi_dtype_size(dense), &p->panel);
     return fits && reserve(&p->total, l->panels, p->panel, &p->w) &&
@@ -240,7 +266,7 @@ static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, 
 
 static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
 {
-    const bool quantized = l->scheme.bits != 0, corrected = l->kind >= NBI_CPU_Q8 && l->act_zero != 0;
+    const bool quantized = l->scheme.bits != 0, corrected = nbi_cpu_is_integer(l->kind) && l->act_zero != 0;
     parts p;
     if (!lay_out(&p, l, w->dense_dtype, w->zeros != NULL, corrected, w->bias != NULL))
         return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", l->n, l->k);
@@ -250,6 +276,7 @@ static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
     unsigned char *base = l->block;
     l->bytes = p.total;
     l->panel_bytes = p.panel;
+    l->line = line_of(&l->scheme, w->dense_dtype);
     l->bit_words = p.panel / (NBI_PANEL * sizeof(uint64_t));
     l->w = base + p.w;
     l->scales = quantized ? (float *)(base + p.scales) : NULL;
@@ -269,6 +296,8 @@ size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme 
     nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = nbi_scheme_packed(scheme)};
     parts p;
     (void)b;
+    l.kind = kind_of(&l.scheme, dense);
+    l.packing = packings[l.kind];
     l.groups = scheme->bits ? nbi_scheme_groups(scheme, k) : 1;
     l.sparse.nnz = scheme->bits && scheme->sparse ? scheme->nnz : 0;
     l.n_outliers = scheme->outliers && n ? l.sparse.nnz / n : 0;
@@ -294,13 +323,15 @@ nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weig
     l->k = w->k;
     l->panels = nbi_ceil_div(w->n, NBI_PANEL);
     l->scheme = w->scheme;
-    l->groups = 1;
-    l->group_len = w->k;
+    l->kind = kind_of(&w->scheme, w->dense_dtype);
+    l->packing = packings[l->kind];
     if (w->scheme.bits && w->scheme.act == NBI_ACT_TENSOR) {
         l->act_scale = w->act_scale;
         l->act_zero = w->act_zero;
     }
-    NB_TRY(w->scheme.bits ? check_quantized(w, l) : check_dense(w, l));
+    NB_TRY(w->scheme.bits ? check_quantized(w, l->packing) : check_dense(w));
+    l->groups = w->scheme.bits ? nbi_scheme_groups(&w->scheme, w->k) : 1;
+    l->group_len = w->k / l->groups;
     NB_TRY(nbi_weight_check_order(w));
     NB_TRY(nbi_weight_check_sparse(w));
     l->sparse.nnz = w->scheme.bits ? w->sparse.nnz : 0;
@@ -343,28 +374,29 @@ size_t nbi_cpu_linear_bytes(const nbi_linear *l)
 void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
 {
     const size_t panel = n / NBI_PANEL, lane = n % NBI_PANEL;
-    const unsigned char *w = l->w + panel * l->panel_bytes;
+    size_t step = nbi_cpu_slab(l, panel) * l->line;
     if (!l->scheme.bits) {
         nbi_dtype t = l->kind == NBI_CPU_F32 ? NBI_F32 : (l->kind == NBI_CPU_F16 ? NBI_F16 : NBI_BF16);
         for (size_t k = 0; k < l->k; k++)
-            nbi_to_f32(dst + k, w + (k * NBI_PANEL + lane) * nbi_dtype_size(t), t, 1);
+            nbi_to_f32(dst + k, nbi_cpu_panel(l, panel) + k * step + lane * nbi_dtype_size(t), t, 1);
         return;
     }
     if (l->kind == NBI_CPU_XNOR) {
-        const uint64_t *bits = (const uint64_t *)w + lane * l->bit_words;
+        const uint64_t *bits = (const uint64_t *)(l->w + panel * l->panel_bytes) + lane * l->bit_words;
         for (size_t k = 0; k < l->k; k++)
             dst[k] = (float)(bits[k / 64] >> k % 64 & 1 ? 1 : -1) * l->scales[n];
         return;
     }
+    const unsigned char *codes = lane_of(l, n, &step);
     for (size_t g = 0; g < l->groups; g++) {
-        size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
+        size_t at = nbi_cpu_group_at(l, panel, g) + lane;
         if (l->kind == NBI_CPU_NF4) {
             for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-                dst[k] = nbi_nf4[code_at(l, n, k)] * l->scales[at];
+                dst[k] = nbi_nf4[l->packing->code(codes, step, k)] * l->scales[at];
             continue;
         }
-        int zero = l->zeros ? l->zeros[at] : 1 << (stored_bits(l) - 1);
+        int zero = l->zeros ? l->zeros[at] : (int)l->packing->offset;
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[l->perm ? l->perm[k] : k] = (float)((int)code_at(l, n, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = (float)((int)l->packing->code(codes, step, k) - zero) * l->scales[at];
     }
 }

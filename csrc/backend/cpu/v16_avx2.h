@@ -12,22 +12,25 @@
 #define V16_INLINE static inline __attribute__((always_inline))
 
 /* 16 registers: 8 sums (a lane of sixteen is two), 2 of weights, the rest for unpacking. */
-#define V16_ROWS         4
 #define V16_PANELS_1     4
 #define V16_PANELS_2     2
 #define V16_PANELS_4     1
-#define V16_PANELS_8     1
-#define V16_INT_PANELS_4 1
-#define V16_INT_PANELS_8 1
+#define V16_PANELS_6     0
+#define V16_PANELS_8     0
+#define V16_INT_PANELS_8 0
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
 #define V16_VNNI
-#define V16_ROWS_INT     4
 #define V16_INT_PANELS_1 4
 #define V16_INT_PANELS_2 2
+#define V16_INT_PANELS_4 1
+#define V16_INT_PANELS_6 1
+#define V16_INT_SUMS     4
 #else /* a sum takes four registers */
-#define V16_ROWS_INT     2
 #define V16_INT_PANELS_1 2
 #define V16_INT_PANELS_2 1
+#define V16_INT_PANELS_4 0
+#define V16_INT_PANELS_6 0
+#define V16_INT_SUMS     2
 #endif
 
 typedef struct v16 {
@@ -232,12 +235,17 @@ V16_INLINE __m256i v16q_nibbles(__m256i w, int high)
     return _mm256_and_si256(_mm256_srli_epi32(w, 4 * high), _mm256_set1_epi8(15));
 }
 #if defined(V16_VNNI)
-/* vpdpbusd, in one of its two encodings: of AVX-VNNI, or of AVX512-VNNI for 256 bits. */
+/* In place: from the intrinsic GCC 12 makes a copy of every sum in every step.  One of two encodings: AVX-VNNI's, or that of
+ * AVX-512 for 256 bits. */
+V16_INLINE __m256i v16_dpbusd(__m256i acc, __m256i w, __m256i x)
+{
 #if defined(__AVXVNNI__)
-#define V16_DPBUSD _mm256_dpbusd_avx_epi32
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x));
 #else
-#define V16_DPBUSD _mm256_dpbusd_epi32
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
 #endif
+    return acc;
+}
 typedef int8_t nbi_qx;
 typedef v16u v16q;
 typedef v16u v16d;
@@ -263,7 +271,7 @@ V16_INLINE v16d v16d_zero(void)
 }
 V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
 {
-    return (v16d){V16_DPBUSD(acc.lo, w.lo, x), V16_DPBUSD(acc.hi, w.hi, x)};
+    return (v16d){v16_dpbusd(acc.lo, w.lo, x), v16_dpbusd(acc.hi, w.hi, x)};
 }
 V16_INLINE __m256i v16d_eight(v16d acc, int high)
 {

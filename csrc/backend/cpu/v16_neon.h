@@ -12,22 +12,25 @@
 #define V16_INLINE static inline __attribute__((always_inline))
 #define V16_EACH   _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)
 
-/* 32 registers: 16 sums (a lane of sixteen is four), 4 of weights, the rest for unpacking and zero points. */
-#define V16_ROWS         4
+/* 32 registers: 16 to 24 sums (a vector of sixteen lanes is four), 4 of weights, the rest for unpacking and zero points. */
 #define V16_PANELS_1     4
 #define V16_PANELS_2     2
 #define V16_PANELS_4     1
-#define V16_PANELS_8     1
-#define V16_INT_PANELS_4 1
-#define V16_INT_PANELS_8 1
+#define V16_PANELS_6     1
+#define V16_PANELS_8     0
+#define V16_INT_PANELS_8 0
 #if defined(__ARM_FEATURE_DOTPROD)
-#define V16_ROWS_INT     4
 #define V16_INT_PANELS_1 4
 #define V16_INT_PANELS_2 2
+#define V16_INT_PANELS_4 1
+#define V16_INT_PANELS_6 1
+#define V16_INT_SUMS     6
 #else /* a sum takes eight registers */
-#define V16_ROWS_INT     2
 #define V16_INT_PANELS_1 2
 #define V16_INT_PANELS_2 1
+#define V16_INT_PANELS_4 0
+#define V16_INT_PANELS_6 0
+#define V16_INT_SUMS     2
 #endif
 
 typedef struct v16 {
