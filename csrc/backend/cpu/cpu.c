@@ -170,7 +170,8 @@ static const struct {
 #if defined(__x86_64__)
     {&nbi_cpu_avx512, has_avx512},
     {&nbi_cpu_avxvnni, has_avxvnni},
-    {&nbi_cpu_avxvnni_evex, has_avx512}, /* its AVX-512 encoding, only ever asked for by name */
+    /* its AVX-512 encoding: only ever asked for by name */
+    {&nbi_cpu_avxvnni_evex, has_avx512},
     {&nbi_cpu_avx2, has_avx2},
 #elif defined(__aarch64__)
     {&nbi_cpu_neon_i8mm, has_i8mm},
