@@ -47,13 +47,39 @@ static void describe(const census *c, char out[64])
     snprintf(out, 64, "%s%s", c->name[best], c->n > 1 ? " mixed" : "");
 }
 
+/* The weight of a module: from the cache, and then *out is it, packed; else from the source, and *out is NULL. */
+static nb_status read_weight(nb_model *m, const nbi_source *src, const char *module, size_t n, size_t k, bool bias,
+                             nbi_weight *w, nbi_linear **out)
+{
+    nbi_packed want = {.n = n, .k = k, .bias = bias};
+    *out = NULL;
+    if (m->pack) {
+        nb_status st = src->scheme(src->self, module, n, k, &want.scheme, &want.dense);
+        if (st != NB_OK)
+            return st;
+        if (nbi_pack_take(m->pack, m->be, module, &want, w, out))
+            return NB_OK;
+    }
+    return src->linear(src->self, module, n, k, bias, w);
+}
+
 static nb_status pack(nb_model *m, const nbi_weight *w, const char *module, nbi_linear **out)
 {
-    nb_status st = m->be->ops->linear_create(m->be, out, w);
+    nb_status st = *out ? NB_OK : m->be->ops->linear_create(m->be, out, w);
     if (st != NB_OK)
         return nbi_fail_in(st, "%s: ", module);
     m->weight_bytes += m->be->ops->linear_bytes(*out);
     return NB_OK;
+}
+
+/* For the cache: w is as the source gave it. */
+static nb_status note(nb_model *m, const nbi_source *src, const char *module, const nbi_weight *w, const nbi_linear *l)
+{
+    nbi_packed want = {.n = w->n, .k = w->k};
+    nb_status st = m->pack ? src->scheme(src->self, module, w->n, w->k, &want.scheme, &want.dense) : NB_OK;
+    if (m->pack && st == NB_OK)
+        nbi_pack_note(m->pack, m->be, module, &want, w, l);
+    return st;
 }
 
 /* The embedding, or lm_head where `in` collects what it asks of its input. */
@@ -62,13 +88,14 @@ static nb_status load_table(nb_model *m, const nbi_source *src, const char *modu
 {
     nbi_weight w = {0};
     nb_status st;
-    NB_TRY(src->linear(src->self, module, m->cfg.vocab, m->cfg.hidden, false, &w));
+    NB_TRY(read_weight(m, src, module, m->cfg.vocab, m->cfg.hidden, false, &w, out));
     if (w.out_signs || (!in && w.in_signs))
         NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, which only %s be", module,
                         in ? "its inputs may" : "linear layers may"));
     if (in)
         NB_TRY(nbi_port_input_add(in, &w, module));
     NB_TRY(pack(m, &w, module, out));
+    NB_TRY(note(m, src, module, &w, *out));
 done:
     nbi_weight_free(&w);
     return st;
@@ -90,12 +117,13 @@ static nb_status load_proj(nb_model *m, const nbi_source *src, uint32_t layer, n
 {
     nbi_layer *l = &m->layers[layer];
     nbi_weight w = {0};
+    float *behind = NULL; /* the bias, where it belongs behind a rotation */
     size_t n, k;
     char module[96];
     nb_status st;
     nbi_proj_shape(&m->cfg, p, &n, &k);
     nbi_module_name(module, layer, p);
-    NB_TRY(src->linear(src->self, module, n, k, nbi_proj_has_bias(&m->cfg, p), &w));
+    NB_TRY(read_weight(m, src, module, n, k, nbi_proj_has_bias(&m->cfg, p), &w, &l->proj[p]));
     if (seen)
         count_scheme(seen, &w);
     NB_TRY(nbi_port_input_add(in, &w, module));
@@ -104,10 +132,14 @@ static nb_status load_proj(nb_model *m, const nbi_source *src, uint32_t layer, n
             nbi_fail_in(st, "%s: ", module);
             goto done;
         }
-        free(w.bias);
+        behind = w.bias;
         w.bias = NULL;
     }
-    NB_TRY(pack(m, &w, module, &l->proj[p]));
+    st = pack(m, &w, module, &l->proj[p]);
+    if (behind)
+        w.bias = behind;
+    if (st == NB_OK)
+        st = note(m, src, module, &w, l->proj[p]);
 done:
     nbi_weight_free(&w);
     return st;
@@ -142,12 +174,13 @@ static nb_status load_expert(nb_model *m, const nbi_source *src, const nbi_modul
 {
     nbi_weight w = {0};
     nb_status st;
-    NB_TRY(src->linear(src->self, at->name, at->n, at->k, at->bias, &w));
+    NB_TRY(read_weight(m, src, at->name, at->n, at->k, at->bias, &w, out));
     if (w.scheme.rotate_in || w.scheme.rotate_out)
         NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, which experts and their routers cannot be", at->name));
     if (seen && at->proj != NBI_ROUTER)
         count_scheme(seen, &w);
     NB_TRY(pack(m, &w, at->name, out));
+    NB_TRY(note(m, src, at->name, &w, *out));
 done:
     nbi_weight_free(&w);
     return st;
@@ -169,10 +202,9 @@ done:
     return st;
 }
 
-static nb_status load_norm(nb_model *m, const nbi_source *src, const char *name, float **out)
+static nb_status load_norm(nb_model *m, const nbi_source *src, const char *name, size_t n, float **out)
 {
     nb_status st;
-    size_t n = m->cfg.hidden;
     float *host = malloc(n * sizeof *host);
     if (!host)
         return nbi_fail_nomem(name, n * sizeof *host);
@@ -188,11 +220,20 @@ done:
 static nb_status load_layer(nb_model *m, const nbi_source *src, uint32_t i, census *seen)
 {
     nb_status st;
-    char name[96];
-    snprintf(name, sizeof name, "model.layers.%u.input_layernorm.weight", i);
-    NB_TRY(load_norm(m, src, name, &m->layers[i].attn_norm));
-    snprintf(name, sizeof name, "model.layers.%u.post_attention_layernorm.weight", i);
-    NB_TRY(load_norm(m, src, name, &m->layers[i].ffn_norm));
+    nbi_layer *l = &m->layers[i];
+    const struct {
+        const char *name;
+        size_t n;
+        float **out;
+    } norms[] = {{"input_layernorm", m->cfg.hidden, &l->attn_norm},
+                 {"post_attention_layernorm", m->cfg.hidden, &l->ffn_norm},
+                 {"self_attn.q_norm", m->cfg.head_dim, &l->q_norm},
+                 {"self_attn.k_norm", m->cfg.head_dim, &l->k_norm}};
+    for (int k = 0; k < (m->cfg.head_norms ? 4 : 2); k++) {
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.%u.%s.weight", i, norms[k].name);
+        NB_TRY(load_norm(m, src, name, norms[k].n, norms[k].out));
+    }
     NB_TRY(load_port(m, src, i, NBI_Q, 3, seen));
     NB_TRY(load_port(m, src, i, NBI_O, 1, seen));
     if (m->cfg.n_experts)
@@ -232,7 +273,8 @@ static nb_status plan_linears(const nb_model *m, const nbi_source *src, plan *to
 {
     const nbi_config *c = &m->cfg;
     nb_status st;
-    *total = (plan){.others = (2 * (size_t)c->n_layers + 1) * c->hidden * sizeof(float)}; /* norms */
+    const size_t norms = c->n_layers * (2 * (size_t)c->hidden + (c->head_norms ? 2 * c->head_dim : 0)) + c->hidden;
+    *total = (plan){.others = norms * sizeof(float)};
     NB_TRY(plan_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, total));
     for (uint32_t i = 0; i < c->n_layers; i++)
         for (size_t j = 0; j < nbi_layer_modules(c); j++) {
@@ -266,6 +308,9 @@ static nb_status build_frame(nb_model *m)
     if (c->n_experts && !m->be->ops->experts)
         return nbi_fail(NB_EUNSUPPORTED, "%s: is a mixture of experts, which %s cannot run yet: use the CPU", m->path,
                         m->be->description);
+    if (c->head_norms && !m->be->ops->norm_heads)
+        return nbi_fail(NB_EUNSUPPORTED, "%s: has norms of queries and keys, which %s cannot compute yet: use the CPU",
+                        m->path, m->be->description);
     m->layers = calloc(c->n_layers, sizeof *m->layers);
     m->inv_freq = malloc(c->head_dim / 2 * sizeof *m->inv_freq);
     if (!m->layers || !m->inv_freq)
@@ -281,7 +326,12 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
     census seen = {0};
     NB_TRY(build_frame(m));
     NB_TRY(make_room(m, src));
+    /* the tables first: while one is packed it is in memory twice, and the rest is not there yet */
     NB_TRY(load_table(m, src, "model.embed_tokens", &m->embed, NULL));
+    if (c->tied)
+        m->head = m->embed;
+    else
+        NB_TRY(load_head(m, src));
     for (uint32_t i = 0; i < c->n_layers; i++) {
         if (nbi_progress(cb, "load", "layers", i, c->n_layers, 0)) {
             st = nbi_fail(NB_ECANCELLED, "loading was cancelled");
@@ -289,12 +339,10 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
         }
         NB_TRY(load_layer(m, src, i, &seen));
     }
-    NB_TRY(load_norm(m, src, "model.norm.weight", &m->final_norm));
-    if (c->tied)
-        m->head = m->embed;
-    else
-        NB_TRY(load_head(m, src));
+    NB_TRY(load_norm(m, src, "model.norm.weight", c->hidden, &m->final_norm));
     describe(&seen, m->scheme);
+    if (m->pack)
+        nbi_pack_save(m->pack, cb);
     (void)nbi_progress(cb, "load", "layers", c->n_layers, c->n_layers, 0);
 done:
     return st;
@@ -323,6 +371,8 @@ void nbi_layer_unload(nb_model *m, uint32_t i)
     nbi_layer *l = &m->layers[i];
     ops->release(m->be, l->attn_norm);
     ops->release(m->be, l->ffn_norm);
+    ops->release(m->be, l->q_norm);
+    ops->release(m->be, l->k_norm);
     for (int p = 0; p < NBI_N_PROJ; p++) {
         ops->linear_free(m->be, l->proj[p]);
         ops->release(m->be, l->out_bias[p]);
@@ -364,6 +414,8 @@ nb_status nbi_model_new(nb_model **out, const nb_model_options *o, nb_callbacks 
         return st;
     }
     st = nbi_backend_set_gemm(m->be, opt.gemm, note);
+    if (st == NB_OK)
+        st = nbi_backend_set_pin(m->be, opt.pin);
     if (st != NB_OK) {
         nb_model_free(m);
         return st;
@@ -387,6 +439,7 @@ void nb_model_free(nb_model *m)
     ops->linear_free(m->be, m->embed);
     if (m->head_in)
         ops->transform_free(m->be, m->head_in);
+    nbi_pack_close(m->pack);
     free(m->layers);
     free(m->inv_freq);
     nb_tokenizer_free(m->tok);

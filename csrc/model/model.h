@@ -4,9 +4,11 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
+#include "model/pack_cache.h"
 
 typedef struct nbi_layer {
     float *attn_norm, *ffn_norm;    /* device fp32 [hidden] */
+    float *q_norm, *k_norm;         /* device fp32 [head_dim]; NULL: none */
     nbi_linear *proj[NBI_N_PROJ];   /* of a layer with experts up to O */
     nbi_linear *router, **expert;   /* expert [n_experts][3]: gate, up, down; NULL: one FFN */
     nbi_transform *in[NBI_N_PORTS]; /* of what the layers of a port read; NULL: none */
@@ -25,6 +27,7 @@ struct nb_model {
     nbi_transform *head_in; /* of what lm_head reads; NULL: none */
     size_t out_width;       /* outputs of the widest layer with a transform behind it; 0: there is none */
     float *inv_freq;        /* host [head_dim/2] */
+    nbi_pack_cache *pack;   /* packed weights in a file; NULL: none */
     uint64_t weight_bytes;
     char path[1024];
     char scheme[64];

@@ -3,7 +3,6 @@
  * Activations are fp32 in host memory, so upload and download are copies and nothing is asynchronous. */
 #include "backend/cpu/cpu.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +18,8 @@
 
 static void destroy(nbi_backend *b)
 {
+    nbi_cpu_free_arena(nbi_cpu_of(b));
+    free(nbi_cpu_of(b)->pin);
     free(b);
 }
 
@@ -40,47 +41,6 @@ static nb_status upload_act(nbi_backend *b, void *dst, const float *src, size_t 
     return copy(b, dst, src, n * sizeof(float));
 }
 
-static size_t act_bytes(nbi_backend *b, size_t rows, size_t k)
-{
-    size_t n;
-    (void)b;
-    return nbi_mul(rows, k, &n) && nbi_mul(n, sizeof(float), &n) ? n : SIZE_MAX;
-}
-
-/* Linear layers quantize their inputs themselves. */
-static unsigned linear_form(const nbi_linear *l)
-{
-    (void)l;
-    return NBI_FORM_FLOAT;
-}
-
-static nb_status rmsnorm(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k, void *y,
-                         unsigned forms)
-{
-    const nbi_cpu *c = nbi_cpu_of(b);
-    float *dst = y;
-    (void)forms;
-#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * k : 0))
-    for (size_t r = 0; r < rows; r++)
-        c->kern->rmsnorm_row(x + r * k, weight, eps, k, dst + r * k);
-    return NB_OK;
-}
-
-/* Rows are cut in blocks, so that a few long rows feed all threads. */
-static nb_status swiglu(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms)
-{
-    const nbi_cpu *c = nbi_cpu_of(b);
-    const size_t block = 4096, blocks = nbi_ceil_div(n, block);
-    (void)forms;
-#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows *n))
-    for (size_t i = 0; i < rows * blocks; i++) {
-        size_t r = i / blocks, at = i % blocks * block;
-        const float *gate = (const float *)gate_up + r * 2 * n + at;
-        c->kern->swiglu(gate, gate + n, n - at < block ? n - at : block, (float *)y + r * n + at);
-    }
-    return NB_OK;
-}
-
 static nb_status gather(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y)
 {
     (void)b;
@@ -96,11 +56,15 @@ static const nbi_backend_ops cpu_ops = {
     .upload = copy,
     .download = copy,
     .free_bytes = nbi_cpu_free_bytes,
-    .act_bytes = act_bytes,
+    .act_bytes = nbi_cpu_act_bytes,
     .linear_create = nbi_cpu_linear_create,
+    .layout = NBI_CPU_LAYOUT,
+    .linear_save = nbi_cpu_linear_save,
+    .linear_load = nbi_cpu_linear_load,
     .linear_free = nbi_cpu_linear_free,
     .linear_bytes = nbi_cpu_linear_bytes,
-    .linear_form = linear_form,
+    .linear_form = nbi_cpu_linear_form,
+    .reserve = nbi_cpu_reserve,
     .linear_plan = nbi_cpu_linear_plan,
     .scratch_bytes = nbi_cpu_scratch_bytes,
     .transform_create = nbi_cpu_transform_create,
@@ -112,11 +76,12 @@ static const nbi_backend_ops cpu_ops = {
     .step_free = nbi_cpu_step_free,
     .step_begin = nbi_cpu_step_begin,
     .embed = nbi_cpu_embed,
-    .rmsnorm = rmsnorm,
+    .rmsnorm = nbi_cpu_rmsnorm,
     .linear = nbi_cpu_linear,
+    .norm_heads = nbi_cpu_norm_heads,
     .rope_append = nbi_cpu_rope_append,
-    .attention = nbi_cpu_attention,
-    .swiglu = swiglu,
+    .attention = nbi_cpu_attention_forms,
+    .swiglu = nbi_cpu_swiglu,
     .experts = nbi_cpu_experts,
     .experts_bytes = nbi_cpu_experts_bytes,
     .gather = gather,
@@ -216,17 +181,6 @@ static nb_status choose_isa(const nbi_cpu_kernels **out)
     return nbi_fail(NB_EINVAL, "NB_CPU_ISA is \"%s\": expected %s", want, isa_names(names, sizeof names));
 }
 
-/* The cores this process may run on, which taskset and container limits reduce. */
-static int available_cores(void)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) != 0)
-        return 1;
-    int n = CPU_COUNT(&set);
-    return n > 0 ? n : 1;
-}
-
 nb_status nbi_cpu_create(nbi_backend **out, int threads)
 {
     const nbi_cpu_kernels *kern = NULL;
@@ -239,7 +193,7 @@ nb_status nbi_cpu_create(nbi_backend **out, int threads)
     if (!c)
         return nbi_fail_nomem("a backend", sizeof *c);
     c->kern = kern;
-    c->threads = threads ? threads : available_cores();
+    c->threads = threads ? threads : nbi_cpu_available_cores();
     c->base.ops = &cpu_ops;
     c->base.name = "cpu";
     c->base.threads = (uint32_t)c->threads;
