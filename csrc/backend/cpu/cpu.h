@@ -1,7 +1,7 @@
 /* The CPU backend inside: packed weights, and the table of kernels that each instruction set fills.
  *
  * Body x targets: the kernels are written once (*_body.h) over sixteen lanes of fp32, and compiled once for each
- * instruction set on top of v16_scalar.h, v16_avx2.h or v16_avx512.h.  A lane sees the same fp32 operations in the same
+ * instruction set on top of v16_scalar.h, v16_avx2.h, v16_avx512.h or v16_neon.h.  A lane sees the same fp32 operations in the same
  * order everywhere, hence equal bits (docs/numerics.md).  A new instruction set is one v16_X.h, one cpu_X.c, and one
  * line in the list in cpu.c. */
 #ifndef NB_BACKEND_CPU_CPU_H
@@ -180,8 +180,12 @@ typedef struct nbi_cpu_kernels {
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
 #if defined(__x86_64__)
-extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avx512;
+extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avxvnni, nbi_cpu_avxvnni_evex, nbi_cpu_avx512;
+#elif defined(__aarch64__)
+extern const nbi_cpu_kernels nbi_cpu_neon, nbi_cpu_neon_dot, nbi_cpu_neon_i8mm;
 #endif
+/* The names that NB_CPU_ISA knows here, best first (one may come twice in a row); NULL behind the last. */
+const char *nbi_cpu_isa(size_t i);
 
 /* A piece of attention's work: rows of one sequence, for every kv head. */
 typedef struct nbi_cpu_tile {
