@@ -184,6 +184,25 @@ V16_INLINE v16u v16u_load(const void *p)
 {
     return (v16u){_mm256_load_si256(p), _mm256_load_si256((const __m256i *)p + 1)};
 }
+V16_INLINE __m256i v16u_rotate_half(__m256i w, int right)
+{
+    return _mm256_or_si256(_mm256_srli_epi32(w, right), _mm256_slli_epi32(w, 32 - right));
+}
+V16_INLINE v16u v16u_rotate(v16u w, int right)
+{
+    return right % 32 ? (v16u){v16u_rotate_half(w.lo, right % 32), v16u_rotate_half(w.hi, right % 32)} : w;
+}
+V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
+{
+    const __m256i m = _mm256_set1_epi32((int)mask);
+    return (v16u){_mm256_and_si256(w.lo, m), _mm256_and_si256(w.hi, m)};
+}
+V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask)
+{
+    const __m256i m = _mm256_set1_epi32((int)mask);
+    return (v16u){_mm256_or_si256(_mm256_and_si256(m, a.lo), _mm256_andnot_si256(m, b.lo)),
+                  _mm256_or_si256(_mm256_and_si256(m, a.hi), _mm256_andnot_si256(m, b.hi))};
+}
 V16_INLINE v16 v16_zero_points(v16 zero, int bits)
 {
     return (void)bits, v16_add(zero, v16_set1(0x1p23f));
@@ -204,6 +223,16 @@ V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
 V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
+}
+V16_INLINE __m256 v16_field_half(__m256i w, uint32_t mask, int unit, float zero)
+{
+    const __m256i u =
+        _mm256_or_si256(_mm256_and_si256(w, _mm256_set1_epi32((int)mask)), _mm256_set1_epi32((150 - unit) << 23));
+    return _mm256_sub_ps(_mm256_castsi256_ps(u), _mm256_set1_ps((float)(1 << (23 - unit)) + zero));
+}
+V16_INLINE v16 v16_field(v16u w, uint32_t mask, int unit, float zero)
+{
+    return v16_make(v16_field_half(w.lo, mask, unit, zero), v16_field_half(w.hi, mask, unit, zero));
 }
 /* vpermps looks at the low 3 bits of an index; bit 3, moved to the sign, chooses between two tables. */
 V16_INLINE __m256 v16_nf4_half(__m256i w, int shift)

@@ -146,6 +146,19 @@ V16_INLINE v16u v16u_shift(v16u w, int right)
 {
     return (v16u)((v16_dwords)w >> (uint32_t)right);
 }
+V16_INLINE v16u v16u_rotate(v16u w, int right)
+{
+    const v16_dwords d = (v16_dwords)w;
+    return right % 32 ? (v16u)(d >> (uint32_t)(right % 32) | d << (uint32_t)(32 - right % 32)) : w;
+}
+V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
+{
+    return _mm512_and_si512(w, _mm512_set1_epi32((int)mask));
+}
+V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask)
+{
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi32((int)mask), a, b, 0xca);
+}
 V16_INLINE v16u v16u_load(const void *p)
 {
     return _mm512_load_si512(p);
@@ -173,6 +186,12 @@ V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
 V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_nibble(w, shift, -8);
+}
+V16_INLINE v16 v16_field(v16u w, uint32_t mask, int unit, float zero)
+{
+    const __m512i power = _mm512_set1_epi32((150 - unit) << 23);
+    const __m512i u = _mm512_ternarylogic_epi32(_mm512_set1_epi32((int)mask), w, power, 0xea);
+    return _mm512_sub_ps(_mm512_castsi512_ps(u), _mm512_set1_ps((float)(1 << (23 - unit)) + zero));
 }
 V16_INLINE v16 v16_nf4(v16u w, int shift)
 {

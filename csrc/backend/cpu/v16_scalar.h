@@ -181,6 +181,30 @@ V16_INLINE v16u v16u_load(const void *p)
     memcpy(r.u, p, sizeof r.u);
     return r;
 }
+V16_INLINE v16u v16u_rotate(v16u w, int right)
+{
+    V16_EACH w.u[i] = right % 32 ? w.u[i] >> right % 32 | w.u[i] << (32 - right % 32) : w.u[i];
+    return w;
+}
+V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
+{
+    V16_EACH w.u[i] &= mask;
+    return w;
+}
+V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask) /* bits of the mask from a, others from b */
+{
+    V16_EACH a.u[i] = (a.u[i] & mask) | (b.u[i] & ~mask);
+    return a;
+}
+/* The bits of w that the mask has, as a number whose unit is bit `unit`, minus `zero`; all bits of the mask lie below bit 23.
+ * 2^(23 - unit) as fp32 has a fraction in which bit `unit` is worth 1: codes become numbers by OR and a subtraction, without a
+ * shift for each. */
+V16_INLINE v16 v16_field(v16u w, uint32_t mask, int unit, float zero)
+{
+    v16 r;
+    V16_EACH r.f[i] = (float)((w.u[i] & mask) >> unit) - zero;
+    return r;
+}
 /* The zero points of a group in the form that v16_code8 (bits 8) or v16_code4z (4) takes. */
 V16_INLINE v16 v16_zero_points(v16 zero, int bits)
 {
