@@ -46,27 +46,45 @@ V16_INLINE void load_fields(const unsigned char *w, size_t pb, int half, int bit
     }
 }
 
-/* Code 4a + b of a step in panel p, as a number. */
-V16_INLINE v16 lowbit_weight(const lowbit_step *s, int p, int half, int a, int b, int kind, v16 zero)
+/* Operands of v16_field() for a code at bit `at`. */
+typedef struct lowbit_fields {
+    uint32_t mask[17], lower[17]; /* lower: of a 3-bit code those that come from the dword of lower bits */
+    float power[17], less[17];
+} lowbit_fields;
+
+static lowbit_fields lowbit_fields_of(int kind)
 {
     const int bits = lowbit_bits(kind);
-    if (bits == 1) { /* worth 2, so that its unit is the bit below */
-        const int from = 8 * b + 4 * half + a, turned = from < 1 || from > 16, at = turned ? (from + 16) % 32 : from;
-        return v16_field(s->low[turned][p], 1u << at, at - 1, 1);
+    const float zero = kind == NBI_CPU_W1 ? 1 : kind == NBI_CPU_W2 ? 2 : kind == NBI_CPU_W3 ? 4 : 0;
+    lowbit_fields f;
+    for (int at = 0; at <= 16; at++) {
+        const int unit = bits == 1 ? at - 1 : at; /* a one-bit code is worth 2 */
+        f.mask[at] = ((1u << bits) - 1) << at;
+        f.lower[at] = 3u << at;
+        f.power[at] = (float)(1 << (23 - unit));
+        f.less[at] = f.power[at] + zero;
     }
-    const int at = (8 * b + 2 * a) % 16, turned = b / 2, with_zeros = kind == NBI_CPU_W2Z || kind == NBI_CPU_W3Z;
-    v16u w = s->low[turned][p];
-    if (bits == 3)
-        w = v16u_merge(w, s->high[turned][p], 3u << at);
-    const v16 number = v16_field(w, (bits == 3 ? 7u : 3u) << at, at, with_zeros ? 0 : bits == 3 ? 4 : 2);
-    return with_zeros ? v16_sub(number, zero) : number;
+    return f;
 }
 
-V16_INLINE void lowbit_code(const lowbit_step *s, int half, int a, int b, const float *x, size_t K, int kind, int P,
-                            int M, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
+/* Code 4a + b of a step in panel p, as a number. */
+V16_INLINE v16 lowbit_weight(const lowbit_step *s, const lowbit_fields *f, int p, int half, int a, int b, int kind,
+                             v16 zero)
+{
+    const int bits = lowbit_bits(kind), from = 8 * b + (bits == 1 ? 4 * half + a : 2 * a);
+    const int turned = bits == 1 ? from < 1 || from > 16 : from >= 16, at = turned ? (from + 16) % 32 : from;
+    v16u w = s->low[turned][p];
+    if (bits == 3)
+        w = v16u_merge(w, s->high[turned][p], f->lower[at]);
+    const v16 number = v16_field(w, &f->mask[at], &f->power[at], &f->less[at]);
+    return kind == NBI_CPU_W2Z || kind == NBI_CPU_W3Z ? v16_sub(number, zero) : number;
+}
+
+V16_INLINE void lowbit_code(const lowbit_step *s, const lowbit_fields *f, int half, int a, int b, const float *x,
+                            size_t K, int kind, int P, int M, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
     v16 wk[MAX_P];
-    UNROLL for (int p = 0; p < P; p++) wk[p] = lowbit_weight(s, p, half, a, b, kind, zero[p]);
+    UNROLL for (int p = 0; p < P; p++) wk[p] = lowbit_weight(s, f, p, half, a, b, kind, zero[p]);
     UNROLL for (int m = 0; m < M; m++)
     {
         v16 xk = v16_set1(x[(size_t)m * K]);
@@ -76,7 +94,7 @@ V16_INLINE void lowbit_code(const lowbit_step *s, int half, int a, int b, const 
 
 /* A whole block of codes. */
 V16_INLINE void lowbit_block(const unsigned char *w, size_t pb, const float *x, size_t K, int kind, int P, int M,
-                             const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
+                             const lowbit_fields *f, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
     const int bits = lowbit_bits(kind), halves = bits == 2 ? 1 : 2;
     UNROLL for (int half = 0; half < halves; half++)
@@ -84,18 +102,18 @@ V16_INLINE void lowbit_block(const unsigned char *w, size_t pb, const float *x, 
         lowbit_step s;
         load_fields(w, pb, half, bits, P, &s);
         UNROLL for (int a = 0; a < 4; a++) UNROLL for (int b = 0; b < 4; b++)
-            lowbit_code(&s, half, a, b, x + 16 * half + 4 * a + b, K, kind, P, M, zero, part);
+            lowbit_code(&s, f, half, a, b, x + 16 * half + 4 * a + b, K, kind, P, M, zero, part);
     }
 }
 
 /* The first `len` codes of a block: the end of a row. */
 V16_INLINE void lowbit_tail(const unsigned char *w, size_t pb, const float *x, size_t K, int len, int kind, int P,
-                            int M, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
+                            int M, const lowbit_fields *f, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
     for (int i = 0; i < len; i++) {
         lowbit_step s;
         load_fields(w, pb, i / 16, lowbit_bits(kind), P, &s);
-        lowbit_code(&s, i / 16, i % 16 / 4, i % 4, x + i, K, kind, P, M, zero, part);
+        lowbit_code(&s, f, i / 16, i % 16 / 4, i % 4, x + i, K, kind, P, M, zero, part);
     }
 }
 
@@ -106,6 +124,7 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
     const size_t K = l->k, pb = l->panel_bytes, per = bits == 2 ? 16 : 32, block = bits == 3 ? 192 : 64;
     const float *x = j->x + row * K;
     const unsigned char *w = l->w + panel * pb;
+    lowbit_fields f = lowbit_fields_of(kind);
     v16 acc[MAX_P][MAX_M], zero[MAX_P];
     for (int p = 0; p < P; p++) {
         zero[p] = v16_set1(0);
@@ -121,10 +140,12 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
             size_t k1 = end - k0 < NBI_K_CHUNK ? end : k0 + NBI_K_CHUNK, k = k0;
             v16 part[MAX_P][MAX_M];
             UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
-            for (; k + per <= k1; k += per)
-                lowbit_block(w + k / per * block, pb, x + k, K, kind, P, M, zero, part);
+            for (; k + per <= k1; k += per) {
+                __asm__ volatile("" : "+m"(f)); /* else the compiler keeps it in registers and sums in memory */
+                lowbit_block(w + k / per * block, pb, x + k, K, kind, P, M, &f, zero, part);
+            }
             if (k < k1)
-                lowbit_tail(w + k / per * block, pb, x + k, K, (int)(k1 - k), kind, P, M, zero, part);
+                lowbit_tail(w + k / per * block, pb, x + k, K, (int)(k1 - k), kind, P, M, &f, zero, part);
             UNROLL for (int p = 0; p < P; p++)
             {
                 v16 s = v16_load(l->scales + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);

@@ -224,15 +224,15 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
 }
-V16_INLINE __m256 v16_field_half(__m256i w, uint32_t mask, int unit, float zero)
+V16_INLINE __m256 v16_field_half(__m256i w, __m256i mask, __m256 power, __m256 less)
 {
-    const __m256i u =
-        _mm256_or_si256(_mm256_and_si256(w, _mm256_set1_epi32((int)mask)), _mm256_set1_epi32((150 - unit) << 23));
-    return _mm256_sub_ps(_mm256_castsi256_ps(u), _mm256_set1_ps((float)(1 << (23 - unit)) + zero));
+    return _mm256_sub_ps(_mm256_or_ps(_mm256_castsi256_ps(_mm256_and_si256(w, mask)), power), less);
 }
-V16_INLINE v16 v16_field(v16u w, uint32_t mask, int unit, float zero)
+V16_INLINE v16 v16_field(v16u w, const uint32_t *mask, const float *power, const float *less)
 {
-    return v16_make(v16_field_half(w.lo, mask, unit, zero), v16_field_half(w.hi, mask, unit, zero));
+    const __m256i m = _mm256_set1_epi32((int)*mask);
+    const __m256 p = _mm256_set1_ps(*power), s = _mm256_set1_ps(*less);
+    return v16_make(v16_field_half(w.lo, m, p, s), v16_field_half(w.hi, m, p, s));
 }
 /* vpermps looks at the low 3 bits of an index; bit 3, moved to the sign, chooses between two tables. */
 V16_INLINE __m256 v16_nf4_half(__m256i w, int shift)

@@ -187,11 +187,11 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_nibble(w, shift, -8);
 }
-V16_INLINE v16 v16_field(v16u w, uint32_t mask, int unit, float zero)
+V16_INLINE v16 v16_field(v16u w, const uint32_t *mask, const float *power, const float *less)
 {
-    const __m512i power = _mm512_set1_epi32((150 - unit) << 23);
-    const __m512i u = _mm512_ternarylogic_epi32(_mm512_set1_epi32((int)mask), w, power, 0xea);
-    return _mm512_sub_ps(_mm512_castsi512_ps(u), _mm512_set1_ps((float)(1 << (23 - unit)) + zero));
+    const __m512i u =
+        _mm512_ternarylogic_epi32(_mm512_set1_epi32((int)*mask), w, _mm512_castps_si512(_mm512_set1_ps(*power)), 0xea);
+    return _mm512_sub_ps(_mm512_castsi512_ps(u), _mm512_set1_ps(*less));
 }
 V16_INLINE v16 v16_nf4(v16u w, int shift)
 {

@@ -196,13 +196,19 @@ V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask) /* bits of the mask fr
     V16_EACH a.u[i] = (a.u[i] & mask) | (b.u[i] & ~mask);
     return a;
 }
-/* The bits of w that the mask has, as a number whose unit is bit `unit`, minus `zero`; all bits of the mask lie below bit 23.
- * 2^(23 - unit) as fp32 has a fraction in which bit `unit` is worth 1: codes become numbers by OR and a subtraction, without a
- * shift for each. */
-V16_INLINE v16 v16_field(v16u w, uint32_t mask, int unit, float zero)
+/* The bits of w that the mask has, or-ed into a power of two, minus a number: with 2^(23 - i) as the power, bit i of its fraction is
+ * worth 1, and so codes become numbers without a shift for each. */
+V16_INLINE v16 v16_field(v16u w, const uint32_t *mask, const float *power, const float *less)
 {
     v16 r;
-    V16_EACH r.f[i] = (float)((w.u[i] & mask) >> unit) - zero;
+    V16_EACH
+    {
+        uint32_t u;
+        memcpy(&u, power, 4);
+        u |= w.u[i] & *mask;
+        memcpy(&r.f[i], &u, 4);
+        r.f[i] = r.f[i] - *less;
+    }
     return r;
 }
 /* The zero points of a group in the form that v16_code8 (bits 8) or v16_code4z (4) takes. */
