@@ -545,3 +545,27 @@ TEST(Create, memory_is_aligned_zeroed_and_counted)
     EXPECT_GT(b->free_bytes(b.be), (size_t)1 << 20);
     EXPECT_LT(b->free_bytes(b.be), (size_t)1 << 50);
 }
+
+TEST(Roofs, every_float_is_read_and_no_product_is_left_out)
+{
+    for (const std::string &isa : isas()) {
+        Backend b(isa.c_str());
+        ASSERT_TRUE(b.be);
+        const nbi_cpu_kernels *k = nbi_cpu_of(b.be)->kern;
+        std::vector<float> x(2048, 0.0f);
+        for (size_t i = 0; i < x.size(); i++) { /* of sums of small integers none is rounded */
+            x[i] = 1;
+            ASSERT_EQ((float)(i + 1), k->roof_read(x.data(), x.size())) << isa << " " << i;
+        }
+        float sink = 0;
+        const double ops = k->roof_int8(3, &sink);
+        EXPECT_EQ(ops / 2 * 100, sink) << isa << ": half of the operations are products of 100";
+        EXPECT_GT(sink, 0) << isa;
+        nbi_roofs roofs = {};
+        ASSERT_NB_OK(b->roofs(b.be, &roofs));
+        EXPECT_GT(roofs.read, 1e7) << isa;
+        EXPECT_LT(roofs.read, 1e13) << isa;
+        EXPECT_GT(roofs.int8, 1e6) << isa;
+        EXPECT_LT(roofs.int8, 1e15) << isa;
+    }
+}

@@ -130,6 +130,44 @@ TEST(Config, parameters_are_counted_as_published)
     EXPECT_EQ(8030261248ull, nbi_config_params(&c));
 }
 
+TEST(Config, experts_are_counted_and_named_as_published)
+{
+    nbi_config c;
+    ASSERT_NB_OK(parse(&c, read_text(repo_file("configs/shapes/mixtral-8x7b.json"))));
+    EXPECT_EQ(46702792704ull, nbi_config_params(&c));
+    EXPECT_EQ(12879925248ull, nbi_config_active_params(&c));
+    std::vector<std::string> names;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < nbi_layer_modules(&c); i++) {
+        nbi_module m;
+        nbi_module_at(&c, 3, i, &m);
+        names.push_back(m.name);
+        sum += m.n * m.k;
+        EXPECT_FALSE(m.bias);
+    }
+    ASSERT_EQ(4u + 1 + 3 * 8, names.size());
+    EXPECT_EQ("model.layers.3.self_attn.o_proj", names[3]);
+    EXPECT_EQ("model.layers.3.block_sparse_moe.gate", names[4]);
+    EXPECT_EQ("model.layers.3.block_sparse_moe.experts.0.w1", names[5]);
+    EXPECT_EQ("model.layers.3.block_sparse_moe.experts.0.w3", names[6]);
+    EXPECT_EQ("model.layers.3.block_sparse_moe.experts.7.w2", names[28]);
+    EXPECT_EQ(nbi_config_params(&c), 32 * (sum + 2 * 4096) + 4096 + 2 * 32000 * 4096ull);
+}
+
+TEST(Config, real_mixtral_configs_are_what_the_shape_says)
+{
+    NEEDS_SHARED(dir, "configs");
+    nbi_config c, shape;
+    ASSERT_NB_OK(parse(&c, read_text(dir + "/mistralai--Mixtral-8x7B-v0.1_config.json")));
+    ASSERT_NB_OK(parse(&shape, read_text(repo_file("configs/shapes/mixtral-8x7b.json"))));
+    EXPECT_EQ(nbi_config_params(&shape), nbi_config_params(&c));
+    EXPECT_EQ(shape.top_k, c.top_k);
+    EXPECT_EQ(shape.rope_theta, c.rope_theta);
+    EXPECT_EQ(shape.max_context, c.max_context);
+    ASSERT_NB_OK(parse(&c, read_text(dir + "/mistralai--Mixtral-8x22B-v0.1_config.json")));
+    EXPECT_EQ(140620634112ull, nbi_config_params(&c)); /* 141 B, as published */
+}
+
 TEST(Config, real_llama_configs_parse_and_other_families_are_named)
 {
     NEEDS_SHARED(dir, "configs");
@@ -170,6 +208,13 @@ TEST(BadConfig, absurd_or_contradictory_values_are_refused_by_name)
     expect(NB_EUNSUPPORTED, "\"gelu\"", R"("hidden_act": "gelu")");
     expect(NB_EUNSUPPORTED, "sliding_window", R"("sliding_window": 512)");
     expect(NB_EUNSUPPORTED, "\"float8\"", R"("dtype": "float8")");
+    const std::string moe = R"("architectures": ["MixtralForCausalLM"], "num_experts_per_tok": 2, )";
+    expect(NB_EFORMAT, "\"num_local_experts\" is missing", R"("architectures": ["MixtralForCausalLM"])");
+    expect(NB_EFORMAT, "\"num_local_experts\" is 0", moe + R"("num_local_experts": 0)");
+    expect(NB_EFORMAT, "\"num_local_experts\" is 1000000", moe + R"("num_local_experts": 1000000)");
+    expect(NB_EFORMAT, "\"num_experts_per_tok\" is 2, but \"num_local_experts\" only 1",
+           moe + R"("num_local_experts": 1)");
+    expect(NB_EFORMAT, "\"num_experts_per_tok\" is 0", moe + R"("num_experts_per_tok": 0, "num_local_experts": 8)");
     expect(NB_EFORMAT, "eos_token_id", R"("eos_token_id": 4096)");
     expect(NB_EFORMAT, "eos_token_id", R"("eos_token_id": [1, -3])");
 }

@@ -34,7 +34,7 @@ struct Rotated {
     }
     Rotated(const Rotated &) = delete;
 
-    static nb_status scheme(void *, const char *module, size_t, nbi_scheme *s, nbi_dtype *dense)
+    static nb_status scheme(void *, const char *module, size_t, size_t, nbi_scheme *s, nbi_dtype *dense)
     {
         *s = {};
         s->rotate_in = strstr(module, "down_proj") != nullptr;

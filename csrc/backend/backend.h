@@ -28,6 +28,7 @@
 #define NBI_PAGE_TOKENS  16  /* tokens in a page of the KV cache; divides NBI_ATTN_CHUNK */
 #define NBI_MAX_HEAD_DIM 256
 #define NBI_MAX_FUSED    3 /* linear layers that one call computes: q, k, v */
+#define NBI_MAX_EXPERTS  512
 
 typedef struct nbi_backend nbi_backend;
 typedef struct nbi_linear nbi_linear;       /* a weight packed for this backend */
@@ -70,6 +71,16 @@ typedef struct nbi_transform_spec {
     const int8_t
         *signs; /* host [k]: y = T (signs * x) for inputs, y = signs * (T x) for outputs; NULL: y = x, placed */
 } nbi_transform_spec;
+
+/* ---- a mixture of experts: many feed-forward networks, of which a row passes a few ---- */
+
+/* Weights of layer: gate, up and down of each expert.  Host memory, as the pointers are. */
+typedef struct nbi_experts {
+    size_t n, top_k; /* n <= NBI_MAX_EXPERTS, 1 <= top_k <= n */
+    bool normalize;  /* weights of a row's experts sum to 1; else softmax over all experts */
+    size_t hidden, ffn;
+    nbi_linear *const *linear; /* [n][3]; none where only sizes are asked for */
+} nbi_experts;
 
 /* ---- a batch ---- */
 
@@ -127,6 +138,12 @@ typedef struct nbi_drawn {
     int32_t token;     /* -1: the row holds a NaN or +infinity, or nothing finite */
     uint32_t unused;
 } nbi_drawn;
+
+/* A roof that could not be measured is 0. */
+typedef struct nbi_roofs {
+    double read; /* bytes a second, read from memory: the best of several passes over a buffer larger than the caches */
+    double int8; /* additions and multiplications a second, INT8 products summed in INT32, from registers */
+} nbi_roofs;
 
 struct nbi_backend {
     const struct nbi_backend_ops *ops;
@@ -217,6 +234,13 @@ typedef struct nbi_backend_ops {
                            float scale, void *y, unsigned forms);
     /* y[r][i] (in `forms`) = silu(gate_up[r][i]) * gate_up[r][n + i], i < n; gate_up [rows][2n] activations */
     nb_status (*swiglu)(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
+    /* y[r] += sum of weight(e) * down_e(silu(gate_e x[r]) * up_e x[r]) over the top_k experts e with the largest logits, equal
+     * ones by lower index; weight: softmax of the logits.  x activations [rows][hidden] (NBI_FORM_FLOAT), logits fp32
+     * [rows][n], y residual.  A row's result does not depend on the others.  NULL where a device has none.  buffer has
+     * experts_bytes(), scratch what linear() needs for `rows` rows. */
+    nb_status (*experts)(nbi_backend *b, const nbi_experts *e, const void *x, const float *logits, size_t rows,
+                         float *y, void *buffer, void *scratch);
+    size_t (*experts_bytes)(nbi_backend *b, const nbi_experts *e, size_t rows); /* SIZE_MAX: too large */
     /* y[i] = x[logit_rows[i]] of the batch: residual rows of k elements */
     nb_status (*gather)(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y);
     /* Chooses a token for each of n rows of logits; how and out are host memory, scratch has sample_bytes(n).  Waits.  NULL
@@ -228,6 +252,9 @@ typedef struct nbi_backend_ops {
     nb_status (*download_act)(nbi_backend *b, float *dst, const void *x, size_t n);
     /* fp32 on the host to activations, rounded. */
     nb_status (*upload_act)(nbi_backend *b, void *dst, const float *src, size_t n);
+    /* Measures what all its threads reach together, for benchmarks (a fifth of a second); NULL where a device has no such
+     * measurement. */
+    nb_status (*roofs)(nbi_backend *b, nbi_roofs *out);
 } nbi_backend_ops;
 
 typedef struct nbi_backend_options {

@@ -67,11 +67,17 @@ static nb_status list_tensors(json_t *list, const nbi_checkpoint *c, const nbi_q
 
 static json_t *architecture(const nbi_config *c)
 {
-    return json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:I}", "architecture", c->architecture,
-                     "model_type", c->model_type, "layers", (int)c->n_layers, "hidden_size", (int)c->hidden, "heads",
-                     (int)c->n_heads, "kv_heads", (int)c->n_kv_heads, "head_dim", (int)c->head_dim, "intermediate_size",
-                     (int)c->ffn, "vocab_size", (int)c->vocab, "max_context", (int)c->max_context, "tied_embeddings",
-                     c->tied, "parameters", (json_int_t)nbi_config_params(c));
+    json_t *a = json_pack(
+        "{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:I}", "architecture", c->architecture, "model_type",
+        c->model_type, "layers", (int)c->n_layers, "hidden_size", (int)c->hidden, "heads", (int)c->n_heads, "kv_heads",
+        (int)c->n_kv_heads, "head_dim", (int)c->head_dim, "intermediate_size", (int)c->ffn, "vocab_size", (int)c->vocab,
+        "max_context", (int)c->max_context, "tied_embeddings", c->tied, "parameters", (json_int_t)nbi_config_params(c));
+    if (a && c->n_experts) {
+        json_object_set_new(a, "experts", json_integer(c->n_experts));
+        json_object_set_new(a, "experts_per_token", json_integer(c->top_k));
+        json_object_set_new(a, "parameters_per_token", json_integer((json_int_t)nbi_config_active_params(c)));
+    }
+    return a;
 }
 
 static json_t *memory(const nbi_config *c, uint64_t weights)

@@ -90,15 +90,17 @@ static const module *module_of(const job *j, const char *tensor)
 static nb_status list_modules(job *j)
 {
     const nbi_config *c = &j->cfg;
-    j->modules = calloc((size_t)c->n_layers * NBI_N_PROJ + 1, sizeof *j->modules);
+    const size_t each = nbi_layer_modules(c);
+    j->modules = calloc(c->n_layers * each + 1, sizeof *j->modules);
     if (!j->modules)
-        return nbi_fail_nomem("the list of layers", 0);
+        return nbi_fail_nomem("the list of layers", c->n_layers * each * sizeof *j->modules);
     for (uint32_t i = 0; i < c->n_layers; i++)
-        for (int p = 0; p < NBI_N_PROJ; p++) {
+        for (size_t p = 0; p < each; p++) {
             module *m = &j->modules[j->n_modules++];
-            *m = (module){.layer = i, .proj = (nbi_proj)p, .bias = nbi_proj_has_bias(c, (nbi_proj)p)};
-            nbi_module_name(m->name, i, (nbi_proj)p);
-            nbi_proj_shape(c, (nbi_proj)p, &m->n, &m->k);
+            nbi_module at;
+            nbi_module_at(c, i, p, &at);
+            *m = (module){.layer = i, .proj = at.proj, .bias = at.bias, .n = at.n, .k = at.k};
+            memcpy(m->name, at.name, sizeof m->name);
         }
     if (!c->tied) {
         module *m = &j->modules[j->n_modules++];
@@ -128,16 +130,33 @@ done:
     return st;
 }
 
+/* What walks through the layers or turns them knows of one FFN a layer. */
+static nb_status refuse_experts(const job *j, const char *what)
+{
+    return !j->cfg.n_experts ? NB_OK
+                             : nbi_fail(NB_EUNSUPPORTED,
+                                        "%s: is a mixture of experts, for which %s is not there yet: expected a "
+                                        "recipe that needs no calibration text, such as w8a16, w4a16-g128 or nf4",
+                                        j->src, what);
+}
+
 static nb_status list_schemes(job *j)
 {
     const size_t n = (size_t)j->cfg.n_layers * NBI_N_PROJ;
+    j->model.rotate_keys = nbi_recipe_rotates(j->recipe);
+    snprintf(j->model.kv_dtype, sizeof j->model.kv_dtype, "%s", nbi_recipe_kv_dtype(j->recipe));
+    if (nbi_recipe_rotates(j->recipe) || nbi_recipe_needs_text(j->recipe)) {
+        nb_status st = refuse_experts(j, nbi_recipe_rotates(j->recipe) ? "a rotated recipe" : "calibration");
+        if (st != NB_OK)
+            return st;
+    }
+    if (j->cfg.n_experts)
+        return NB_OK;
     if (!(j->schemes = calloc(n, sizeof *j->schemes)))
         return nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes);
     for (size_t i = 0; i < j->n_modules; i++)
         if (!j->modules[i].is_head)
             j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
-    j->model.rotate_keys = nbi_recipe_rotates(j->recipe);
-    snprintf(j->model.kv_dtype, sizeof j->model.kv_dtype, "%s", nbi_recipe_kv_dtype(j->recipe));
     return nbi_recipe_rotates(j->recipe) ? nbi_rotation_create(&j->rotation, &j->cfg, j->ckpt, j->schemes, j->threads)
                                          : NB_OK;
 }
@@ -214,7 +233,9 @@ static nb_status open_source(job *j, const char *dst)
     NB_TRY(list_modules(j));
     NB_TRY(check_complete(j));
     j->search = nbi_mixed_wanted(j->recipe, j->o.target_bits, j->o.target_bytes);
-    if (!j->search) {
+    if (j->search)
+        NB_TRY(refuse_experts(j, "a search for bits"));
+    else {
         NB_TRY(set_schemes(j));
         NB_TRY(list_schemes(j));
         NB_TRY(choose_format(j));
@@ -349,7 +370,7 @@ static nb_status round_one(job *j, const module *m, const nbi_weight *src, const
                                 .scale_dtype = j->scale_dtype,
                                 .options = j->method_options,
                                 .be = j->be,
-                                .module = m->is_head ? m->name : nbi_proj_name(m->proj),
+                                .module = m->is_head ? m->name : strchr(m->name + strlen("model.layers."), '.') + 1,
                                 .layer = m->layer,
                                 .port = m->is_head ? NBI_N_PORTS : (unsigned)nbi_port_of(m->proj),
                                 .threads = j->threads};

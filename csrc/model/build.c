@@ -137,6 +137,38 @@ done:
     return st;
 }
 
+/* The router and the experts' layers, which read what a norm left and nothing else. */
+static nb_status load_expert(nb_model *m, const nbi_source *src, const nbi_module *at, nbi_linear **out, census *seen)
+{
+    nbi_weight w = {0};
+    nb_status st;
+    NB_TRY(src->linear(src->self, at->name, at->n, at->k, at->bias, &w));
+    if (w.scheme.rotate_in || w.scheme.rotate_out)
+        NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, which experts and their routers cannot be", at->name));
+    if (seen && at->proj != NBI_ROUTER)
+        count_scheme(seen, &w);
+    NB_TRY(pack(m, &w, at->name, out));
+done:
+    nbi_weight_free(&w);
+    return st;
+}
+
+static nb_status load_experts(nb_model *m, const nbi_source *src, uint32_t layer, census *seen)
+{
+    nbi_layer *l = &m->layers[layer];
+    nb_status st = NB_OK;
+    if (!(l->expert = calloc(3 * (size_t)m->cfg.n_experts, sizeof(nbi_linear *))))
+        return nbi_fail_nomem("the experts", 3 * m->cfg.n_experts * sizeof(nbi_linear *));
+    for (size_t i = NBI_GATE; i < nbi_layer_modules(&m->cfg); i++) {
+        nbi_module at;
+        nbi_module_at(&m->cfg, layer, i, &at);
+        nbi_linear **out = at.proj == NBI_ROUTER ? &l->router : &l->expert[3 * at.expert + at.proj - NBI_GATE];
+        NB_TRY(load_expert(m, src, &at, out, seen));
+    }
+done:
+    return st;
+}
+
 static nb_status load_norm(nb_model *m, const nbi_source *src, const char *name, float **out)
 {
     nb_status st;
@@ -163,6 +195,8 @@ static nb_status load_layer(nb_model *m, const nbi_source *src, uint32_t i, cens
     NB_TRY(load_norm(m, src, name, &m->layers[i].ffn_norm));
     NB_TRY(load_port(m, src, i, NBI_Q, 3, seen));
     NB_TRY(load_port(m, src, i, NBI_O, 1, seen));
+    if (m->cfg.n_experts)
+        return load_experts(m, src, i, seen);
     NB_TRY(load_port(m, src, i, NBI_GATE, 2, seen));
     NB_TRY(load_port(m, src, i, NBI_DOWN, 1, seen));
 done:
@@ -184,7 +218,7 @@ static nb_status plan_linear(const nb_model *m, const nbi_source *src, const cha
     nbi_scheme scheme;
     nbi_dtype dense;
     size_t bytes;
-    nb_status st = src->scheme(src->self, module, k, &scheme, &dense);
+    nb_status st = src->scheme(src->self, module, n, k, &scheme, &dense);
     if (st != NB_OK)
         return st;
     bytes = m->be->ops->linear_plan(m->be, n, k, &scheme, dense, bias);
@@ -201,12 +235,10 @@ static nb_status plan_linears(const nb_model *m, const nbi_source *src, plan *to
     *total = (plan){.others = (2 * (size_t)c->n_layers + 1) * c->hidden * sizeof(float)}; /* norms */
     NB_TRY(plan_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, total));
     for (uint32_t i = 0; i < c->n_layers; i++)
-        for (int p = 0; p < NBI_N_PROJ; p++) {
-            char name[96];
-            size_t n, k;
-            nbi_proj_shape(c, (nbi_proj)p, &n, &k);
-            nbi_module_name(name, i, (nbi_proj)p);
-            NB_TRY(plan_linear(m, src, name, n, k, nbi_proj_has_bias(c, (nbi_proj)p), total));
+        for (size_t j = 0; j < nbi_layer_modules(c); j++) {
+            nbi_module at;
+            nbi_module_at(c, i, j, &at);
+            NB_TRY(plan_linear(m, src, at.name, at.n, at.k, at.bias, total));
         }
     if (!c->tied)
         NB_TRY(plan_linear(m, src, "lm_head", c->vocab, c->hidden, false, total));
@@ -231,6 +263,9 @@ done:
 static nb_status build_frame(nb_model *m)
 {
     const nbi_config *c = &m->cfg;
+    if (c->n_experts && !m->be->ops->experts)
+        return nbi_fail(NB_EUNSUPPORTED, "%s: is a mixture of experts, which %s cannot run yet: use the CPU", m->path,
+                        m->be->description);
     m->layers = calloc(c->n_layers, sizeof *m->layers);
     m->inv_freq = malloc(c->head_dim / 2 * sizeof *m->inv_freq);
     if (!m->layers || !m->inv_freq)
@@ -297,6 +332,10 @@ void nbi_layer_unload(nb_model *m, uint32_t i)
     for (int p = 0; p < NBI_N_PORTS; p++)
         if (l->in[p])
             ops->transform_free(m->be, l->in[p]);
+    ops->linear_free(m->be, l->router);
+    for (size_t i = 0; l->expert && i < 3 * (size_t)m->cfg.n_experts; i++)
+        ops->linear_free(m->be, l->expert[i]);
+    free(l->expert);
     *l = (nbi_layer){0};
 }
 

@@ -6,7 +6,7 @@
 
 typedef struct nbi_source {
     /* What linear() will give: the scheme (bits 0: dense) and, where it is dense, the type.  Reads no weights. */
-    nb_status (*scheme)(void *self, const char *module, size_t k, nbi_scheme *scheme, nbi_dtype *dense);
+    nb_status (*scheme)(void *self, const char *module, size_t n, size_t k, nbi_scheme *scheme, nbi_dtype *dense);
     /* The weight of a linear layer (or of the embedding, module "model.embed_tokens") as the architecture expects it. */
     nb_status (*linear)(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out);
     /* A norm's vector as fp32, [n]. */

@@ -11,10 +11,13 @@
 static const struct family {
     const char *architecture;
     bool qkv_bias; /* always there, whatever attention_bias says */
+    bool experts;
+    double rope_theta; /* where config.json does not say */
 } families[] = {
-    {"LlamaForCausalLM", false},
-    {"MistralForCausalLM", false},
-    {"Qwen2ForCausalLM", true},
+    {"LlamaForCausalLM", false, false, 1e4},
+    {"MistralForCausalLM", false, false, 1e4},
+    {"Qwen2ForCausalLM", true, false, 1e4},
+    {"MixtralForCausalLM", false, true, 1e6},
 };
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
@@ -79,14 +82,28 @@ done:
     return st;
 }
 
+/* Every token goes through top_k of the experts; all layers have them. */
+static nb_status parse_experts(nbi_config *c, const json_t *j, const char *where)
+{
+    nb_status st;
+    NB_TRY(need(j, "num_local_experts", 1, NBI_MAX_EXPERTS, &c->n_experts, where));
+    NB_TRY(need(j, "num_experts_per_tok", 1, NBI_MAX_EXPERTS, &c->top_k, where));
+    if (c->top_k > c->n_experts)
+        return nbi_fail(NB_EFORMAT, "%s: \"num_experts_per_tok\" is %u, but \"num_local_experts\" only %u", where,
+                        c->top_k, c->n_experts);
+    c->norm_top_k = true;
+done:
+    return st;
+}
+
 /* Old spelling: rope_theta beside rope_scaling {type | rope_type, factor, ...}; new: all in rope_parameters. */
-static nb_status parse_rope(nbi_config *c, const json_t *j, const char *where)
+static nb_status parse_rope(nbi_config *c, const json_t *j, double otherwise, const char *where)
 {
     nb_status st;
     const char *type = NULL;
     const json_t *params = json_object_get(j, "rope_parameters"), *scaling = json_object_get(j, "rope_scaling");
     const json_t *r = json_is_object(params) ? params : json_is_object(scaling) ? scaling : NULL;
-    c->rope_theta = 10000.0;
+    c->rope_theta = otherwise;
     c->rope_factor = c->rope_low_freq = 1.0;
     c->rope_high_freq = 4.0;
     NB_TRY(nbi_json_double(j, "rope_theta", 1.0, 1e12, &c->rope_theta, where));
@@ -200,7 +217,9 @@ nb_status nbi_config_parse(nbi_config *c, const json_t *j, const char *where)
     NB_TRY(nbi_json_string(j, "model_type", &type, where));
     snprintf(c->model_type, sizeof c->model_type, "%s", type);
     NB_TRY(parse_sizes(c, j, where));
-    NB_TRY(parse_rope(c, j, where));
+    if (f->experts)
+        NB_TRY(parse_experts(c, j, where));
+    NB_TRY(parse_rope(c, j, f->rope_theta, where));
     NB_TRY(parse_tokens(c, j, where));
     NB_TRY(parse_dtype(c, j, where));
     NB_TRY(refuse_what_we_do_not_compute(c, j, where));
@@ -226,15 +245,15 @@ const char *nbi_proj_name(nbi_proj p)
 void nbi_proj_shape(const nbi_config *c, nbi_proj p, size_t *n, size_t *k)
 {
     size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
-    const size_t out[NBI_N_PROJ] = {q, kv, kv, c->hidden, c->ffn, c->ffn, c->hidden};
-    const size_t in[NBI_N_PROJ] = {c->hidden, c->hidden, c->hidden, q, c->hidden, c->hidden, c->ffn};
+    const size_t out[NBI_N_PROJ + 1] = {q, kv, kv, c->hidden, c->ffn, c->ffn, c->hidden, c->n_experts};
+    const size_t in[NBI_N_PROJ + 1] = {c->hidden, c->hidden, c->hidden, q, c->hidden, c->hidden, c->ffn, c->hidden};
     *n = out[p];
     *k = in[p];
 }
 
 bool nbi_proj_has_bias(const nbi_config *c, nbi_proj p)
 {
-    return p <= NBI_V ? c->qkv_bias : p == NBI_O ? c->o_bias : c->mlp_bias;
+    return p <= NBI_V ? c->qkv_bias : p == NBI_O ? c->o_bias : c->mlp_bias && !c->n_experts;
 }
 
 nbi_port nbi_port_of(nbi_proj p)
@@ -247,17 +266,65 @@ void nbi_module_name(char out[96], uint32_t layer, nbi_proj p)
     snprintf(out, 96, "model.layers.%u.%s", layer, nbi_proj_name(p));
 }
 
+size_t nbi_layer_modules(const nbi_config *c)
+{
+    return c->n_experts ? NBI_GATE + 1 + 3 * (size_t)c->n_experts : NBI_N_PROJ;
+}
+
+/* Mixtral's names: the experts' gate, up and down are w1, w3 and w2. */
+static void expert_name(nbi_module *m)
+{
+    static const char *const names[] = {"w1", "w3", "w2"};
+    if (m->proj == NBI_ROUTER)
+        snprintf(m->name, sizeof m->name, "model.layers.%u.block_sparse_moe.gate", m->layer);
+    else
+        snprintf(m->name, sizeof m->name, "model.layers.%u.block_sparse_moe.experts.%u.%s", m->layer, m->expert,
+                 names[m->proj - NBI_GATE]);
+}
+
+void nbi_module_at(const nbi_config *c, uint32_t layer, size_t i, nbi_module *out)
+{
+    *out = (nbi_module){.layer = layer, .proj = (nbi_proj)i};
+    if (c->n_experts && i == NBI_GATE)
+        out->proj = NBI_ROUTER;
+    if (c->n_experts && i > NBI_GATE) {
+        out->expert = (uint32_t)((i - NBI_GATE - 1) / 3);
+        out->proj = (nbi_proj)(NBI_GATE + (i - NBI_GATE - 1) % 3);
+    }
+    nbi_proj_shape(c, out->proj, &out->n, &out->k);
+    out->bias = nbi_proj_has_bias(c, out->proj);
+    if (c->n_experts && out->proj >= NBI_GATE)
+        expert_name(out);
+    else
+        nbi_module_name(out->name, layer, out->proj);
+}
+
+/* The parameters of a layer, of which `experts` experts count. */
+static uint64_t layer_params(const nbi_config *c, uint32_t experts)
+{
+    uint64_t sum = 2ull * c->hidden;
+    for (int p = 0; p < NBI_N_PROJ + (c->n_experts != 0); p++) {
+        const uint64_t times = c->n_experts && p >= NBI_GATE && p <= NBI_DOWN ? experts : 1;
+        size_t n, k;
+        nbi_proj_shape(c, (nbi_proj)p, &n, &k);
+        sum += times * n * (k + nbi_proj_has_bias(c, (nbi_proj)p));
+    }
+    return sum;
+}
+
+static uint64_t params(const nbi_config *c, uint32_t experts)
+{
+    return layer_params(c, experts) * c->n_layers + c->hidden + (c->tied ? 1ull : 2ull) * c->vocab * c->hidden;
+}
+
 uint64_t nbi_config_params(const nbi_config *c)
 {
-    uint64_t layer = 2ull * c->hidden, n, k;
-    for (int p = 0; p < NBI_N_PROJ; p++) {
-        size_t rows, cols;
-        nbi_proj_shape(c, (nbi_proj)p, &rows, &cols);
-        n = rows;
-        k = cols;
-        layer += n * k + (nbi_proj_has_bias(c, (nbi_proj)p) ? n : 0);
-    }
-    return layer * c->n_layers + c->hidden + (c->tied ? 1ull : 2ull) * c->vocab * c->hidden;
+    return params(c, c->n_experts);
+}
+
+uint64_t nbi_config_active_params(const nbi_config *c)
+{
+    return params(c, c->top_k);
 }
 
 /* llama3 (Llama 3.1): wavelengths above original/low are stretched by the factor, those below original/high are kept,

@@ -1,4 +1,5 @@
-/* config.json -> architecture, for the Llama family in both spellings of Transformers. */
+/* config.json -> architecture, for the Llama family in both spellings of Transformers, with one feed-forward network a layer
+ * or a mixture of them. */
 #ifndef NB_MODEL_CONFIG_H
 #define NB_MODEL_CONFIG_H
 
@@ -13,6 +14,8 @@ typedef struct nbi_config {
     char architecture[64]; /* "LlamaForCausalLM" */
     char model_type[32];   /* "llama" */
     uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_context;
+    uint32_t n_experts, top_k; /* 0: one FFN a layer; else experts of size ffn, of which a token uses top_k */
+    bool norm_top_k;           /* the weights of a token's experts sum to 1 */
     float norm_eps;
     bool tied;        /* lm_head is the embedding */
     bool rotate_keys; /* queries and keys are rotated after RoPE: nbi_kv_layer.rotate */
@@ -28,16 +31,40 @@ typedef struct nbi_config {
 nb_status nbi_config_parse(nbi_config *c, const json_t *j, const char *where);
 /* The parameters of all matrices and norms. */
 uint64_t nbi_config_params(const nbi_config *c);
+/* Those that one token passes: of the experts only its own. */
+uint64_t nbi_config_active_params(const nbi_config *c);
 /* Inverse frequencies with the scaling applied, [head_dim/2]. */
 void nbi_rope_inv_freq(const nbi_config *c, float *out);
 
-/* Every linear layer of the architecture, in forward order, lm_head last; the one list that loading, quantizing,
- * calibrating and inspecting share. */
-typedef enum nbi_proj { NBI_Q, NBI_K, NBI_V, NBI_O, NBI_GATE, NBI_UP, NBI_DOWN, NBI_N_PROJ } nbi_proj;
+/* Every kind of linear layer, in forward order, lm_head last; the one list that loading, quantizing, calibrating and inspecting
+ * share.  Where a layer has experts, GATE, UP and DOWN are there once an expert, behind the router. */
+typedef enum nbi_proj {
+    NBI_Q,
+    NBI_K,
+    NBI_V,
+    NBI_O,
+    NBI_GATE,
+    NBI_UP,
+    NBI_DOWN,
+    NBI_N_PROJ,
+    NBI_ROUTER =
+        NBI_N_PROJ /* of models with experts: never quantized, and none of those that calibration walks through */
+} nbi_proj;
 const char *nbi_proj_name(nbi_proj p); /* "self_attn.q_proj" */
 void nbi_proj_shape(const nbi_config *c, nbi_proj p, size_t *n, size_t *k);
 bool nbi_proj_has_bias(const nbi_config *c, nbi_proj p);
-void nbi_module_name(char out[96], uint32_t layer, nbi_proj p); /* "model.layers.3.mlp.down_proj" */
+void nbi_module_name(char out[96], uint32_t layer, nbi_proj p); /* "model.layers.3.mlp.down_proj"; no experts */
+
+/* The same one by one, experts and all. */
+typedef struct nbi_module {
+    char name[96]; /* "model.layers.3.block_sparse_moe.experts.5.w2" */
+    nbi_proj proj;
+    uint32_t layer, expert; /* expert 0 where there is none */
+    size_t n, k;
+    bool bias;
+} nbi_module;
+size_t nbi_layer_modules(const nbi_config *c);                                      /* of one layer */
+void nbi_module_at(const nbi_config *c, uint32_t layer, size_t i, nbi_module *out); /* i below that, forward order */
 
 /* What linear layers read: q, k and v see the same input, so do gate and up. */
 typedef enum nbi_port { NBI_PORT_ATTN, NBI_PORT_O, NBI_PORT_FFN, NBI_PORT_DOWN, NBI_N_PORTS } nbi_port;

@@ -1,4 +1,4 @@
-/* One straight-line forward pass for every Llama-like model, over a batch of rows from many sequences. */
+/* One straight-line forward pass for every Llama-like model, with or without experts, over a batch of rows from many sequences. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -16,6 +16,8 @@ struct nbi_workspace {
     void *att;     /* [rows][n_heads][head_dim] */
     void *gate_up; /* [rows][2][ffn] */
     void *act;     /* [rows][ffn] */
+    float *router; /* [rows][n_experts], and what experts() needs; nothing where there are none */
+    void *experts;
     float *out;    /* [rows][out_width]  what a transform is about to place; nothing where no layer has one */
     float *last;   /* [max_logits][hidden]  rows of x that become logits */
     float *logits; /* [max_logits][vocab] */
@@ -23,7 +25,7 @@ struct nbi_workspace {
     void *drawing; /* of sample() */
 };
 
-enum { N_PARTS = 11 };
+enum { N_PARTS = 13 };
 typedef struct part {
     void **p;
     size_t bytes; /* SIZE_MAX: too large */
@@ -35,12 +37,29 @@ static size_t floats(size_t rows, size_t k)
     return nbi_mul(rows, k, &n) && nbi_mul(n, sizeof(float), &n) ? n : SIZE_MAX;
 }
 
+nbi_experts nbi_experts_of(const nbi_config *c, const nbi_layer *l)
+{
+    return (nbi_experts){.n = c->n_experts,
+                         .top_k = c->top_k,
+                         .normalize = c->norm_top_k,
+                         .hidden = c->hidden,
+                         .ffn = c->ffn,
+                         .linear = l ? l->expert : NULL};
+}
+
+static size_t experts_bytes(const nb_model *m, size_t rows)
+{
+    const nbi_experts e = nbi_experts_of(&m->cfg, NULL);
+    return e.n && m->be->ops->experts ? m->be->ops->experts_bytes(m->be, &e, rows) : 0;
+}
+
 /* Sizes of all device buffers, in one place for allocation and for the memory plan. */
 static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size_t rows, size_t logits)
 {
     const nbi_config *c = &m->cfg;
     const size_t q = (size_t)c->n_heads * c->head_dim, qkv = q + 2 * (size_t)c->n_kv_heads * c->head_dim;
     const size_t most = rows > logits ? rows : logits; /* h serves the final norm, too */
+    const size_t ffn = c->n_experts ? 0 : c->ffn;      /* experts have buffers of their own */
     size_t widest = c->ffn > c->hidden ? c->ffn : c->hidden;
     size_t (*act)(nbi_backend *, size_t, size_t) = m->be->ops->act_bytes;
     const part p[N_PARTS] = {
@@ -48,8 +67,10 @@ static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size
         {&w->h, act(m->be, most, c->hidden)},
         {&w->qkv, act(m->be, rows, qkv)},
         {&w->att, act(m->be, rows, q)},
-        {&w->gate_up, act(m->be, rows, 2 * (size_t)c->ffn)},
-        {&w->act, act(m->be, rows, c->ffn)},
+        {&w->gate_up, act(m->be, rows, 2 * ffn)},
+        {&w->act, act(m->be, rows, ffn)},
+        {(void **)&w->router, floats(rows, c->n_experts)},
+        {&w->experts, experts_bytes(m, rows)},
         {(void **)&w->out, floats(rows, m->out_width)},
         {(void **)&w->last, floats(logits, c->hidden)},
         {(void **)&w->logits, floats(logits, c->vocab)},
@@ -120,8 +141,8 @@ void nbi_workspace_free(nbi_workspace *w)
 {
     if (!w)
         return;
-    void *all[N_PARTS] = {w->x,   w->h,    w->qkv,    w->att,     w->gate_up, w->act,
-                          w->out, w->last, w->logits, w->scratch, w->drawing};
+    void *all[N_PARTS] = {w->x,       w->h,   w->qkv,  w->att,    w->gate_up, w->act,    w->router,
+                          w->experts, w->out, w->last, w->logits, w->scratch, w->drawing};
     w->be->ops->step_free(w->be, w->step);
     for (int i = 0; i < N_PARTS; i++)
         w->be->ops->release(w->be, all[i]);
@@ -240,6 +261,38 @@ done:
     return st;
 }
 
+static nb_status run_ffn(const run *r, uint32_t i)
+{
+    const nbi_config *c = &r->m->cfg;
+    nbi_workspace *w = r->w;
+    nbi_backend *be = r->m->be;
+    const port ffn = port_of(r, i, NBI_GATE, 2), down = port_of(r, i, NBI_DOWN, 1);
+    nb_status st;
+    NB_TRY(be->ops->rmsnorm(be, w->x, r->m->layers[i].ffn_norm, c->norm_eps, r->rows, c->hidden, w->h, ffn.produced));
+    NB_TRY(project(r, &ffn, w->h, w->gate_up, NBI_DST_ACT));
+    NB_TRY(be->ops->swiglu(be, w->gate_up, r->rows, c->ffn, w->act, down.produced));
+    NB_TRY(project(r, &down, w->act, w->x, NBI_DST_RESIDUAL));
+done:
+    return st;
+}
+
+static nb_status run_experts(const run *r, uint32_t i)
+{
+    const nbi_config *c = &r->m->cfg;
+    const nbi_layer *l = &r->m->layers[i];
+    nbi_workspace *w = r->w;
+    nbi_backend *be = r->m->be;
+    const nbi_backend_ops *ops = be->ops;
+    const nbi_linear *router = l->router;
+    const nbi_experts experts = nbi_experts_of(c, l);
+    nb_status st;
+    NB_TRY(ops->rmsnorm(be, w->x, l->ffn_norm, c->norm_eps, r->rows, c->hidden, w->h, NBI_FORM_FLOAT));
+    NB_TRY(ops->linear(be, &router, 1, w->h, NBI_FORM_FLOAT, r->rows, w->router, experts.n, NBI_DST_F32, w->scratch));
+    NB_TRY(ops->experts(be, &experts, w->h, w->router, r->rows, w->x, w->experts, w->scratch));
+done:
+    return st;
+}
+
 static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
 {
     const nbi_config *c = &r->m->cfg;
@@ -248,8 +301,7 @@ static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
     nbi_backend *be = r->m->be;
     const nbi_backend_ops *ops = be->ops;
     const size_t rows = r->rows;
-    const port qkv = port_of(r, i, NBI_Q, 3), o = port_of(r, i, NBI_O, 1), ffn = port_of(r, i, NBI_GATE, 2),
-               down = port_of(r, i, NBI_DOWN, 1);
+    const port qkv = port_of(r, i, NBI_Q, 3), o = port_of(r, i, NBI_O, 1);
     const float scale = 1.0f / sqrtf((float)c->head_dim);
     nb_status st;
     NB_TRY(ops->rmsnorm(be, w->x, l->attn_norm, c->norm_eps, rows, c->hidden, w->h, qkv.produced));
@@ -257,10 +309,7 @@ static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
     NB_TRY(ops->rope_append(be, w->step, w->qkv, c->n_heads, kv));
     NB_TRY(ops->attention(be, w->step, w->qkv, c->n_heads, kv, scale, w->att, o.produced));
     NB_TRY(project(r, &o, w->att, w->x, NBI_DST_RESIDUAL));
-    NB_TRY(ops->rmsnorm(be, w->x, l->ffn_norm, c->norm_eps, rows, c->hidden, w->h, ffn.produced));
-    NB_TRY(project(r, &ffn, w->h, w->gate_up, NBI_DST_ACT));
-    NB_TRY(ops->swiglu(be, w->gate_up, rows, c->ffn, w->act, down.produced));
-    NB_TRY(project(r, &down, w->act, w->x, NBI_DST_RESIDUAL));
+    NB_TRY(l->expert ? run_experts(r, i) : run_ffn(r, i));
 done:
     return st;
 }

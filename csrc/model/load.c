@@ -75,10 +75,11 @@ done:
     return st;
 }
 
-static nb_status folder_scheme(void *self, const char *module, size_t k, nbi_scheme *scheme, nbi_dtype *dense)
+static nb_status folder_scheme(void *self, const char *module, size_t n, size_t k, nbi_scheme *scheme, nbi_dtype *dense)
 {
     const folder *f = self;
     char name[128];
+    (void)n;
     (void)k;
     snprintf(name, sizeof name, "%s.weight", module);
     const nbi_tensor *t = nbi_checkpoint_find(f->ckpt, name);

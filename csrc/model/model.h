@@ -6,8 +6,9 @@
 #include "model/config.h"
 
 typedef struct nbi_layer {
-    float *attn_norm, *ffn_norm; /* device fp32 [hidden] */
-    nbi_linear *proj[NBI_N_PROJ];
+    float *attn_norm, *ffn_norm;    /* device fp32 [hidden] */
+    nbi_linear *proj[NBI_N_PROJ];   /* of a layer with experts up to O */
+    nbi_linear *router, **expert;   /* expert [n_experts][3]: gate, up, down; NULL: one FFN */
     nbi_transform *in[NBI_N_PORTS]; /* of what the layers of a port read; NULL: none */
     nbi_transform *out[NBI_N_PROJ]; /* of what a layer computes; NULL: none */
     float *out_bias[NBI_N_PROJ];    /* device fp32: its bias, which comes behind that; NULL: none */
@@ -32,6 +33,9 @@ struct nb_model {
 
 /* NB_ENOMEM with both numbers if the device has less than `bytes` free: asked before anything of it is taken. */
 nb_status nbi_memory_check(const nb_model *m, uint64_t bytes, const char *what);
+
+/* The experts of a layer; NULL: only their sizes. */
+nbi_experts nbi_experts_of(const nbi_config *c, const nbi_layer *l);
 
 /* The KV cache of all layers, shared by the sequences of an engine. */
 typedef struct nbi_kv {

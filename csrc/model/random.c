@@ -13,7 +13,6 @@ typedef struct dice {
     nbi_recipe *recipe; /* NULL: all dense */
     nbi_dtype dtype;
     uint64_t seed; /* another one for each tensor */
-    const nbi_config *cfg;
 } dice;
 
 /* Dense weights of standard deviation about 0.02 (uniform), four from each random word. */
@@ -94,19 +93,7 @@ static nb_status random_beside(nbi_weight *w, uint64_t seed)
     return NB_OK;
 }
 
-/* The outputs of a layer, by its name. */
-static size_t outputs_of(const nbi_config *c, const char *module)
-{
-    size_t n = c->vocab, k;
-    for (int p = 0; p < NBI_N_PROJ; p++) {
-        const char *name = nbi_proj_name((nbi_proj)p);
-        if (strlen(module) > strlen(name) && strcmp(module + strlen(module) - strlen(name), name) == 0)
-            nbi_proj_shape(c, (nbi_proj)p, &n, &k);
-    }
-    return n;
-}
-
-static nb_status dice_scheme(void *self, const char *module, size_t k, nbi_scheme *scheme, nbi_dtype *dense)
+static nb_status dice_scheme(void *self, const char *module, size_t n, size_t k, nbi_scheme *scheme, nbi_dtype *dense)
 {
     const dice *d = self;
     *scheme = (nbi_scheme){0};
@@ -115,7 +102,7 @@ static nb_status dice_scheme(void *self, const char *module, size_t k, nbi_schem
         return NB_OK;
     nb_status st = nbi_recipe_scheme(d->recipe, module, k, scheme);
     if (st == NB_OK && scheme->bits)
-        scheme->nnz = numbers_beside(scheme, outputs_of(d->cfg, module), k);
+        scheme->nnz = numbers_beside(scheme, n, k);
     return st;
 }
 
@@ -125,7 +112,7 @@ static nb_status dice_linear(void *self, const char *module, size_t n, size_t k,
     nbi_dtype dense;
     nb_status st;
     *out = (nbi_weight){.n = n, .k = k};
-    NB_TRY(dice_scheme(self, module, k, &out->scheme, &dense));
+    NB_TRY(dice_scheme(self, module, n, k, &out->scheme, &dense));
     d->seed++;
     NB_TRY(out->scheme.bits ? random_codes(out, d->seed) : random_dense(out, dense, d->seed));
     if (out->scheme.bits && out->scheme.sparse)
@@ -161,7 +148,6 @@ nb_status nb_model_random(nb_model **out, const char *shape, const char *recipe,
     snprintf(m->path, sizeof m->path, "%s", shape);
     NB_TRY(nbi_json_load(&config, shape));
     NB_TRY(nbi_config_parse(&m->cfg, config, shape));
-    d.cfg = &m->cfg;
     if (recipe)
         NB_TRY(nbi_recipe_load(&d.recipe, recipe));
     d.dtype = m->cfg.dtype;

@@ -614,12 +614,13 @@ void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, do
     *ctx = r->ctx;
 }
 
-/* Embedding tables are looked up, not multiplied, and norms are vectors: "model.embed_tokens", "transformer.wte",
- * "model.layers.0.input_layernorm", "q_norm". */
+/* Embedding tables are looked up, not multiplied, norms are vectors, and a router of experts decides more than it weighs:
+ * "model.embed_tokens", "transformer.wte", "model.layers.0.input_layernorm", "q_norm", "model.layers.0.block_sparse_moe.gate". */
 static bool is_never_quantized(const char *module)
 {
     const char *dot = strrchr(module, '.'), *last = dot ? dot + 1 : module;
-    return strstr(last, "norm") || strstr(last, "embed") || strcmp(last, "wte") == 0 || strcmp(last, "wpe") == 0;
+    return strstr(last, "norm") || strstr(last, "embed") || strcmp(last, "wte") == 0 || strcmp(last, "wpe") == 0 ||
+           strcmp(last, "gate") == 0;
 }
 
 nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, nbi_scheme *out)

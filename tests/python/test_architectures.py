@@ -31,6 +31,12 @@ VARIANTS = {
     "llama3_rope": dict(head_dim=24, rope_theta=1000.0, rope_scaling={
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64}),
+    "mixtral": dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=5,
+                    num_experts_per_tok=2, sliding_window=None),
+    "mixtral_one_of_three": dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=3,
+                                 num_experts_per_tok=1, sliding_window=None, torch_dtype="bfloat16"),
+    "mixtral_all": dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=3,
+                        num_experts_per_tok=3, sliding_window=None),
     "f16": dict(torch_dtype="float16"),
     "bf16": dict(torch_dtype="bfloat16"),
     "sharded": {},
@@ -65,6 +71,18 @@ def dims(c):
     return hd, c["num_attention_heads"] * hd, c["num_key_value_heads"] * hd
 
 
+def ffn_layers(c):
+    """(name, shape, has a bias) of what comes behind attention."""
+    h, f = c["hidden_size"], c["intermediate_size"]
+    if "num_local_experts" not in c:
+        return [("mlp.gate_proj", (f, h), c.get("mlp_bias")), ("mlp.up_proj", (f, h), c.get("mlp_bias")),
+                ("mlp.down_proj", (h, f), c.get("mlp_bias"))]
+    n = c["num_local_experts"]
+    return [("block_sparse_moe.gate", (n, h), False)] + [
+        (f"block_sparse_moe.experts.{e}.{w}", (h, f) if w == "w2" else (f, h), False)
+        for e in range(n) for w in ("w1", "w2", "w3")]
+
+
 def random_weights(c, rng):
     h, f, v = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
     _, q, kv = dims(c)
@@ -81,10 +99,7 @@ def random_weights(c, rng):
             ("self_attn.k_proj", (kv, h), qwen or c.get("attention_bias")),
             ("self_attn.v_proj", (kv, h), qwen or c.get("attention_bias")),
             ("self_attn.o_proj", (h, q), c.get("attention_bias")),
-            ("mlp.gate_proj", (f, h), c.get("mlp_bias")),
-            ("mlp.up_proj", (f, h), c.get("mlp_bias")),
-            ("mlp.down_proj", (h, f), c.get("mlp_bias")),
-        ]:
+        ] + ffn_layers(c):
             w[p + name + ".weight"] = rng.normal(0, 2 / np.sqrt(k), (n, k))
             if bias:
                 w[p + name + ".bias"] = rng.normal(0, 0.5, n)
@@ -120,7 +135,8 @@ def make_folder(folder, name):
 
 def inverse_frequencies(c):
     hd = dims(c)[0]
-    r = {"rope_theta": c.get("rope_theta", 10000.0), **(c.get("rope_scaling") or {}), **c.get("rope_parameters", {})}
+    default = 1e6 if c["model_type"] == "mixtral" else 1e4
+    r = {"rope_theta": c.get("rope_theta", default), **(c.get("rope_scaling") or {}), **c.get("rope_parameters", {})}
     f = r["rope_theta"] ** (-np.arange(0, hd, 2) / hd)
     kind = r.get("rope_type", r.get("type", "default"))
     if kind == "linear":
@@ -133,6 +149,24 @@ def inverse_frequencies(c):
                      np.where(wave < old / r["high_freq_factor"], f, blend))
         assert len({*np.where(wave > old / r["low_freq_factor"], 0, np.where(wave < old / r["high_freq_factor"], 1, 2))}) == 3
     return f
+
+
+def ffn(h, linear, gate, up, down):
+    g = linear(h, gate)
+    return linear(g / (1 + np.exp(-g)) * linear(h, up), down)
+
+
+def experts(c, h, linear, p):
+    """Softmax over all experts, the best of them, their weights scaled to a sum of 1."""
+    s = linear(h, p + "gate")
+    s = np.exp(s - s.max(-1, keepdims=True))
+    s /= s.sum(-1, keepdims=True)
+    chosen = np.argsort(-s, axis=-1, kind="stable")[:, :c["num_experts_per_tok"]]
+    weight = np.zeros_like(s)
+    np.put_along_axis(weight, chosen, np.take_along_axis(s, chosen, -1), -1)
+    weight /= weight.sum(-1, keepdims=True)
+    names = [[f"{p}experts.{e}.{w}" for w in ("w1", "w3", "w2")] for e in range(s.shape[1])]
+    return sum(weight[:, e:e + 1] * ffn(h, linear, *names[e]) for e in range(s.shape[1]))
 
 
 def forward(c, w, ids):
@@ -167,8 +201,10 @@ def forward(c, w, ids):
         o = np.einsum("hts,shd->thd", s / s.sum(-1, keepdims=True), v).reshape(T, nh * hd)
         x = x + linear(o, p + "self_attn.o_proj")
         h = norm(x, p + "post_attention_layernorm.weight")
-        g = linear(h, p + "mlp.gate_proj")
-        x = x + linear(g / (1 + np.exp(-g)) * linear(h, p + "mlp.up_proj"), p + "mlp.down_proj")
+        if "num_local_experts" in c:
+            x = x + experts(c, h, linear, p + "block_sparse_moe.")
+        else:
+            x = x + ffn(h, linear, p + "mlp.gate_proj", p + "mlp.up_proj", p + "mlp.down_proj")
     x = norm(x, "model.norm.weight")
     return x @ w["model.embed_tokens.weight" if c["tie_word_embeddings"] else "lm_head.weight"].T
 
@@ -210,17 +246,64 @@ def test_a_missing_or_unexpected_bias_is_named(tmp_path):
         nibble.Model(folder)
 
 
-@pytest.mark.parametrize("name", ["all_biases", "qwen2", "tied", "sharded", "f16"])
+def change_tensors(folder, change):
+    """Rewrites the weights of a folder of make_folder() by change(name, array): an array, or None to leave it out."""
+    path = os.path.join(folder, "model.safetensors")
+    with open(path, "rb") as f:
+        raw = f.read()
+    n = struct.unpack("<Q", raw[:8])[0]
+    stored = {}
+    for name, t in json.loads(raw[8:8 + n]).items():
+        if name != "__metadata__":
+            a, b = t["data_offsets"]
+            x = change(name, np.frombuffer(raw[8 + n + a:8 + n + b], np.float32).reshape(t["shape"]))
+            if x is not None:
+                stored[name] = ("F32", x)
+    write_safetensors(path, stored)
+
+
+def test_broken_experts_are_named(tmp_path, root):
+    gate, expert = "model.layers.1.block_sparse_moe.gate", "model.layers.1.block_sparse_moe.experts.4.w2"
+    recipe = os.path.join(root, "configs/recipes/w8a16.json")
+    for i, (change, what) in enumerate([
+            (lambda name, x: None if name == expert + ".weight" else x, expert),
+            (lambda name, x: None if name == gate + ".weight" else x, gate),
+            (lambda name, x: x[:-1] if name == gate + ".weight" else x, gate),
+            (lambda name, x: x.T if name == expert + ".weight" else x, expert),
+            (lambda name, x: x * np.nan if name == expert + ".weight" else x, expert)]):
+        folder = str(tmp_path / str(i))
+        make_folder(folder, "mixtral")
+        change_tensors(folder, change)
+        with pytest.raises(nibble.Error, match=what.replace(".", r"\.")):
+            nibble.Model(folder)
+        with pytest.raises(nibble.Error, match=what.replace(".", r"\.")):
+            nibble.quantize(folder, str(tmp_path / "out"), recipe=recipe)
+
+
+def test_what_needs_calibration_is_refused_for_experts(tmp_path, root):
+    folder = str(tmp_path / "m")
+    make_folder(folder, "mixtral_all")
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 1000)
+    for recipe in ("w8a8-static", "w4-quip", "mixed", "llm-int8"):
+        with pytest.raises(nibble.Error, match="mixture of experts"):
+            nibble.quantize(folder, str(tmp_path / "out"), recipe=os.path.join(root, f"configs/recipes/{recipe}.json"),
+                            calib=str(text))
+
+
+@pytest.mark.parametrize("name", ["all_biases", "qwen2", "tied", "sharded", "f16", "mixtral", "mixtral_all"])
 @pytest.mark.parametrize("recipe", ["w8a16", "w4a16-g32-asym", "w8a8-dynamic"])
 def test_quantized_weights_give_the_logits_of_their_dequantized_values(name, recipe, tmp_path, root):
     """W8A16 and W4A16: the float64 pass over the weights as rounded here by the documented grid, from the folder's own
     scales.  W8A8 also rounds activations: only near."""
+    if (name, recipe) == ("mixtral", "w8a8-dynamic"):
+        pytest.skip("rounding sends a token to another expert where two are nearly equal: mixtral_all has them all")
     src, dst = str(tmp_path / "src"), str(tmp_path / "dst")
     c, w = make_folder(src, name)
     nibble.quantize(src, dst, recipe=os.path.join(root, f"configs/recipes/{recipe}.json"))
     ids = [int(i) for i in np.random.default_rng(2).integers(0, c["vocab_size"], 60)]
     for key in list(w):
-        if "_proj.weight" not in key:
+        if "_proj.weight" not in key and ".experts." not in key:
             continue
         x = w[key].astype(np.float32)
         bits, group = (4, 32) if recipe.startswith("w4") else (8, x.shape[1])

@@ -115,9 +115,12 @@ static const nbi_backend_ops cpu_ops = {
     .rope_append = nbi_cpu_rope_append,
     .attention = nbi_cpu_attention,
     .swiglu = swiglu,
+    .experts = nbi_cpu_experts,
+    .experts_bytes = nbi_cpu_experts_bytes,
     .gather = gather,
     .download_act = download_act,
     .upload_act = upload_act,
+    .roofs = nbi_cpu_roofs,
 };
 
 /* ---- instruction sets: best first ---- */

@@ -18,6 +18,7 @@
 #endif
 
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
+#define NBI_SLAB  4  /* panels whose lines alternate: a single row of x reads one stream */
 
 /* What a linear kernel reads.  W*: float activations, Q*: INT8 activations. */
 typedef enum nbi_cpu_kind {
@@ -49,12 +50,12 @@ static inline bool nbi_cpu_is_integer(nbi_cpu_kind kind)
 }
 
 /* How the codes of a row lie in its lane of a panel: `codes` of them in `dwords` dwords, and so on to the end of the row;
- * the next dword of a lane is one panel's line, 64 bytes, away.  Groups are whole blocks. */
+ * the next dword of a lane is `step` bytes away.  Groups are whole blocks. */
 typedef struct nbi_cpu_packing {
     size_t codes, dwords;
     unsigned offset; /* of what is stored, u = code + offset: the zero point of a symmetric weight */
-    void (*pack)(unsigned char *lane, const nbi_weight *w, size_t n); /* row n, into zeros */
-    unsigned (*code)(const unsigned char *lane, size_t k);            /* u */
+    void (*pack)(unsigned char *lane, size_t step, const nbi_weight *w, size_t n); /* row n, into zeros */
+    unsigned (*code)(const unsigned char *lane, size_t step, size_t k);            /* u */
 } nbi_cpu_packing;
 
 /* A packed weight; layouts are drawn in pack.c.  Codes are stored unsigned, u = code + offset, and zero points with
@@ -66,22 +67,41 @@ struct nbi_linear {
     nbi_scheme scheme;
     nbi_cpu_kind kind;
     const nbi_cpu_packing *packing; /* NULL: dense, XNOR */
-    size_t panel_bytes;
-    size_t bit_words; /* XNOR: 64-bit words of a row */
-    unsigned char *w; /* [panels][panel_bytes] */
-    float *scales;    /* [panels][groups][16]; NULL when dense */
-    uint8_t *zeros;   /* [panels][groups][16]; NULL when symmetric */
-    uint32_t *perm;   /* [K] act-order, or NULL */
+    size_t panel_bytes, line; /* line: bytes of sixteen numbers or dwords side by side; 0: XNOR, which has no slabs */
+    size_t bit_words;         /* XNOR: 64-bit words of a row */
+    unsigned char *w;         /* [slabs][panel_bytes / line][panels of the slab][line] */
+    float *scales;            /* [slabs][groups][panels of the slab][16]; NULL when dense */
+    uint8_t *zeros;           /* as scales; NULL when symmetric */
+    uint32_t *perm;           /* [K] act-order, or NULL */
     nbi_sparse
         sparse; /* as nbi_weight has it; of a layer with outliers value is [panels][n_outliers][16], col the outliers */
     size_t n_outliers;
-    int32_t *corr; /* [panels][groups][16] = zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
+    int32_t *corr; /* as scales: zx * (len * zero - sum of u) mod 2^32; NULL when zx is 0 */
     float *bias;   /* [panels*16] or NULL */
     float act_scale;
     int32_t act_zero; /* zx */
     void *block;      /* the one allocation that holds all of these */
     size_t bytes;
 };
+
+/* Panels of the slab that this one is in. */
+static inline size_t nbi_cpu_slab(const nbi_linear *l, size_t panel)
+{
+    const size_t left = l->panels - panel / NBI_SLAB * NBI_SLAB;
+    return left < NBI_SLAB ? left : NBI_SLAB;
+}
+
+/* The first line of a panel; the next one lies nbi_cpu_slab() lines on. */
+static inline unsigned char *nbi_cpu_panel(const nbi_linear *l, size_t panel)
+{
+    return l->w + panel / NBI_SLAB * NBI_SLAB * l->panel_bytes + panel % NBI_SLAB * l->line;
+}
+
+/* Where the sixteen scales (zero points, corrections) of a group lie. */
+static inline size_t nbi_cpu_group_at(const nbi_linear *l, size_t panel, size_t g)
+{
+    return (panel / NBI_SLAB * NBI_SLAB * l->groups + g * nbi_cpu_slab(l, panel) + panel % NBI_SLAB) * NBI_PANEL;
+}
 
 /* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
 typedef struct nbi_cpu_job {
@@ -132,6 +152,8 @@ typedef struct nbi_cpu_kernels {
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */
     void (*attend)(const nbi_cpu_attend *a);
     void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
+    float (*roof_read)(const float *p, size_t n);            /* reads n floats, a multiple of 256; their sum */
+    double (*roof_int8)(size_t n, float *sink);              /* n rounds of INT8 products; the operations done */
 } nbi_cpu_kernels;
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
@@ -188,10 +210,18 @@ nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *tab
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
 
+/* experts.c */
+nb_status nbi_cpu_experts(nbi_backend *b, const nbi_experts *e, const void *x, const float *logits, size_t rows,
+                          float *y, void *buffer, void *scratch);
+size_t nbi_cpu_experts_bytes(nbi_backend *b, const nbi_experts *e, size_t rows);
+
 /* attention.c */
 nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);
 nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads, const nbi_kv_layer *kv,
                             float scale, void *y, unsigned forms);
+
+/* roof.c */
+nb_status nbi_cpu_roofs(nbi_backend *b, nbi_roofs *out);
 
 /* transform.c */
 struct nbi_transform {

@@ -3,6 +3,7 @@
 #include "backend/cpu/v16_avx2.h"
 
 #include "backend/cpu/linear_body.h"
+#include "backend/cpu/roof_body.h"
 #include "backend/cpu/rows_body.h"
 #include "backend/cpu/sparse_body.h"
 #include "backend/cpu/xnor_body.h"
@@ -21,6 +22,8 @@ const nbi_cpu_kernels nbi_cpu_avx2 = {
     .exp = exp_n,
     .attend = attend,
     .rotate_row = rotate_row,
+    .roof_read = roof_read,
+    .roof_int8 = roof_int8,
 };
 #else
 typedef int nbi_cpu_avx2_is_for_x86_64; /* a translation unit is never empty */

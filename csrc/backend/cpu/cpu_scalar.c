@@ -2,6 +2,7 @@
 #include "backend/cpu/v16_scalar.h"
 
 #include "backend/cpu/linear_body.h"
+#include "backend/cpu/roof_body.h"
 #include "backend/cpu/rows_body.h"
 #include "backend/cpu/sparse_body.h"
 #include "backend/cpu/xnor_body.h"
@@ -20,4 +21,6 @@ const nbi_cpu_kernels nbi_cpu_scalar = {
     .exp = exp_n,
     .attend = attend,
     .rotate_row = rotate_row,
+    .roof_read = roof_read,
+    .roof_int8 = roof_int8,
 };

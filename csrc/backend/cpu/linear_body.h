@@ -14,18 +14,26 @@
  * code.  The full ones run against guard pages in tests/backend_test.cpp. */
 #if defined(NBI_CPU_SANITIZED)
 #define UNROLL
-#undef V16_ROWS
-#undef V16_ROWS_INT
 #undef V16_PANELS_1
-#undef V16_PANELS_2
 #undef V16_INT_PANELS_1
+#undef V16_PANELS_2
 #undef V16_INT_PANELS_2
-#define V16_ROWS         2
-#define V16_ROWS_INT     2
+#undef V16_PANELS_4
+#undef V16_INT_PANELS_4
+#undef V16_PANELS_6
+#undef V16_INT_PANELS_6
+#undef V16_PANELS_8
+#undef V16_INT_PANELS_8
 #define V16_PANELS_1     2
 #define V16_PANELS_2     1
+#define V16_PANELS_4     0
+#define V16_PANELS_6     0
+#define V16_PANELS_8     0
 #define V16_INT_PANELS_1 2
 #define V16_INT_PANELS_2 1
+#define V16_INT_PANELS_4 0
+#define V16_INT_PANELS_6 0
+#define V16_INT_PANELS_8 0
 #elif defined(__clang__)
 #define UNROLL _Pragma("unroll")
 /* clang unrolls some of these loops before it comes to the hint, and then warns that it did not */
@@ -56,12 +64,11 @@ V16_INLINE void store_tile(const nbi_cpu_job *j, size_t panel, size_t row, int P
 
 /* ---- dense ---- */
 
-V16_INLINE v16 dense_weight(const unsigned char *w, size_t k, int kind)
+V16_INLINE v16 dense_weight(const unsigned char *w, int kind)
 {
     if (kind == NBI_CPU_F32)
-        return v16_load((const float *)w + k * NBI_PANEL);
-    const uint16_t *h = (const uint16_t *)w + k * NBI_PANEL;
-    return kind == NBI_CPU_F16 ? v16_load_f16(h) : v16_load_bf16(h);
+        return v16_load((const float *)w);
+    return kind == NBI_CPU_F16 ? v16_load_f16((const uint16_t *)w) : v16_load_bf16((const uint16_t *)w);
 }
 
 V16_INLINE void dense_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
@@ -69,7 +76,8 @@ V16_INLINE void dense_tile(const nbi_cpu_job *j, size_t panel, size_t row, int k
     const nbi_linear *l = j->l;
     const size_t K = l->k;
     const float *x = j->x + row * K;
-    const unsigned char *w = l->w + panel * l->panel_bytes;
+    const unsigned char *w = nbi_cpu_panel(l, panel);
+    const size_t line = kind == NBI_CPU_F32 ? 64 : 32, step = nbi_cpu_slab(l, panel) * line;
     v16 acc[MAX_P][MAX_M];
     for (int p = 0; p < P; p++)
         for (int m = 0; m < M; m++)
@@ -80,7 +88,7 @@ V16_INLINE void dense_tile(const nbi_cpu_job *j, size_t panel, size_t row, int k
         UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
         for (size_t k = k0; k < k1; k++) {
             v16 wk[MAX_P];
-            UNROLL for (int p = 0; p < P; p++) wk[p] = dense_weight(w + (size_t)p * l->panel_bytes, k, kind);
+            UNROLL for (int p = 0; p < P; p++) wk[p] = dense_weight(w + k * step + (size_t)p * line, kind);
             UNROLL for (int m = 0; m < M; m++)
             {
                 v16 xk = v16_set1(x[(size_t)m * K + k]);
@@ -105,11 +113,11 @@ V16_INLINE v16 code_weight(v16u w, int i, v16 zero, int kind)
 }
 
 /* One dword of codes a lane: `len` elements (4 or 8; fewer only at the end of a row whose K is not a multiple). */
-V16_INLINE void code_step(const unsigned char *w, size_t panel_bytes, const float *x, size_t K, int len, int kind,
-                          int P, int M, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
+V16_INLINE void code_step(const unsigned char *w, const float *x, size_t K, int len, int kind, int P, int M,
+                          const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
     v16u wd[MAX_P];
-    UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + (size_t)p * panel_bytes);
+    UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + 64 * p);
     UNROLL for (int i = 0; i < len; i++)
     {
         v16 wk[MAX_P];
@@ -125,11 +133,12 @@ V16_INLINE void code_step(const unsigned char *w, size_t panel_bytes, const floa
 V16_INLINE void load_zeros(const nbi_linear *l, size_t panel, size_t g, int kind, int P, v16 zero[MAX_P])
 {
     const int bits = kind == NBI_CPU_W8 ? 8 : 4;
+    const size_t at = nbi_cpu_group_at(l, panel, g);
     UNROLL for (int p = 0; p < P; p++)
     {
         zero[p] = v16_set1(bits == 8 ? 128 : 8);
         if (l->zeros)
-            zero[p] = v16_load_u8(l->zeros + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);
+            zero[p] = v16_load_u8(l->zeros + at + NBI_PANEL * p);
         zero[p] = v16_zero_points(zero[p], bits);
     }
 }
@@ -137,28 +146,28 @@ V16_INLINE void load_zeros(const nbi_linear *l, size_t panel, size_t g, int kind
 V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
 {
     const nbi_linear *l = j->l;
-    const size_t K = l->k, pb = l->panel_bytes;
+    const size_t K = l->k, step = nbi_cpu_slab(l, panel) * 64;
     const int per = kind == NBI_CPU_W8 ? 4 : 8; /* codes in a dword */
     const float *x = j->x + row * K;
-    const unsigned char *w = l->w + panel * pb;
+    const unsigned char *w = nbi_cpu_panel(l, panel);
     v16 acc[MAX_P][MAX_M], zero[MAX_P];
     for (int p = 0; p < P; p++)
         for (int m = 0; m < M; m++)
             acc[p][m] = v16_set1(0);
     for (size_t g = 0; g < l->groups; g++) {
-        const size_t end = (g + 1) * l->group_len;
+        const size_t end = (g + 1) * l->group_len, at = nbi_cpu_group_at(l, panel, g);
         load_zeros(l, panel, g, kind, P, zero);
         for (size_t k0 = end - l->group_len; k0 < end; k0 += NBI_K_CHUNK) {
             size_t k1 = end - k0 < NBI_K_CHUNK ? end : k0 + NBI_K_CHUNK, k = k0;
             v16 part[MAX_P][MAX_M];
             UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
             for (; k + (size_t)per <= k1; k += (size_t)per)
-                code_step(w + k / (size_t)per * 64, pb, x + k, K, per, kind, P, M, zero, part);
+                code_step(w + k / (size_t)per * step, x + k, K, per, kind, P, M, zero, part);
             if (k < k1)
-                code_step(w + k / (size_t)per * 64, pb, x + k, K, (int)(k1 - k), kind, P, M, zero, part);
+                code_step(w + k / (size_t)per * step, x + k, K, (int)(k1 - k), kind, P, M, zero, part);
             UNROLL for (int p = 0; p < P; p++)
             {
-                v16 s = v16_load(l->scales + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);
+                v16 s = v16_load(l->scales + at + NBI_PANEL * p);
                 UNROLL for (int m = 0; m < M; m++) acc[p][m] = v16_fma(s, part[p][m], acc[p][m]);
             }
         }
@@ -168,16 +177,21 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
 
 /* ---- quantized weights, INT8 activations ---- */
 
-V16_INLINE void int_step(const unsigned char *w, size_t pb, const nbi_qx *q, size_t stride, int kind, int P, int M,
+/* Both halves of a nibble's line are taken from memory: dwords that wait for the second half would cost sums their registers. */
+V16_INLINE void int_step(const unsigned char *w, const nbi_qx *q, size_t stride, int kind, int P, int M,
                          v16d sum[MAX_P][MAX_M])
 {
-    v16u wd[MAX_P];
-    UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + (size_t)p * pb);
     const int halves = kind == NBI_CPU_Q8 ? 1 : 2;
     UNROLL for (int half = 0; half < halves; half++)
     {
         v16q wq[MAX_P];
-        UNROLL for (int p = 0; p < P; p++) wq[p] = kind == NBI_CPU_Q8 ? v16q_from8(wd[p]) : v16q_from4(wd[p], half);
+        if (half)
+            __asm__("" : "+r"(w)); /* the compiler forgets what it has loaded */
+        UNROLL for (int p = 0; p < P; p++)
+        {
+            const v16u wd = v16u_load(w + 64 * p);
+            wq[p] = kind == NBI_CPU_Q8 ? v16q_from8(wd) : v16q_from4(wd, half);
+        }
         UNROLL for (int m = 0; m < M; m++)
         {
             v16x xq = v16x_load(q + (size_t)m * stride + 4 * half);
@@ -193,7 +207,7 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
     const nbi_linear *l = j->l;
     UNROLL for (int p = 0; p < P; p++)
     {
-        size_t at = ((panel + (size_t)p) * l->groups + g) * NBI_PANEL;
+        const size_t at = nbi_cpu_group_at(l, panel, g) + (size_t)(NBI_PANEL * p);
         v16 s = v16_load(l->scales + at);
         UNROLL for (int m = 0; m < M; m++)
         {
@@ -207,9 +221,9 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
 V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
 {
     const nbi_linear *l = j->l;
-    const size_t pb = l->panel_bytes, stride = j->q_stride, per = kind == NBI_CPU_Q8 ? 4 : 8;
+    const size_t step = nbi_cpu_slab(l, panel) * 64, stride = j->q_stride, per = kind == NBI_CPU_Q8 ? 4 : 8;
     const nbi_qx *q = (const nbi_qx *)j->q + row * stride;
-    const unsigned char *w = l->w + panel * pb;
+    const unsigned char *w = nbi_cpu_panel(l, panel);
     v16 acc[MAX_P][MAX_M];
     for (int p = 0; p < P; p++)
         for (int m = 0; m < M; m++)
@@ -220,7 +234,7 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
         UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) sum[p][m] = v16d_zero();
         /* A last dword that K does not fill multiplies the zeros that quantize_row() left beyond K. */
         for (size_t k = k0; k < k1; k += per)
-            int_step(w + k / per * 64, pb, q + k, stride, kind, P, M, sum);
+            int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
         int_group(j, panel, row, g, P, M, sum, acc);
     }
     for (int m = 0; m < M; m++) {
@@ -257,23 +271,26 @@ V16_INLINE void strip(const nbi_cpu_job *j, size_t p0, size_t p1, size_t row, in
             tile(j, p0, row, kind, 1, M);
 }
 
+/* All tiles of M rows that still fit; P 0: the machine has none. */
+V16_INLINE size_t strips(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r, size_t r1, int kind, int P, int M)
+{
+    if (P)
+        for (; r1 - r >= (size_t)M; r += (size_t)M)
+            strip(j, p0, p1, r, kind, P, M);
+    return r;
+}
+
 /* Blocks of MAX_P panels stay in the second-level cache while all rows pass over them. */
 V16_INLINE void matrix(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1, nbi_cpu_kind kind)
 {
-    const int integer = nbi_cpu_is_integer(kind), most = integer ? V16_ROWS_INT : V16_ROWS;
+    const int integer = nbi_cpu_is_integer(kind);
     for (size_t p = p0; p < p1; p += MAX_P) {
         size_t pe = p1 - p < MAX_P ? p1 : p + MAX_P, r = r0;
-        if (most >= 8)
-            for (; r1 - r >= 8; r += 8)
-                strip(j, p, pe, r, kind, integer ? V16_INT_PANELS_8 : V16_PANELS_8, 8);
-        if (most >= 4)
-            for (; r1 - r >= 4; r += 4)
-                strip(j, p, pe, r, kind, integer ? V16_INT_PANELS_4 : V16_PANELS_4, 4);
-        if (most >= 2)
-            for (; r1 - r >= 2; r += 2)
-                strip(j, p, pe, r, kind, integer ? V16_INT_PANELS_2 : V16_PANELS_2, 2);
-        for (; r < r1; r++)
-            strip(j, p, pe, r, kind, integer ? V16_INT_PANELS_1 : V16_PANELS_1, 1);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_8 : V16_PANELS_8, 8);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_6 : V16_PANELS_6, 6);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_4 : V16_PANELS_4, 4);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_2 : V16_PANELS_2, 2);
+        strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_1 : V16_PANELS_1, 1);
     }
 }
 

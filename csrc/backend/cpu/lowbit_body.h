@@ -11,19 +11,19 @@ V16_INLINE int lowbit_bits(int kind)
                                                                              : 3;
 }
 
-/* A dword a lane in each of P panels. */
-V16_INLINE void load_dwords(const unsigned char *w, size_t panel_bytes, int P, v16u to[MAX_P])
+/* Dwords of P panels: line `i` of a block at w. */
+V16_INLINE void load_line(const unsigned char *w, size_t step, int i, int P, v16u to[MAX_P])
 {
-    UNROLL for (int p = 0; p < P; p++) to[p] = v16u_load(w + (size_t)p * panel_bytes);
+    UNROLL for (int p = 0; p < P; p++) to[p] = v16u_load(w + (size_t)i * step + 64 * p);
 }
 
-/* The dwords of step `half` (0 or 1) of a block at w.  high: bits that stand two above their codes' lower bits. */
-V16_INLINE void load_step(const unsigned char *w, size_t pb, int half, int bits, int P, v16u low[MAX_P],
+/* The dwords of step `half` (0 or 1) of a block.  high: bits that stand two above their codes' lower bits. */
+V16_INLINE void load_step(const unsigned char *w, size_t step, int half, int bits, int P, v16u low[MAX_P],
                           v16u high[MAX_P])
 {
-    load_dwords(bits == 3 ? w + 64 * half : w, pb, P, low);
+    load_line(w, step, bits == 3 ? half : 0, P, low);
     if (bits == 3) {
-        load_dwords(w + 128, pb, P, high);
+        load_line(w, step, 2, P, high);
         UNROLL for (int p = 0; p < P; p++) high[p] = v16u_rotate(high[p], half);
     }
 }
@@ -35,9 +35,9 @@ typedef struct lowbit_step {
     v16u low[2][MAX_P], high[2][MAX_P];
 } lowbit_step;
 
-V16_INLINE void load_fields(const unsigned char *w, size_t pb, int half, int bits, int P, lowbit_step *s)
+V16_INLINE void load_fields(const unsigned char *w, size_t step, int half, int bits, int P, lowbit_step *s)
 {
-    load_step(w, pb, half, bits, P, s->low[0], s->high[0]);
+    load_step(w, step, half, bits, P, s->low[0], s->high[0]);
     UNROLL for (int p = 0; p < P; p++)
     {
         s->low[1][p] = v16u_rotate(s->low[0][p], 16);
@@ -93,26 +93,26 @@ V16_INLINE void lowbit_code(const lowbit_step *s, const lowbit_fields *f, int ha
 }
 
 /* A whole block of codes. */
-V16_INLINE void lowbit_block(const unsigned char *w, size_t pb, const float *x, size_t K, int kind, int P, int M,
+V16_INLINE void lowbit_block(const unsigned char *w, size_t step, const float *x, size_t K, int kind, int P, int M,
                              const lowbit_fields *f, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
     const int bits = lowbit_bits(kind), halves = bits == 2 ? 1 : 2;
     UNROLL for (int half = 0; half < halves; half++)
     {
         lowbit_step s;
-        load_fields(w, pb, half, bits, P, &s);
+        load_fields(w, step, half, bits, P, &s);
         UNROLL for (int a = 0; a < 4; a++) UNROLL for (int b = 0; b < 4; b++)
             lowbit_code(&s, f, half, a, b, x + 16 * half + 4 * a + b, K, kind, P, M, zero, part);
     }
 }
 
 /* The first `len` codes of a block: the end of a row. */
-V16_INLINE void lowbit_tail(const unsigned char *w, size_t pb, const float *x, size_t K, int len, int kind, int P,
+V16_INLINE void lowbit_tail(const unsigned char *w, size_t step, const float *x, size_t K, int len, int kind, int P,
                             int M, const lowbit_fields *f, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
     for (int i = 0; i < len; i++) {
         lowbit_step s;
-        load_fields(w, pb, i / 16, lowbit_bits(kind), P, &s);
+        load_fields(w, step, i / 16, lowbit_bits(kind), P, &s);
         lowbit_code(&s, f, i / 16, i % 16 / 4, i % 4, x + i, K, kind, P, M, zero, part);
     }
 }
@@ -121,9 +121,10 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
 {
     const nbi_linear *l = j->l;
     const int bits = lowbit_bits(kind);
-    const size_t K = l->k, pb = l->panel_bytes, per = bits == 2 ? 16 : 32, block = bits == 3 ? 192 : 64;
+    const size_t K = l->k, per = bits == 2 ? 16 : 32, step = nbi_cpu_slab(l, panel) * 64,
+                 block = (bits == 3 ? 3 : 1) * step;
     const float *x = j->x + row * K;
-    const unsigned char *w = l->w + panel * pb;
+    const unsigned char *w = nbi_cpu_panel(l, panel);
     lowbit_fields f = lowbit_fields_of(kind);
     v16 acc[MAX_P][MAX_M], zero[MAX_P];
     for (int p = 0; p < P; p++) {
@@ -132,23 +133,22 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
             acc[p][m] = v16_set1(0);
     }
     for (size_t g = 0; g < l->groups; g++) {
-        const size_t end = (g + 1) * l->group_len;
+        const size_t end = (g + 1) * l->group_len, at = nbi_cpu_group_at(l, panel, g);
         if (kind == NBI_CPU_W2Z || kind == NBI_CPU_W3Z)
-            UNROLL for (int p = 0; p < P; p++) zero[p] =
-                v16_load_u8(l->zeros + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);
+            UNROLL for (int p = 0; p < P; p++) zero[p] = v16_load_u8(l->zeros + at + NBI_PANEL * p);
         for (size_t k0 = end - l->group_len; k0 < end; k0 += NBI_K_CHUNK) {
             size_t k1 = end - k0 < NBI_K_CHUNK ? end : k0 + NBI_K_CHUNK, k = k0;
             v16 part[MAX_P][MAX_M];
             UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
             for (; k + per <= k1; k += per) {
                 __asm__ volatile("" : "+m"(f)); /* else the compiler keeps it in registers and sums in memory */
-                lowbit_block(w + k / per * block, pb, x + k, K, kind, P, M, &f, zero, part);
+                lowbit_block(w + k / per * block, step, x + k, K, kind, P, M, &f, zero, part);
             }
             if (k < k1)
-                lowbit_tail(w + k / per * block, pb, x + k, K, (int)(k1 - k), kind, P, M, &f, zero, part);
+                lowbit_tail(w + k / per * block, step, x + k, K, (int)(k1 - k), kind, P, M, &f, zero, part);
             UNROLL for (int p = 0; p < P; p++)
             {
-                v16 s = v16_load(l->scales + ((panel + (size_t)p) * l->groups + g) * NBI_PANEL);
+                v16 s = v16_load(l->scales + at + NBI_PANEL * p);
                 UNROLL for (int m = 0; m < M; m++) acc[p][m] = v16_fma(s, part[p][m], acc[p][m]);
             }
         }
@@ -168,23 +168,22 @@ V16_INLINE v16u lowbit_bytes(v16u low, v16u high, int half, int a, int bits)
     return v16u_and(v16u_rotate(low, 2 * a), bits == 3 ? 0x07070707u : 0x03030303u);
 }
 
-V16_INLINE void lowbit_int_block(const unsigned char *w, size_t pb, const nbi_qx *q, size_t stride, int bits, int P,
+/* Each quarter takes its dwords from memory again, as int_step() does. */
+V16_INLINE void lowbit_int_block(const unsigned char *w, size_t step, const nbi_qx *q, size_t stride, int bits, int P,
                                  int M, v16d sum[MAX_P][MAX_M])
 {
     const int halves = bits == 2 ? 1 : 2;
-    UNROLL for (int half = 0; half < halves; half++)
+    UNROLL for (int half = 0; half < halves; half++) UNROLL for (int a = 0; a < 4; a++)
     {
         v16u low[MAX_P], high[MAX_P];
-        load_step(w, pb, half, bits, P, low, high);
-        UNROLL for (int a = 0; a < 4; a++)
+        v16q wq[MAX_P];
+        __asm__("" : "+r"(w));
+        load_step(w, step, half, bits, P, low, high);
+        UNROLL for (int p = 0; p < P; p++) wq[p] = v16q_from8(lowbit_bytes(low[p], high[p], half, a, bits));
+        UNROLL for (int m = 0; m < M; m++)
         {
-            v16q wq[MAX_P];
-            UNROLL for (int p = 0; p < P; p++) wq[p] = v16q_from8(lowbit_bytes(low[p], high[p], half, a, bits));
-            UNROLL for (int m = 0; m < M; m++)
-            {
-                v16x xq = v16x_load(q + (size_t)m * stride + 16 * half + 4 * a);
-                UNROLL for (int p = 0; p < P; p++) sum[p][m] = v16d_add(sum[p][m], wq[p], xq);
-            }
+            v16x xq = v16x_load(q + (size_t)m * stride + 16 * half + 4 * a);
+            UNROLL for (int p = 0; p < P; p++) sum[p][m] = v16d_add(sum[p][m], wq[p], xq);
         }
     }
 }
@@ -193,9 +192,10 @@ V16_INLINE void lowbit_int_tile(const nbi_cpu_job *j, size_t panel, size_t row, 
 {
     const nbi_linear *l = j->l;
     const int bits = lowbit_bits(kind);
-    const size_t pb = l->panel_bytes, stride = j->q_stride, per = bits == 2 ? 16 : 32, block = bits == 3 ? 192 : 64;
+    const size_t stride = j->q_stride, per = bits == 2 ? 16 : 32, step = nbi_cpu_slab(l, panel) * 64,
+                 block = (bits == 3 ? 3 : 1) * step;
     const nbi_qx *q = (const nbi_qx *)j->q + row * stride;
-    const unsigned char *w = l->w + panel * pb;
+    const unsigned char *w = nbi_cpu_panel(l, panel);
     v16 acc[MAX_P][MAX_M];
     for (int p = 0; p < P; p++)
         for (int m = 0; m < M; m++)
@@ -206,7 +206,7 @@ V16_INLINE void lowbit_int_tile(const nbi_cpu_job *j, size_t panel, size_t row, 
         UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) sum[p][m] = v16d_zero();
         /* A last block that K does not fill multiplies the zeros that quantize_row() left beyond K. */
         for (size_t k = k0; k < k1; k += per)
-            lowbit_int_block(w + k / per * block, pb, q + k, stride, bits, P, M, sum);
+            lowbit_int_block(w + k / per * block, step, q + k, stride, bits, P, M, sum);
         int_group(j, panel, row, g, P, M, sum, acc);
     }
     for (int m = 0; m < M; m++) {

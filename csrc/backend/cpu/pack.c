@@ -23,8 +23,8 @@
  *   XNOR    [N/16][16][words] of 64 bits: rows one after another, bit k % 64 of word k / 64 is 1 for the code 1; 512-bit
  *           blocks, filled up with zeros
  *
- * A group of elements with one scale begins at a whole dword (which is why its length must be a multiple of 4 or 8; of fewer bits than 4 a whole block, or codes are kept in 4 bits); K
- * itself is arbitrary, its last dword is filled up.  Scales, zero points and corrections: [N/16][groups][16]. */
+ * A group of elements with one scale begins at a whole dword (which is why its length must be a multiple of 4 or 8; codes of
+ * fewer bits whose groups are no whole blocks are kept in 4); K itself is arbitrary, its last dword is filled up.  Scales, zero points and corrections: [N/16][groups][16]. */
 #include "backend/cpu/cpu.h"
 
 #include <math.h>
@@ -34,30 +34,30 @@
 #include "base/checked.h"
 #include "base/nf4.h"
 
-/* ---- codes in the dwords of a lane, which are a panel's 64 bytes apart ---- */
+/* ---- codes in the dwords of a lane, which are `step` bytes apart ---- */
 
-static void pack_bytes(unsigned char *d, const nbi_weight *w, size_t n)
+static void pack_bytes(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
     for (size_t k = 0; k < w->k; k++)
-        d[k / 4 * 64 + k % 4] = (unsigned char)(src[k] + 128);
+        d[k / 4 * step + k % 4] = (unsigned char)(src[k] + 128);
 }
 
-static unsigned byte_at(const unsigned char *d, size_t k)
+static unsigned byte_at(const unsigned char *d, size_t step, size_t k)
 {
-    return d[k / 4 * 64 + k % 4];
+    return d[k / 4 * step + k % 4];
 }
 
-static void pack_nibbles(unsigned char *d, const nbi_weight *w, size_t n)
+static void pack_nibbles(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
     for (size_t k = 0; k < w->k; k++)
-        d[k / 8 * 64 + k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
+        d[k / 8 * step + k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
 }
 
-static unsigned nibble_at(const unsigned char *d, size_t k)
+static unsigned nibble_at(const unsigned char *d, size_t step, size_t k)
 {
-    return d[k / 8 * 64 + k % 4] >> (k % 8 / 4 * 4) & 15u;
+    return d[k / 8 * step + k % 4] >> (k % 8 / 4 * 4) & 15u;
 }
 
 static const nbi_cpu_packing bytes = {4, 1, 128, pack_bytes, byte_at};
@@ -171,30 +171,33 @@ static nb_status check_quantized(const nbi_weight *w, const nbi_cpu_packing *pac
 
 static void pack_dense(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
-    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL;
-    unsigned char *dst = l->w + panel * l->panel_bytes;
+    const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL, step = nbi_cpu_slab(l, panel) * l->line;
+    unsigned char *dst = nbi_cpu_panel(l, panel);
     for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++) {
         const unsigned char *src = (const unsigned char *)w->dense + (n0 + lane) * l->k * size;
         if (size == 4)
             for (size_t k = 0; k < l->k; k++)
-                memcpy(dst + (k * NBI_PANEL + lane) * 4, src + k * 4, 4);
+                memcpy(dst + k * step + lane * 4, src + k * 4, 4);
         else
             for (size_t k = 0; k < l->k; k++)
-                memcpy(dst + (k * NBI_PANEL + lane) * 2, src + k * 2, 2);
+                memcpy(dst + k * step + lane * 2, src + k * 2, 2);
     }
 }
 
-/* Where the dwords of a row begin. */
-static unsigned char *lane_of(const nbi_linear *l, size_t n)
+/* Where the dwords of a row begin, and how far they are apart. */
+static unsigned char *lane_of(const nbi_linear *l, size_t n, size_t *step)
 {
-    return l->w + n / NBI_PANEL * l->panel_bytes + n % NBI_PANEL * 4;
+    *step = nbi_cpu_slab(l, n / NBI_PANEL) * l->line;
+    return nbi_cpu_panel(l, n / NBI_PANEL) + n % NBI_PANEL * 4;
 }
 
 static void pack_codes(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
     const size_t n0 = panel * NBI_PANEL;
-    for (size_t n = n0; n < n0 + NBI_PANEL && n < l->n; n++)
-        l->packing->pack(lane_of(l, n), w, n);
+    for (size_t n = n0, step; n < n0 + NBI_PANEL && n < l->n; n++) {
+        unsigned char *lane = lane_of(l, n, &step);
+        l->packing->pack(lane, step, w, n);
+    }
 }
 
 static void pack_bits(nbi_linear *l, const nbi_weight *w, size_t panel)
@@ -209,10 +212,11 @@ static void pack_bits(nbi_linear *l, const nbi_weight *w, size_t panel)
 /* The terms of  sum (u - zero)(q - zx) = sum u q - zero * sum q + zx * (len * zero - sum u)  that do not need q. */
 static int32_t correction(const nbi_linear *l, size_t n, size_t g, unsigned zero)
 {
-    const unsigned char *lane = lane_of(l, n);
+    size_t step;
+    const unsigned char *lane = lane_of(l, n, &step);
     uint32_t sum = 0;
     for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-        sum += l->packing->code(lane, k);
+        sum += l->packing->code(lane, step, k);
     return (int32_t)((uint32_t)l->act_zero * ((uint32_t)l->group_len * zero - sum));
 }
 
@@ -222,7 +226,7 @@ static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
     for (size_t lane = 0; lane < NBI_PANEL && panel * NBI_PANEL + lane < l->n; lane++)
         for (size_t g = 0; g < l->groups; g++) {
             size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
-            size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
+            size_t at = nbi_cpu_group_at(l, panel, g) + lane;
             unsigned zero = (unsigned)((w->zeros ? w->zeros[from] : 0) + (int)offset) & 255;
             l->scales[at] = w->scales[from];
             if (l->zeros)
@@ -261,6 +265,11 @@ typedef struct parts {
     size_t total, panel, w, scales, zeros, corr, perm, row, col, value, bias;
 } parts;
 
+static size_t line_of(const nbi_scheme *s, nbi_dtype dense)
+{
+    return is_xnor(s) ? 0 : NBI_PANEL * (s->bits ? 4 : nbi_dtype_size(dense));
+}
+
 static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, bool corr, bool bias)
 {
     const bool quantized = l->scheme.bits != 0;
@@ -298,6 +307,7 @@ static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
     unsigned char *base = l->block;
     l->bytes = p.total;
     l->panel_bytes = p.panel;
+    l->line = line_of(&l->scheme, w->dense_dtype);
     l->bit_words = p.panel / (NBI_PANEL * sizeof(uint64_t));
     l->w = base + p.w;
     l->scales = quantized ? (float *)(base + p.scales) : NULL;
@@ -395,29 +405,29 @@ size_t nbi_cpu_linear_bytes(const nbi_linear *l)
 void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
 {
     const size_t panel = n / NBI_PANEL, lane = n % NBI_PANEL;
-    const unsigned char *w = l->w + panel * l->panel_bytes;
+    size_t step = nbi_cpu_slab(l, panel) * l->line;
     if (!l->scheme.bits) {
         nbi_dtype t = l->kind == NBI_CPU_F32 ? NBI_F32 : (l->kind == NBI_CPU_F16 ? NBI_F16 : NBI_BF16);
         for (size_t k = 0; k < l->k; k++)
-            nbi_to_f32(dst + k, w + (k * NBI_PANEL + lane) * nbi_dtype_size(t), t, 1);
+            nbi_to_f32(dst + k, nbi_cpu_panel(l, panel) + k * step + lane * nbi_dtype_size(t), t, 1);
         return;
     }
     if (l->kind == NBI_CPU_XNOR) {
-        const uint64_t *bits = (const uint64_t *)w + lane * l->bit_words;
+        const uint64_t *bits = (const uint64_t *)(l->w + panel * l->panel_bytes) + lane * l->bit_words;
         for (size_t k = 0; k < l->k; k++)
             dst[k] = (float)(bits[k / 64] >> k % 64 & 1 ? 1 : -1) * l->scales[n];
         return;
     }
-    const unsigned char *codes = lane_of(l, n);
+    const unsigned char *codes = lane_of(l, n, &step);
     for (size_t g = 0; g < l->groups; g++) {
-        size_t at = (panel * l->groups + g) * NBI_PANEL + lane;
+        size_t at = nbi_cpu_group_at(l, panel, g) + lane;
         if (l->kind == NBI_CPU_NF4) {
             for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-                dst[k] = nbi_nf4[l->packing->code(codes, k)] * l->scales[at];
+                dst[k] = nbi_nf4[l->packing->code(codes, step, k)] * l->scales[at];
             continue;
         }
         int zero = l->zeros ? l->zeros[at] : (int)l->packing->offset;
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[l->perm ? l->perm[k] : k] = (float)((int)l->packing->code(codes, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = (float)((int)l->packing->code(codes, step, k) - zero) * l->scales[at];
     }
 }

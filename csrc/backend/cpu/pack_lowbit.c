@@ -14,75 +14,67 @@
  * Stored are code + 2 and code + 4.  Codes of one bit are -1 and 1: the bit is (code + 1) / 2, and stands for 0 or 2. */
 #include "backend/cpu/cpu.h"
 
-/* Within a row of 2-bit or 1-bit codes: byte of code k, and the bit in it. */
-static size_t byte2(size_t k)
-{
-    return k / 16 * 64 + k % 4;
-}
+/* Where code k lies among its bytes in a dword, and in the byte. */
 static unsigned bit2(size_t k)
 {
     return (unsigned)(k % 16 / 4 * 2);
-}
-static size_t byte1(size_t k)
-{
-    return k / 32 * 64 + k % 4;
 }
 static unsigned bit1(size_t k)
 {
     return (unsigned)(k % 32 / 4);
 }
 
-static void pack1(unsigned char *d, const nbi_weight *w, size_t n)
+static void pack1(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
     for (size_t k = 0; k < w->k; k++)
-        d[byte1(k)] |= (unsigned char)((src[k] > 0) << bit1(k));
+        d[k / 32 * step + k % 4] |= (unsigned char)((src[k] > 0) << bit1(k));
 }
 
-static unsigned code1(const unsigned char *d, size_t k)
+static unsigned code1(const unsigned char *d, size_t step, size_t k)
 {
-    return 2 * (d[byte1(k)] >> bit1(k) & 1u);
+    return 2 * (d[k / 32 * step + k % 4] >> bit1(k) & 1u);
 }
 
-static void pack2(unsigned char *d, const nbi_weight *w, size_t n)
+static void pack2(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
     for (size_t k = 0; k < w->k; k++)
-        d[byte2(k)] |= (unsigned char)(((src[k] + 2) & 3) << bit2(k));
+        d[k / 16 * step + k % 4] |= (unsigned char)(((src[k] + 2) & 3) << bit2(k));
 }
 
-static unsigned code2(const unsigned char *d, size_t k)
+static unsigned code2(const unsigned char *d, size_t step, size_t k)
 {
-    return d[byte2(k)] >> bit2(k) & 3u;
+    return d[k / 16 * step + k % 4] >> bit2(k) & 3u;
 }
 
-static size_t low3(size_t k)
+/* The lower bits' byte, and the position of the highest bit in the third dword. */
+static size_t low3(size_t k, size_t step)
 {
-    return k / 32 * 192 + byte2(k % 32);
+    return (k / 32 * 3 + k % 32 / 16) * step + k % 4;
 }
-/* The highest bit's position in the dword. */
 static size_t position3(size_t k)
 {
     return (k % 4 * 8 + bit2(k) + 2 + k % 32 / 16) % 32;
 }
-static size_t high3(size_t k)
+static size_t high3(size_t k, size_t step)
 {
-    return k / 32 * 192 + 128 + position3(k) / 8;
+    return (k / 32 * 3 + 2) * step + position3(k) / 8;
 }
 
-static void pack3(unsigned char *d, const nbi_weight *w, size_t n)
+static void pack3(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
     for (size_t k = 0; k < w->k; k++) {
         const unsigned u = (unsigned)(src[k] + 4) & 7;
-        d[low3(k)] |= (unsigned char)((u & 3) << bit2(k));
-        d[high3(k)] |= (unsigned char)(u >> 2 << position3(k) % 8);
+        d[low3(k, step)] |= (unsigned char)((u & 3) << bit2(k));
+        d[high3(k, step)] |= (unsigned char)(u >> 2 << position3(k) % 8);
     }
 }
 
-static unsigned code3(const unsigned char *d, size_t k)
+static unsigned code3(const unsigned char *d, size_t step, size_t k)
 {
-    return (d[low3(k)] >> bit2(k) & 3u) | (d[high3(k)] >> position3(k) % 8 & 1u) << 2;
+    return (d[low3(k, step)] >> bit2(k) & 3u) | (d[high3(k, step)] >> position3(k) % 8 & 1u) << 2;
 }
 
 const nbi_cpu_packing nbi_cpu_pack1 = {32, 1, 1, pack1, code1};

@@ -11,16 +11,17 @@
 #define V16_INLINE static inline __attribute__((always_inline))
 
 /* 16 registers: 8 sums (a lane of sixteen is two), 2 of weights, the rest for unpacking. */
-#define V16_ROWS         4
-#define V16_ROWS_INT     2
 #define V16_PANELS_1     4
 #define V16_PANELS_2     2
 #define V16_PANELS_4     1
-#define V16_PANELS_8     1
+#define V16_PANELS_6     0
+#define V16_PANELS_8     0
 #define V16_INT_PANELS_1 2
 #define V16_INT_PANELS_2 1
-#define V16_INT_PANELS_4 1
-#define V16_INT_PANELS_8 1
+#define V16_INT_PANELS_4 0
+#define V16_INT_PANELS_6 0
+#define V16_INT_PANELS_8 0
+#define V16_INT_SUMS     2
 
 typedef struct v16 {
     __m256 lo, hi;

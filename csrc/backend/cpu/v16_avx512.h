@@ -10,18 +10,19 @@
 
 #define V16_INLINE static inline __attribute__((always_inline))
 
-/* 32 registers: 16 sums, 2 of weights, the rest for unpacking and zero points.  A single row takes four panels, so
- * that four chains of multiply-adds hide each other's latency. */
-#define V16_ROWS         8
-#define V16_ROWS_INT     8
+/* 32 registers: 24 sums, 4 of weights, the rest for unpacking and zero points.  A tile takes all four panels of a slab,
+ * whose lines follow each other. */
 #define V16_PANELS_1     4
 #define V16_PANELS_2     4
-#define V16_PANELS_4     2
-#define V16_PANELS_8     2
+#define V16_PANELS_4     4
+#define V16_PANELS_6     4
+#define V16_PANELS_8     0
 #define V16_INT_PANELS_1 4
 #define V16_INT_PANELS_2 4
-#define V16_INT_PANELS_4 2
-#define V16_INT_PANELS_8 2
+#define V16_INT_PANELS_4 4
+#define V16_INT_PANELS_6 4
+#define V16_INT_PANELS_8 0
+#define V16_INT_SUMS     12
 
 typedef __m512 v16;
 typedef __m512i v16u;
@@ -230,12 +231,12 @@ V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
 }
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
-    __m512i z = _mm512_set1_epi32((int)zero);
+    __m512i z = _mm512_set1_epi32((int)(zero * (uint32_t)xsum));
     if (zeros)
-        z = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
+        z = _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros)), _mm512_set1_epi32(xsum));
     if (corr)
         acc = _mm512_add_epi32(acc, _mm512_loadu_si512(corr));
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(z, _mm512_set1_epi32(xsum))));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, z));
 }
 
 #endif

@@ -20,17 +20,17 @@
 #endif
 #define V16_EACH for (int i = 0; i < 16; i++)
 
-/* Panels and rows of a register tile (linear_body.h): tiles of M rows take V16_PANELS_M panels. */
-#define V16_ROWS         1
-#define V16_ROWS_INT     1
+/* Register tiles (linear_body.h): tiles of M rows take V16_PANELS_M panels, 0: there are none of so many rows. */
 #define V16_PANELS_1     1
-#define V16_PANELS_2     1
-#define V16_PANELS_4     1
-#define V16_PANELS_8     1
+#define V16_PANELS_2     0
+#define V16_PANELS_4     0
+#define V16_PANELS_6     0
+#define V16_PANELS_8     0
 #define V16_INT_PANELS_1 1
-#define V16_INT_PANELS_2 1
-#define V16_INT_PANELS_4 1
-#define V16_INT_PANELS_8 1
+#define V16_INT_PANELS_2 0
+#define V16_INT_PANELS_4 0
+#define V16_INT_PANELS_6 0
+#define V16_INT_PANELS_8 0
 
 typedef struct v16 {
     float f[16];

@@ -1,0 +1,54 @@
+/* What the machine gives at most, as the kernels meet it: reading memory, and integer products from registers.
+ *
+ * Included by each cpu_*.c after linear_body.h. */
+
+/* Streams of one thread, which advance together: a core's prefetchers follow several. */
+#define ROOF_STREAMS 4
+/* Independent sums, an even number: as many as registers hold and as hide the latency of a product. */
+#ifndef V16_INT_SUMS
+#define V16_INT_SUMS 4
+#endif
+
+/* Reads n floats at p, n a multiple of 64 * ROOF_STREAMS. */
+static float roof_read(const float *p, size_t n)
+{
+    const size_t len = n / ROOF_STREAMS;
+    v16 sum[ROOF_STREAMS];
+    UNROLL for (int s = 0; s < ROOF_STREAMS; s++) sum[s] = v16_set1(0);
+    for (size_t i = 0; i < len; i += 64)
+        UNROLL for (int s = 0; s < ROOF_STREAMS; s++)
+        {
+            const float *at = p + (size_t)s * len + i;
+            UNROLL for (int line = 0; line < 4; line++) sum[s] = v16_add(sum[s], v16_load(at + 16 * line));
+        }
+    for (int s = 1; s < ROOF_STREAMS; s++)
+        sum[0] = v16_add(sum[0], sum[s]);
+    return v16_sum(sum[0]);
+}
+
+/* n rounds of dot products into all sums, 16 lanes each; returns the additions and multiplications done.  A product is 100,
+ * and *sink the sum of them all. */
+static double roof_int8(size_t n, float *sink)
+{
+    enum { COLUMNS = V16_INT_SUMS / 2 };
+    _Alignas(64) unsigned char codes[COLUMNS][64];
+    nbi_qx x[2][8] = {{1, 1, 1, 1}, {1, 1, 1, 1}};
+    v16q w[COLUMNS];
+    v16d sum[2][COLUMNS];
+    memset(codes, 100, sizeof codes);
+    __asm__ volatile("" : "+m"(codes)); /* equal numbers would be one sum to a compiler, and equal rounds one product */
+    UNROLL for (int c = 0; c < COLUMNS; c++) w[c] = v16q_from8(v16u_load(codes[c]));
+    UNROLL for (int r = 0; r < 2; r++) UNROLL for (int c = 0; c < COLUMNS; c++) sum[r][c] = v16d_zero();
+    for (size_t i = 0; i < n; i++) {
+        __asm__ volatile("" : "+m"(x));
+        UNROLL for (int r = 0; r < 2; r++)
+        {
+            const v16x xq = v16x_load(x[r]);
+            UNROLL for (int c = 0; c < COLUMNS; c++) sum[r][c] = v16d_add(sum[r][c], w[c], xq);
+        }
+    }
+    *sink = 0;
+    UNROLL for (int r = 0; r < 2; r++) UNROLL for (int c = 0; c < COLUMNS; c++) *sink +=
+        v16_sum(v16d_finish(sum[r][c], NULL, NULL, 0, 0));
+    return (double)n * 2 * COLUMNS * 16 * 4 * 2;
+}
