@@ -1,8 +1,6 @@
 /* Weights of 1, 2 and 3 bits: what they share with linear_body.h, which includes this file, is the order of sums; here is how
- * codes come out of a dword.  pack_lowbit.c draws the dwords.
- *
- * Sixteen codes are a step: one dword of 2-bit codes, or half of a dword of one-bit codes; of 3-bit codes a dword of lower
- * bits and half of one of highest bits. */
+ * codes come out of a block of dwords, which pack_lowbit.c draws.  Codes 4i .. 4i+3 of a block are a row of it: they lie in the
+ * four bytes of a dword, at the same bits. */
 
 V16_INLINE int lowbit_bits(int kind)
 {
@@ -11,80 +9,55 @@ V16_INLINE int lowbit_bits(int kind)
                                                                              : 3;
 }
 
-/* Dwords of P panels: line `i` of a block at w. */
-V16_INLINE void load_line(const unsigned char *w, size_t step, int i, int P, v16u to[MAX_P])
+/* Rows of a block. */
+V16_INLINE int lowbit_rows(int bits)
 {
-    UNROLL for (int p = 0; p < P; p++) to[p] = v16u_load(w + (size_t)i * step + 64 * p);
+    return bits == 2 ? 4 : 8;
 }
 
-/* The dwords of step `half` (0 or 1) of a block.  high: bits that stand two above their codes' lower bits. */
-V16_INLINE void load_step(const unsigned char *w, size_t step, int half, int bits, int P, v16u low[MAX_P],
-                          v16u high[MAX_P])
+/* Of a 3-bit code: the lines that hold row i, where in a byte, and the line's bit that is its highest one. */
+V16_INLINE v16u lowbit_three(const v16u line[3], int i, int shift)
 {
-    load_line(w, step, bits == 3 ? half : 0, P, low);
-    if (bits == 3) {
-        load_line(w, step, 2, P, high);
-        UNROLL for (int p = 0; p < P; p++) high[p] = v16u_rotate(high[p], half);
-    }
+    if (i < 6)
+        return v16u_shift(line[i / 2], shift + i % 2 * 3);
+    return v16u_merge(v16u_shift(line[i - 6], shift + 6), v16u_shift(line[2], shift + i - 2), 0x03030303u);
+}
+
+V16_INLINE void load_lines(const unsigned char *w, size_t step, int bits, v16u line[3])
+{
+    UNROLL for (int n = 0; n < (bits == 3 ? 3 : 1); n++) line[n] = v16u_load(w + (size_t)n * step);
 }
 
 /* ---- float activations ---- */
 
-/* Both halves of dwords where v16_field() reaches them. */
-typedef struct lowbit_step {
-    v16u low[2][MAX_P], high[2][MAX_P];
-} lowbit_step;
-
-V16_INLINE void load_fields(const unsigned char *w, size_t step, int half, int bits, int P, lowbit_step *s)
+/* What codes stand for; with zero points, before these are taken away.  One bit is looked up by two, the upper one whatever
+ * lies there. */
+V16_INLINE v16 lowbit_table(int kind)
 {
-    load_step(w, step, half, bits, P, s->low[0], s->high[0]);
-    UNROLL for (int p = 0; p < P; p++)
-    {
-        s->low[1][p] = v16u_rotate(s->low[0][p], 16);
-        if (bits == 3)
-            s->high[1][p] = v16u_rotate(s->high[0][p], 16);
-    }
+    static const float one[8] = {-1, 1, -1, 1, -1, 1, -1, 1}, two[8] = {-2, -1, 0, 1, -2, -1, 0, 1};
+    static const float three[8] = {-4, -3, -2, -1, 0, 1, 2, 3}, two_z[8] = {0, 1, 2, 3, 0, 1, 2, 3};
+    static const float three_z[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    return v16_table(kind == NBI_CPU_W1    ? one
+                     : kind == NBI_CPU_W2  ? two
+                     : kind == NBI_CPU_W3  ? three
+                     : kind == NBI_CPU_W2Z ? two_z
+                                           : three_z);
 }
 
-/* Operands of v16_field() for a code at bit `at`. */
-typedef struct lowbit_fields {
-    uint32_t mask[17], lower[17]; /* lower: of a 3-bit code those that come from the dword of lower bits */
-    float power[17], less[17];
-} lowbit_fields;
-
-static lowbit_fields lowbit_fields_of(int kind)
+/* Code 4i + b of a block, as a number. */
+V16_INLINE v16 lowbit_weight(const v16u line[3], int i, int b, int kind, v16 table, v16 zero)
 {
     const int bits = lowbit_bits(kind);
-    const float zero = kind == NBI_CPU_W1 ? 1 : kind == NBI_CPU_W2 ? 2 : kind == NBI_CPU_W3 ? 4 : 0;
-    lowbit_fields f;
-    for (int at = 0; at <= 16; at++) {
-        const int unit = bits == 1 ? at - 1 : at; /* a one-bit code is worth 2 */
-        f.mask[at] = ((1u << bits) - 1) << at;
-        f.lower[at] = 3u << at;
-        f.power[at] = (float)(1 << (23 - unit));
-        f.less[at] = f.power[at] + zero;
-    }
-    return f;
-}
-
-/* Code 4a + b of a step in panel p, as a number. */
-V16_INLINE v16 lowbit_weight(const lowbit_step *s, const lowbit_fields *f, int p, int half, int a, int b, int kind,
-                             v16 zero)
-{
-    const int bits = lowbit_bits(kind), from = 8 * b + (bits == 1 ? 4 * half + a : 2 * a);
-    const int turned = bits == 1 ? from < 1 || from > 16 : from >= 16, at = turned ? (from + 16) % 32 : from;
-    v16u w = s->low[turned][p];
-    if (bits == 3)
-        w = v16u_merge(w, s->high[turned][p], f->lower[at]);
-    const v16 number = v16_field(w, &f->mask[at], &f->power[at], &f->less[at]);
+    const v16 number = bits == 3 ? v16_pick8(lowbit_three(line, i, 8 * b), table)
+                                 : v16_pick4(v16u_shift(line[0], 8 * b + bits * i), table);
     return kind == NBI_CPU_W2Z || kind == NBI_CPU_W3Z ? v16_sub(number, zero) : number;
 }
 
-V16_INLINE void lowbit_code(const lowbit_step *s, const lowbit_fields *f, int half, int a, int b, const float *x,
-                            size_t K, int kind, int P, int M, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
+V16_INLINE void lowbit_code(v16u line[MAX_P][3], int i, int b, const float *x, size_t K, int kind, int P, int M,
+                            v16 table, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
     v16 wk[MAX_P];
-    UNROLL for (int p = 0; p < P; p++) wk[p] = lowbit_weight(s, f, p, half, a, b, kind, zero[p]);
+    UNROLL for (int p = 0; p < P; p++) wk[p] = lowbit_weight(line[p], i, b, kind, table, zero[p]);
     UNROLL for (int m = 0; m < M; m++)
     {
         v16 xk = v16_set1(x[(size_t)m * K]);
@@ -94,27 +67,23 @@ V16_INLINE void lowbit_code(const lowbit_step *s, const lowbit_fields *f, int ha
 
 /* A whole block of codes. */
 V16_INLINE void lowbit_block(const unsigned char *w, size_t step, const float *x, size_t K, int kind, int P, int M,
-                             const lowbit_fields *f, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
+                             v16 table, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
-    const int bits = lowbit_bits(kind), halves = bits == 2 ? 1 : 2;
-    UNROLL for (int half = 0; half < halves; half++)
-    {
-        lowbit_step s;
-        load_fields(w, step, half, bits, P, &s);
-        UNROLL for (int a = 0; a < 4; a++) UNROLL for (int b = 0; b < 4; b++)
-            lowbit_code(&s, f, half, a, b, x + 16 * half + 4 * a + b, K, kind, P, M, zero, part);
-    }
+    const int bits = lowbit_bits(kind);
+    v16u line[MAX_P][3];
+    UNROLL for (int p = 0; p < P; p++) load_lines(w + 64 * p, step, bits, line[p]);
+    UNROLL for (int i = 0; i < lowbit_rows(bits); i++) UNROLL for (int b = 0; b < 4; b++)
+        lowbit_code(line, i, b, x + 4 * i + b, K, kind, P, M, table, zero, part);
 }
 
 /* The first `len` codes of a block: the end of a row. */
 V16_INLINE void lowbit_tail(const unsigned char *w, size_t step, const float *x, size_t K, int len, int kind, int P,
-                            int M, const lowbit_fields *f, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
+                            int M, v16 table, const v16 zero[MAX_P], v16 part[MAX_P][MAX_M])
 {
-    for (int i = 0; i < len; i++) {
-        lowbit_step s;
-        load_fields(w, step, i / 16, lowbit_bits(kind), P, &s);
-        lowbit_code(&s, f, i / 16, i % 16 / 4, i % 4, x + i, K, kind, P, M, zero, part);
-    }
+    v16u line[MAX_P][3];
+    UNROLL for (int p = 0; p < P; p++) load_lines(w + 64 * p, step, lowbit_bits(kind), line[p]);
+    for (int k = 0; k < len; k++)
+        lowbit_code(line, k / 4, k % 4, x + k, K, kind, P, M, table, zero, part);
 }
 
 V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
@@ -125,7 +94,7 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
                  block = (bits == 3 ? 3 : 1) * step;
     const float *x = j->x + row * K;
     const unsigned char *w = nbi_cpu_panel(l, panel);
-    lowbit_fields f = lowbit_fields_of(kind);
+    const v16 table = lowbit_table(kind);
     v16 acc[MAX_P][MAX_M], zero[MAX_P];
     for (int p = 0; p < P; p++) {
         zero[p] = v16_set1(0);
@@ -140,12 +109,10 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
             size_t k1 = end - k0 < NBI_K_CHUNK ? end : k0 + NBI_K_CHUNK, k = k0;
             v16 part[MAX_P][MAX_M];
             UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] = v16_set1(0);
-            for (; k + per <= k1; k += per) {
-                __asm__ volatile("" : "+m"(f)); /* else the compiler keeps it in registers and sums in memory */
-                lowbit_block(w + k / per * block, step, x + k, K, kind, P, M, &f, zero, part);
-            }
+            for (; k + per <= k1; k += per)
+                lowbit_block(w + k / per * block, step, x + k, K, kind, P, M, table, zero, part);
             if (k < k1)
-                lowbit_tail(w + k / per * block, step, x + k, K, (int)(k1 - k), kind, P, M, &f, zero, part);
+                lowbit_tail(w + k / per * block, step, x + k, K, (int)(k1 - k), kind, P, M, table, zero, part);
             UNROLL for (int p = 0; p < P; p++)
             {
                 v16 s = v16_load(l->scales + at + NBI_PANEL * p);
@@ -158,31 +125,33 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
 
 /* ---- INT8 activations ---- */
 
-/* Codes 4a .. 4a+3 of a step, a byte each. */
-V16_INLINE v16u lowbit_bytes(v16u low, v16u high, int half, int a, int bits)
+/* Row i of a block, a byte for each code. */
+V16_INLINE v16u lowbit_bytes(const v16u line[3], int i, int bits)
 {
     if (bits == 1)
-        return v16u_and(v16u_rotate(low, 4 * half + a + 31), 0x02020202u);
-    if (bits == 3)
-        low = v16u_merge(low, high, 0x03030303u << 2 * a);
-    return v16u_and(v16u_rotate(low, 2 * a), bits == 3 ? 0x07070707u : 0x03030303u);
+        return v16u_and(v16u_shift(line[0], i - 1), 0x02020202u); /* a one-bit code is worth 2 */
+    if (bits == 2)
+        return v16u_and(v16u_shift(line[0], 2 * i), 0x03030303u);
+    return v16u_and(lowbit_three(line, i, 0), 0x07070707u);
 }
 
-/* Each quarter takes its dwords from memory again, as int_step() does. */
+/* Each row takes its lines from memory again, as int_step() does. */
 V16_INLINE void lowbit_int_block(const unsigned char *w, size_t step, const nbi_qx *q, size_t stride, int bits, int P,
                                  int M, v16d sum[MAX_P][MAX_M])
 {
-    const int halves = bits == 2 ? 1 : 2;
-    UNROLL for (int half = 0; half < halves; half++) UNROLL for (int a = 0; a < 4; a++)
+    UNROLL for (int i = 0; i < lowbit_rows(bits); i++)
     {
-        v16u low[MAX_P], high[MAX_P];
         v16q wq[MAX_P];
         __asm__("" : "+r"(w));
-        load_step(w, step, half, bits, P, low, high);
-        UNROLL for (int p = 0; p < P; p++) wq[p] = v16q_from8(lowbit_bytes(low[p], high[p], half, a, bits));
+        UNROLL for (int p = 0; p < P; p++)
+        {
+            v16u line[3];
+            load_lines(w + 64 * p, step, bits, line);
+            wq[p] = v16q_from8(lowbit_bytes(line, i, bits));
+        }
         UNROLL for (int m = 0; m < M; m++)
         {
-            v16x xq = v16x_load(q + (size_t)m * stride + 16 * half + 4 * a);
+            v16x xq = v16x_load(q + (size_t)m * stride + 4 * i);
             UNROLL for (int p = 0; p < P; p++) sum[p][m] = v16d_add(sum[p][m], wq[p], xq);
         }
     }

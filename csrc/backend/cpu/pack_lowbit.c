@@ -7,9 +7,11 @@
  *
  *   1 bit   32 codes in a dword: bit i of byte j is code 4i + j
  *
- *   3 bits  32 codes in three dwords: the lower two bits of codes 0 .. 15 as above, those of 16 .. 31, and the highest bit of all
- *           32: those of 0 .. 15 lie where they would if their dword had room, next to the lower two (the last one in bit 0), and
- *           those of 16 .. 31 one bit further
+ *   3 bits  32 codes in three dwords d0, d1, d2; codes 4i .. 4i+3 lie in the four bytes at
+ *           bits  0-2  3-5  6-7                       i < 6: dword i / 2
+ *           d0   [i=0 ][1  ][6, its lower two bits]
+ *           d1   [2   ][3  ][7, its lower two bits]
+ *           d2   [4   ][5  ][bit 6: the highest of 6, bit 7: of 7]
  *
  * Stored are code + 2 and code + 4.  Codes of one bit are -1 and 1: the bit is (code + 1) / 2, and stands for 0 or 2. */
 #include "backend/cpu/cpu.h"
@@ -48,18 +50,18 @@ static unsigned code2(const unsigned char *d, size_t step, size_t k)
     return d[k / 16 * step + k % 4] >> bit2(k) & 3u;
 }
 
-/* The lower bits' byte, and the position of the highest bit in the third dword. */
-static size_t low3(size_t k, size_t step)
+/* Code k of 3 bits: two dwords of its block, the bit in a byte of either, and how many bits the first one has. */
+typedef struct place3 {
+    size_t at, rest_at;
+    unsigned bit, rest_bit, bits;
+} place3;
+
+static place3 place_of(size_t step, size_t k)
 {
-    return (k / 32 * 3 + k % 32 / 16) * step + k % 4;
-}
-static size_t position3(size_t k)
-{
-    return (k % 4 * 8 + bit2(k) + 2 + k % 32 / 16) % 32;
-}
-static size_t high3(size_t k, size_t step)
-{
-    return (k / 32 * 3 + 2) * step + position3(k) / 8;
+    const size_t block = k / 32 * 3, i = k % 32 / 4;
+    if (i < 6)
+        return (place3){(block + i / 2) * step + k % 4, (block + i / 2) * step + k % 4, i % 2 * 3, 0, 3};
+    return (place3){(block + i - 6) * step + k % 4, (block + 2) * step + k % 4, 6, (unsigned)i, 2};
 }
 
 static void pack3(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
@@ -67,14 +69,17 @@ static void pack3(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
     const int8_t *src = w->codes + n * w->k;
     for (size_t k = 0; k < w->k; k++) {
         const unsigned u = (unsigned)(src[k] + 4) & 7;
-        d[low3(k, step)] |= (unsigned char)((u & 3) << bit2(k));
-        d[high3(k, step)] |= (unsigned char)(u >> 2 << position3(k) % 8);
+        const place3 p = place_of(step, k);
+        d[p.at] |= (unsigned char)((u & ((1u << p.bits) - 1)) << p.bit);
+        d[p.rest_at] |= (unsigned char)(u >> p.bits << p.rest_bit);
     }
 }
 
 static unsigned code3(const unsigned char *d, size_t step, size_t k)
 {
-    return (d[low3(k, step)] >> bit2(k) & 3u) | (d[high3(k, step)] >> position3(k) % 8 & 1u) << 2;
+    const place3 p = place_of(step, k);
+    const unsigned low = d[p.at] >> p.bit & ((1u << p.bits) - 1);
+    return p.bits == 3 ? low : low | (d[p.rest_at] >> p.rest_bit & 1u) << 2;
 }
 
 const nbi_cpu_packing nbi_cpu_pack1 = {32, 1, 1, pack1, code1};

@@ -185,13 +185,10 @@ V16_INLINE v16u v16u_load(const void *p)
 {
     return (v16u){_mm256_load_si256(p), _mm256_load_si256((const __m256i *)p + 1)};
 }
-V16_INLINE __m256i v16u_rotate_half(__m256i w, int right)
+V16_INLINE v16u v16u_shift(v16u w, int right)
 {
-    return _mm256_or_si256(_mm256_srli_epi32(w, right), _mm256_slli_epi32(w, 32 - right));
-}
-V16_INLINE v16u v16u_rotate(v16u w, int right)
-{
-    return right % 32 ? (v16u){v16u_rotate_half(w.lo, right % 32), v16u_rotate_half(w.hi, right % 32)} : w;
+    return right < 0 ? (v16u){_mm256_slli_epi32(w.lo, -right), _mm256_slli_epi32(w.hi, -right)}
+                     : (v16u){_mm256_srli_epi32(w.lo, right), _mm256_srli_epi32(w.hi, right)};
 }
 V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
 {
@@ -225,15 +222,17 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
 }
-V16_INLINE __m256 v16_field_half(__m256i w, __m256i mask, __m256 power, __m256 less)
+V16_INLINE v16 v16_table(const float t[8])
 {
-    return _mm256_sub_ps(_mm256_or_ps(_mm256_castsi256_ps(_mm256_and_si256(w, mask)), power), less);
+    return v16_make(_mm256_loadu_ps(t), _mm256_loadu_ps(t));
 }
-V16_INLINE v16 v16_field(v16u w, const uint32_t *mask, const float *power, const float *less)
+V16_INLINE v16 v16_pick4(v16u index, v16 table)
 {
-    const __m256i m = _mm256_set1_epi32((int)*mask);
-    const __m256 p = _mm256_set1_ps(*power), s = _mm256_set1_ps(*less);
-    return v16_make(v16_field_half(w.lo, m, p, s), v16_field_half(w.hi, m, p, s));
+    return v16_make(_mm256_permutevar_ps(table.lo, index.lo), _mm256_permutevar_ps(table.lo, index.hi));
+}
+V16_INLINE v16 v16_pick8(v16u index, v16 table)
+{
+    return v16_make(_mm256_permutevar8x32_ps(table.lo, index.lo), _mm256_permutevar8x32_ps(table.lo, index.hi));
 }
 /* vpermps looks at the low 3 bits of an index; bit 3, moved to the sign, chooses between two tables. */
 V16_INLINE __m256 v16_nf4_half(__m256i w, int shift)

@@ -145,12 +145,7 @@ V16_INLINE void v16_pow2_halves(v16 t, v16 *a, v16 *b)
 typedef uint32_t v16_dwords __attribute__((vector_size(64)));
 V16_INLINE v16u v16u_shift(v16u w, int right)
 {
-    return (v16u)((v16_dwords)w >> (uint32_t)right);
-}
-V16_INLINE v16u v16u_rotate(v16u w, int right)
-{
-    const v16_dwords d = (v16_dwords)w;
-    return right % 32 ? (v16u)(d >> (uint32_t)(right % 32) | d << (uint32_t)(32 - right % 32)) : w;
+    return (v16u)(right < 0 ? (v16_dwords)w << (uint32_t)-right : (v16_dwords)w >> (uint32_t)right);
 }
 V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
 {
@@ -158,7 +153,8 @@ V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
 }
 V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask)
 {
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi32((int)mask), a, b, 0xca);
+    return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi32((int)mask),
+                                     0xe4); /* a is overwritten: no copy of the mask */
 }
 V16_INLINE v16u v16u_load(const void *p)
 {
@@ -188,11 +184,17 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_nibble(w, shift, -8);
 }
-V16_INLINE v16 v16_field(v16u w, const uint32_t *mask, const float *power, const float *less)
+V16_INLINE v16 v16_table(const float t[8])
 {
-    const __m512i u =
-        _mm512_ternarylogic_epi32(_mm512_set1_epi32((int)*mask), w, _mm512_castps_si512(_mm512_set1_ps(*power)), 0xea);
-    return _mm512_sub_ps(_mm512_castsi512_ps(u), _mm512_set1_ps(*less));
+    return _mm512_broadcast_f32x8(_mm256_loadu_ps(t));
+}
+V16_INLINE v16 v16_pick4(v16u index, v16 table)
+{
+    return _mm512_permutevar_ps(table, index);
+}
+V16_INLINE v16 v16_pick8(v16u index, v16 table)
+{
+    return _mm512_permutexvar_ps(index, table);
 }
 V16_INLINE v16 v16_nf4(v16u w, int shift)
 {

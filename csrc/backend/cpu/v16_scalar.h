@@ -181,9 +181,9 @@ V16_INLINE v16u v16u_load(const void *p)
     memcpy(r.u, p, sizeof r.u);
     return r;
 }
-V16_INLINE v16u v16u_rotate(v16u w, int right)
+V16_INLINE v16u v16u_shift(v16u w, int right) /* logical; negative: to the left */
 {
-    V16_EACH w.u[i] = right % 32 ? w.u[i] >> right % 32 | w.u[i] << (32 - right % 32) : w.u[i];
+    V16_EACH w.u[i] = right < 0 ? w.u[i] << -right : w.u[i] >> right;
     return w;
 }
 V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
@@ -196,19 +196,23 @@ V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask) /* bits of the mask fr
     V16_EACH a.u[i] = (a.u[i] & mask) | (b.u[i] & ~mask);
     return a;
 }
-/* The bits of w that the mask has, or-ed into a power of two, minus a number: with 2^(23 - i) as the power, bit i of its fraction is
- * worth 1, and so codes become numbers without a shift for each. */
-V16_INLINE v16 v16_field(v16u w, const uint32_t *mask, const float *power, const float *less)
+/* Numbers to choose from by an index; for v16_pick4 the second four are the first again. */
+V16_INLINE v16 v16_table(const float t[8])
 {
     v16 r;
-    V16_EACH
-    {
-        uint32_t u;
-        memcpy(&u, power, 4);
-        u |= w.u[i] & *mask;
-        memcpy(&r.f[i], &u, 4);
-        r.f[i] = r.f[i] - *less;
-    }
+    V16_EACH r.f[i] = t[i % 8];
+    return r;
+}
+V16_INLINE v16 v16_pick4(v16u index, v16 table) /* by the lowest two bits of a lane's index, whatever the others are */
+{
+    v16 r;
+    V16_EACH r.f[i] = table.f[index.u[i] & 3];
+    return r;
+}
+V16_INLINE v16 v16_pick8(v16u index, v16 table) /* by the lowest three */
+{
+    v16 r;
+    V16_EACH r.f[i] = table.f[index.u[i] & 7];
     return r;
 }
 /* The zero points of a group in the form that v16_code8 (bits 8) or v16_code4z (4) takes. */
