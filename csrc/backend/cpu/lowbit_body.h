@@ -15,7 +15,7 @@ V16_INLINE int lowbit_rows(int bits)
     return bits == 2 ? 4 : 8;
 }
 
-/* Of a 3-bit code: the lines that hold row i, where in a byte, and the line's bit that is its highest one. */
+/* Row i of a block of 3-bit codes, moved down by `shift` bits: its codes are the lowest bits of whatever is there. */
 V16_INLINE v16u lowbit_three(const v16u line[3], int i, int shift)
 {
     if (i < 6)
@@ -23,9 +23,14 @@ V16_INLINE v16u lowbit_three(const v16u line[3], int i, int shift)
     return v16u_merge(v16u_shift(line[i - 6], shift + 6), v16u_shift(line[2], shift + i - 2), 0x03030303u);
 }
 
+/* A block's lines of one panel: three of 3-bit codes, else one. */
 V16_INLINE void load_lines(const unsigned char *w, size_t step, int bits, v16u line[3])
 {
-    UNROLL for (int n = 0; n < (bits == 3 ? 3 : 1); n++) line[n] = v16u_load(w + (size_t)n * step);
+    line[0] = v16u_load(w);
+    if (bits == 3) {
+        line[1] = v16u_load(w + step);
+        line[2] = v16u_load(w + 2 * step);
+    }
 }
 
 /* ---- float activations ---- */

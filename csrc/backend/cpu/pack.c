@@ -24,7 +24,8 @@
  *           blocks, filled up with zeros
  *
  * A group of elements with one scale begins at a whole dword (which is why its length must be a multiple of 4 or 8; codes of
- * fewer bits whose groups are no whole blocks are kept in 4); K itself is arbitrary, its last dword is filled up.  Scales, zero points and corrections: [N/16][groups][16]. */
+ * fewer bits whose groups are no whole blocks are kept in 4); K itself is arbitrary, its last dword is filled up.  Scales, zero
+ * points and corrections: [N/16][groups][16]. */
 #include "backend/cpu/cpu.h"
 
 #include <math.h>
