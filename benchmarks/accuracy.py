@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Every recipe on one model: size, perplexity, distance from the original.  Prints a Markdown table.
 
-usage: benchmarks/accuracy.py MODEL TEXT [--ctx 256] [--calib FILE] [--recipes A,B] [--json OUT] [--plot OUT.svg]
-                              [--into docs/choosing.md] [--nibble build/nibble] [-- flags of nibble quantize]
+usage: benchmarks/accuracy.py MODEL TEXT --json OUT.json [--ctx 256] [--calib FILE] [--recipes A,B] [--kv int8,int4]
+                              [--plot OUT.svg] [--into docs/results.md] [--nibble build/nibble] [-- flags of nibble quantize]
+       benchmarks/accuracy.py --from OUT.json [--plot OUT.svg] [--into docs/results.md]
 
 TEXT is what perplexity is measured on; FILE what methods are calibrated on (default: TEXT itself, which flatters them).
+Behind the recipes stand rows of the original model with the types of --kv in its cache.  The JSON is written after every row.
 A recipe that fails has a row that says why, and the exit status is 1.  --into replaces what stands between the lines
-"<!-- accuracy: begin -->" and "<!-- accuracy: end -->" of a file by the table.  The plot is written here, as SVG.
+"<!-- OUT: begin -->" and "<!-- OUT: end -->" of a file by the table.  The plot is written here, as SVG.
 (standard library only)
 """
 import argparse
@@ -15,25 +17,27 @@ import html
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("model")
-    p.add_argument("text")
+    p.add_argument("model", nargs="?")
+    p.add_argument("text", nargs="?")
     p.add_argument("--ctx", default="256")
     p.add_argument("--calib", help="calibration text")
     p.add_argument("--recipes", help="names, comma separated (default: all of configs/recipes)")
+    p.add_argument("--kv", default="int8,int4", help="types of the KV cache, comma separated")
     p.add_argument("--json", help="write the rows here")
+    p.add_argument("--from", dest="rows", help="measure nothing: take the rows of this file")
     p.add_argument("--plot", help="write a plot of loss against bits here")
-    p.add_argument("--into", help="put the table between the markers of this file")
+    p.add_argument("--into", action="append", default=[], help="put the table between the markers of this file")
     p.add_argument("--nibble", default=os.path.join(ROOT, "build/nibble"))
     own, more = sys.argv[1:], []
     if "--" in own:
@@ -41,6 +45,8 @@ def arguments():
         own, more = own[:at], own[at + 1:]
     a = p.parse_args(own)
     a.more = more
+    if bool(a.rows) == bool(a.text) or not (a.rows or a.json):
+        p.error("expected MODEL, TEXT and --json, or --from")
     return a
 
 
@@ -65,13 +71,23 @@ def nibble(a, *args):
     return json.loads(r.stdout)
 
 
+DATA_FREE = ("rtn", "clip-weights", "nf4", "twn", "absmean", "binary", "hqq")
+
+
 def needs_text(path):
     """Flags about a calibration text are an error where a recipe needs none."""
     with open(path) as f:
         r = json.load(f)
     schemes = [r] + r.get("overrides", [])
     static = any((s.get("activations") or {}).get("strategy") == "tensor" for s in schemes)
-    return static or "method" in r or "search" in r
+    method = r.get("method", "rtn")
+    return static or (method if isinstance(method, str) else method["name"]) not in DATA_FREE or "search" in r
+
+
+def compare(a, path, base, *flags):
+    r = nibble(a, "eval", path, "-f", a.text, "--ctx", a.ctx, "--base", a.model, "--layer-windows", "0", *flags)
+    return dict(perplexity=r["perplexity"], change_percent=100 * (r["perplexity"] / base["perplexity"] - 1),
+                mean_kld=r["mean_kld"], same_top=r["same_top"])
 
 
 def measure(a, name, path, base, tmp):
@@ -82,29 +98,29 @@ def measure(a, name, path, base, tmp):
     seconds = time.monotonic() - start
     weights = sum(m["shape"][0] * m["shape"][1] for m in report["modules"])
     bits = sum(8 * m["bytes"] for m in report["modules"]) / weights
-    r = nibble(a, "eval", out, "-f", a.text, "--ctx", a.ctx, "--base", a.model, "--layer-windows", "0")
-    subprocess.run(["rm", "-rf", out], check=True)
-    return dict(recipe=name, bytes=report["bytes_after"], bits_per_weight=round(bits, 4), perplexity=r["perplexity"],
-                change_percent=100 * (r["perplexity"] / base["perplexity"] - 1), mean_kld=r["mean_kld"],
-                same_top=r["same_top"], seconds=round(seconds, 1))
+    far = compare(a, out, base)
+    shutil.rmtree(out)
+    return dict(recipe=name, bytes=report["bytes_after"], bits_per_weight=round(bits, 4), **far, seconds=round(seconds, 1))
 
 
-def table(rows, base):
-    yield f"{base['protocol']} protocol, ctx {base['ctx']}, {base['scored']} tokens scored\n"
+def table(found):
+    rows = found["rows"]
+    yield f"{found['text']}, {found['protocol']} protocol, ctx {found['ctx']}, {found['scored']} tokens scored\n"
     yield "| recipe | bits a weight | MiB | perplexity | loss | mean KLD | same top token | seconds |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for r in rows:
         if "error" in r:
             yield f"| {r['recipe']} | failed: {r['error'].replace('|', '/')} | | | | | | |"
             continue
-        tail = (f"{r['change_percent']:+.2f} % | {r['mean_kld']:.5f} | {100 * r['same_top']:.1f} % | {r['seconds']:.1f}"
+        tail = (f"{r['change_percent']:+.2f} % | {r['mean_kld']:.5f} | {100 * r['same_top']:.1f} % | {r.get('seconds', '')}"
                 if "mean_kld" in r else "| | |")
         yield f"| {r['recipe']} | {r['bits_per_weight']:.3f} | {r['bytes'] / 2**20:.2f} | {r['perplexity']:.3f} | {tail} |"
 
 
 def plot(rows):
     """Loss against bits a weight, loss on a logarithmic axis; what gained counts as the least that is shown."""
-    pts = [(r["bits_per_weight"], max(r["change_percent"], 0.01), r["recipe"]) for r in rows if "change_percent" in r]
+    pts = [(r["bits_per_weight"], max(r["change_percent"], 0.01), r["recipe"]) for r in rows
+           if "change_percent" in r and "KV" not in r["recipe"]]
     w, h, left, low = 900, 520, 60, 40
     top = math.ceil(math.log10(max([p[1] for p in pts] + [1])))
     most = max([p[0] for p in pts] + [8]) + 1
@@ -135,44 +151,62 @@ def plot(rows):
     return "\n".join(s + ["</svg>", ""])
 
 
-def put_into(path, text):
+def put_into(path, name, text):
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     with open(path) as f:
         old = f.read()
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        sys.exit(f"{path} has not one line {BEGIN} and behind it one line {END}")
-    before, after = old[:old.index(BEGIN) + len(BEGIN)], old[old.index(END):]
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        sys.exit(f"{path} has not one line {begin} and behind it one line {end}")
+    before, after = old[:old.index(begin) + len(begin)], old[old.index(end):]
     with open(path, "w") as f:
         f.write(f"{before}\n{text}\n{after}")
 
 
+def rows_of(a, base):
+    """One after the other; a row that failed says why."""
+    yield dict(recipe="original", bytes=nibble(a, "inspect", a.model)["bytes"], bits_per_weight=16.0, perplexity=base["perplexity"])
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, path in recipes(a).items():
+            try:
+                yield measure(a, name, path, base, tmp)
+            except Failed as e:
+                yield dict(recipe=name, error=str(e))
+    for kv in filter(None, a.kv.split(",")):
+        yield dict(recipe=f"original, KV cache {kv}", bits_per_weight=16.0, bytes=nibble(a, "inspect", a.model)["bytes"],
+                   **compare(a, a.model, base, "--kv-dtype", kv))
+
+
+def measure_all(a):
+    base = nibble(a, "eval", a.model, "-f", a.text, "--ctx", a.ctx)
+    found = dict(text=os.path.basename(a.text), protocol=base["protocol"], ctx=base["ctx"], scored=base["scored"], rows=[])
+    for row in rows_of(a, base):
+        found["rows"].append(row)
+        with open(a.json, "w") as f:
+            json.dump(found, f, indent=1)
+            f.write("\n")
+        print(f"{row['recipe']}: {row.get('error') or format(row['perplexity'], '.3f')}", file=sys.stderr)
+    return found
+
+
 def main():
     a = arguments()
-    chosen = recipes(a)
-    try:
-        base = nibble(a, "eval", a.model, "-f", a.text, "--ctx", a.ctx)
-        before = nibble(a, "inspect", a.model)
-    except Failed as e:
-        sys.exit(str(e))
-    rows = [dict(recipe="original", bytes=before["bytes"], bits_per_weight=16.0, perplexity=base["perplexity"])]
-    with tempfile.TemporaryDirectory() as tmp:
-        for name, path in chosen.items():
-            try:
-                rows.append(measure(a, name, path, base, tmp))
-            except Failed as e:
-                rows.append(dict(recipe=name, error=str(e)))
-            print(f"{name}: {rows[-1].get('error') or format(rows[-1]['perplexity'], '.3f')}", file=sys.stderr)
-    text = "\n".join(table(rows, base))
+    if a.rows:
+        with open(a.rows) as f:
+            found = json.load(f)
+    else:
+        recipes(a)  # names that are wrong are told before anything is measured
+        try:
+            found = measure_all(a)
+        except Failed as e:
+            sys.exit(str(e))
+    text = "\n".join(table(found))
     print(text)
-    if a.into:
-        put_into(a.into, text)
+    for path in a.into:
+        put_into(path, os.path.splitext(os.path.basename(a.rows or a.json))[0], text)
     if a.plot:
         with open(a.plot, "w") as f:
-            f.write(plot(rows))
-    if a.json:
-        with open(a.json, "w") as f:
-            json.dump(dict(text=os.path.basename(a.text), ctx=base["ctx"], scored=base["scored"], rows=rows), f, indent=1)
-            f.write("\n")
-    return any("error" in r for r in rows)
+            f.write(plot(found["rows"]))
+    return any("error" in r for r in found["rows"])
 
 
 if __name__ == "__main__":

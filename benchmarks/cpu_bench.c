@@ -132,17 +132,16 @@ static double one_linear(bench *t, kind *k, size_t rows, unsigned form)
 }
 
 /* Seconds in which the kernels quantize `rows` rows. */
-static double one_quantize(const bench *t, const kind *k, size_t rows)
+static double one_quantize(const bench *t, size_t rows)
 {
     const nbi_cpu *c = nbi_cpu_of(t->b);
-    const nbi_linear *l = k->w[0];
-    nbi_cpu_job j = {.l = l, .x = t->act, .q = t->scratch, .q_stride = (t->k + 31) / 32 * 32};
-    j.q_sum = (int32_t *)(j.q + rows * j.q_stride * 2);
-    j.q_scale = (float *)(j.q_sum + rows * l->groups);
+    nbi_cpu_rows r;
+    if (!nbi_cpu_rows_at(&r, c, t->act, rows, t->k))
+        die("too many rows");
     const double start = nbi_now();
 #pragma omp parallel for schedule(static) num_threads(rows > 1 ? c->threads : 1)
-    for (size_t r = 0; r < rows; r++)
-        c->kern->quantize_row(&j, r);
+    for (size_t i = 0; i < rows; i++)
+        nbi_cpu_rows_encode(c, &r, i, t->k, NBI_FORM_INT8);
     return nbi_now() - start;
 }
 
@@ -153,7 +152,7 @@ static void measure(bench *t, kind *k, size_t rows, times *out, size_t round)
     must(t->b->ops->rmsnorm(t->b, t->x, t->ones, 1e-5f, rows, t->k, t->act, NBI_FORM_FLOAT));
     one_linear(t, k, rows, NBI_FORM_FLOAT); /* the first one finds the other kind's weights in the caches */
     out->linear[round] = one_linear(t, k, rows, NBI_FORM_FLOAT);
-    out->quantize[round] = quantized ? one_quantize(t, k, rows) : 0;
+    out->quantize[round] = quantized ? one_quantize(t, rows) : 0;
     out->gemm[round] = out->linear[round] - out->quantize[round];
     if (form == NBI_FORM_INT8) {
         must(t->b->ops->rmsnorm(t->b, t->x, t->ones, 1e-5f, rows, t->k, t->act, form));

@@ -220,7 +220,7 @@ NB_DEVICE uint32_t nb_bits(int32_t v)
 /* The sum of a segment in the making, where it goes, and the zero points of its group. */
 template <int kind, typename X>
 struct nb_gemv_sum {
-    static const bool has_zeros = kind == NB_W_W4 || (kind == NB_W_W8 && nb_operand<X>::bytes > 1);
+    static const bool has_zeros = NB_IS_W4(kind) || (kind == NB_W_W8 && nb_operand<X>::bytes > 1);
     typename nb_operand<X>::sum part[4];
     nb_zeros z;
     uint32_t to,
@@ -238,7 +238,7 @@ struct nb_gemv_sum {
         advance = b.pairs() * 128;
         zeros = shared + (lane >> 2);
         zeros_advance = 0;
-        if (has_zeros && (kind == NB_W_W4 || stored)) {
+        if (has_zeros && (NB_IS_W4(kind) || stored)) {
             const uint32_t first = nb_gemv_first(b.v, t.step.round);
             const uint32_t group = nb_gemv_group(b.v, first + t.part) - nb_gemv_group(b.v, first);
             zeros += b.v.meta + meta * b.v.meta_bytes + b.v.zeros + (t.panel * b.v.round_groups + group) * NB_TILE_N;

@@ -125,7 +125,11 @@
     X(nb_rope_rotate_f16, rope_rotate, 128, 0, 75, nb_rope_rotate_args)                                                \
     X(nb_rope_rotate_bf16, rope_rotate, 128, 0, 80, nb_rope_rotate_args)                                               \
     /* statistics of inputs */                                                                                         \
-    X(nb_abs_sum, abs_sum, 256, 0, 75, nb_abs_sum_args)
+    X(nb_abs_sum, abs_sum, 256, 0, 75, nb_abs_sum_args)                                                                \
+    /* zero points in sixteenths */                                                                                    \
+    NB_GEMM_LINES(X, nb_gemm_w4f, gemm_w4f)                                                                            \
+    X(nb_gemv_w4f_f16, gemv_w4f, 256, 99 * 1024, 75, nb_gemv_args)                                                     \
+    X(nb_gemv_w4f_bf16, gemv_w4f, 256, 99 * 1024, 80, nb_gemv_args)
 
 /* ---- a step: what step_begin() uploads.  Rows past the batch (a recorded step has a fixed number) have pos -1 and are
  * skipped by every kernel that reads this ---- */

@@ -18,6 +18,7 @@
  *
  *   NF4    one unit of unsigned codes as W4, but for the order: nibbles 0..7 = (g; 2t, 2t+1) (g+8; 2t, 2t+1) (g; 2t+8, 2t+9)
  *          (g+8; 2t+8, 2t+9): two of each of a0..a3, as a table gives four numbers at once (nf4.cuh)
+ *   W4F    as W4, with zero points in sixteenths: u8 with the offset 128
  *   XNOR   no tiles: rows [N] of NB_XNOR_WORDS(K) words, bit k % 32 of word k / 32 is 1 for the code 1, 0 beyond K; scales [N]
  *
  * Hence NB_K_ORDER: INT8 activations are stored so that position 4t+i of each 16 holds k = 2t, 2t+8, 2t+1, 2t+9 (i = 0..3).
@@ -39,7 +40,7 @@
 /* Two more kinds, only with --gemm cublaslt, lie as that library wants them: row-major, n rows of k.  PLAIN is dense; PLAIN8 has INT8
  * codes for INT8 activations, rows of k_pad (k rounded up to NB_TILE_K, zeros beyond k) in NB_K_ORDER, and one group: its
  * scales, zero points (signed), corrections and bias are [n].  Of the kernels only nb_embed and nb_finish_sums know them. */
-enum { NB_W_DENSE, NB_W_W8, NB_W_W4, NB_W_PLAIN, NB_W_PLAIN8, NB_W_NF4, NB_W_XNOR, NB_N_WEIGHT_KINDS };
+enum { NB_W_DENSE, NB_W_W8, NB_W_W4, NB_W_PLAIN, NB_W_PLAIN8, NB_W_NF4, NB_W_XNOR, NB_W_W4F, NB_N_WEIGHT_KINDS };
 #define NB_UNITS(kind) ((kind) == NB_W_DENSE ? 4 : (kind) == NB_W_W8 ? 2 : 1) /* of a tile */
 
 #define NB_XNOR_WORDS(k) (((k) + 127) / 128 * 4) /* of 32 bits: a row of signs */

@@ -87,7 +87,9 @@ struct nb_zeros {
     uint32_t g, g8;
 };
 
-/* Zero points as stored: W4 u8 (with the offset 8), W8 signed. */
+#define NB_IS_W4(kind) ((kind) == NB_W_W4 || (kind) == NB_W_W4F) /* zero points are always there */
+
+/* Zero points as stored: W4 u8 (with the offset 8; W4F sixteenths with the offset 128), W8 signed. */
 template <int kind>
 NB_DEVICE int nb_zero_value(uint8_t stored)
 {

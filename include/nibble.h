@@ -367,7 +367,12 @@ typedef struct nb_bench_options {
     const char *kv_dtype; /* as in nb_engine_options */
 } nb_bench_options;
 NB_API void nb_bench_options_init(nb_bench_options *o);
-/* *json: a list in llama-bench's keys (test, avg_ts, stddev_ts, samples_ts ...); nb_free() it. */
+/* *json: a list in llama-bench's keys (test, avg_ts, stddev_ts, samples_ts ...); nb_free() it.  On the CPU each row also has
+ *     mem_gbs, int8_gops  what its threads reached just before, of 10^9 bytes and INT8 operations a second: the best of some passes
+ *                         that only read memory, and that only multiply and add in registers
+ *     pct_mem, pct_int8   the test's share of these in percent, by what it cannot do without: a step reads the weights of the layers,
+ *                         those of the head where it computes logits, and the keys and values so far, once; a token takes
+ *                         2 * weights operations (the head's for each row of logits) */
 NB_API nb_status nb_bench(const nb_model *m, const nb_bench_options *o, char **json);
 
 /* *json describes the files without loading the weights: tensors, schemes, sizes, memory plan; nb_free() it. */

@@ -50,7 +50,7 @@ Truth float_truth(const nbi_weight &w, const std::vector<float> &row, const floa
         double t;
         if (w.scheme.bits) {
             size_t g = n * groups + k / len;
-            t = ((double)w.codes[n * w.k + k] - (w.zeros ? w.zeros[g] : 0)) * (double)w.scales[g] * (double)x[k];
+            t = ((double)w.codes[n * w.k + k] - zero_of(w, g)) * (double)w.scales[g] * (double)x[k];
         } else
             t = (double)row[k] * (double)x[k];
         sum += t;
@@ -516,7 +516,7 @@ TEST(Create, devices_threads_and_isa_are_checked)
     for (const char *device : {(const char *)nullptr, "auto", "cpu"}) {
         ASSERT_NB_OK(nbi_backend_create(&be, device, 0));
         EXPECT_STREQ("cpu", be->name);
-        EXPECT_EQ(4u * 15, be->ops->act_bytes(be, 3, 5));
+        EXPECT_LE(4u * 15, be->ops->act_bytes(be, 3, 5)); /* and what codes take */
         EXPECT_EQ(NBI_KV_F32, be->default_kv);
         be->ops->destroy(be);
     }

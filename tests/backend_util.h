@@ -77,11 +77,12 @@ struct Step {
     nbi_step *s = nullptr;
     nbi_batch batch = {};
     Step(Backend &backend, size_t rows, uint32_t head_dim = 2, const float *inv_freq = nullptr, size_t seqs = 8,
-         size_t seq_pages = 64)
+         size_t seq_pages = 64, uint32_t n_heads = 0, uint32_t n_kv_heads = 0)
         : b(backend)
     {
         std::vector<float> zero(head_dim / 2 + 1);
-        nbi_step_limits limits = {rows, seqs, rows, seq_pages, head_dim, inv_freq ? inv_freq : zero.data(), 0, 0};
+        nbi_step_limits limits = {rows,    seqs,      rows, seq_pages, head_dim, inv_freq ? inv_freq : zero.data(),
+                                  n_heads, n_kv_heads};
         EXPECT_NB_OK(b->step_create(b.be, &s, &limits));
     }
     ~Step() { b->step_free(b.be, s); }

@@ -1,9 +1,10 @@
-/* SmoothQuant, AWQ and the clip search against their formulas in double, written down again without looking at inner loops. */
+/* SmoothQuant, AWQ, the clip search and HQQ against their formulas in double, written down again without looking at inner loops. */
 #include "quant_problem.h"
 
 extern "C" {
 #include "quant/balance.h"
 #include "quant/clipped.h"
+#include "quant/hqq.h"
 }
 
 namespace
@@ -187,4 +188,140 @@ TEST(Clipped, groups_take_turns_until_nothing_moves)
         }
     /* sums in fp32 may order two candidates of nearly equal error otherwise, and the groups after it follow */
     EXPECT_LE(differ, all / 50);
+}
+namespace
+{
+
+/* HQQ of a group in double, zero point and codes before the zero point is rounded. */
+struct Split {
+    double zero;
+    std::vector<double> code;
+};
+
+Split half_quadratic(const float *w, size_t n, double s, double z, double lo, double hi)
+{
+    Split out = {z, {}};
+    double beta = 10, least = INFINITY;
+    for (int t = 0; t <= 20; t++, beta *= 1.01) {
+        std::vector<double> code(n);
+        double error = 0, sum = 0;
+        for (size_t j = 0; j < n; j++) {
+            code[j] = std::min(std::max(std::nearbyint((double)w[j] / s + z), lo), hi);
+            error += std::fabs((double)w[j] - (code[j] - z) * s);
+        }
+        if (!(error < least))
+            break;
+        least = error;
+        out = {z, code};
+        for (size_t j = 0; j < n; j++) {
+            const double e = (double)w[j] - (code[j] - z) * s, a = std::fabs(e);
+            const double kept = a > 0 ? std::copysign(std::max(0.0, a - std::pow(a, -0.3) / beta), e) : 0;
+            sum += code[j] - ((double)w[j] - kept) / s;
+        }
+        z = sum / (double)n;
+    }
+    return out;
+}
+
+/* The sum of |e|^0.7 of a group, whose zero point counts units. */
+double objective(const float *w, const nbi_weight &q, size_t at, size_t len, double unit)
+{
+    double sum = 0;
+    for (size_t j = 0; j < len; j++)
+        sum += std::pow(
+            std::fabs((double)w[at + j] - (q.codes[at + j] - q.zeros[at / len] / unit) * (double)q.scales[at / len]),
+            0.7);
+    return sum;
+}
+
+} // namespace
+
+TEST(Hqq, zero_points_follow_half_quadratic_splitting_to_the_sixteenth)
+{
+    const size_t n = 31, k = 192, len = 64;
+    for (unsigned bits : {4u, 3u, 2u})
+        for (float size : {0.1f, 30.0f}) { /* small errors are all shrunk to nothing, large ones are not */
+            Problem p(n, k, bits);
+            for (size_t i = 0; i < n * k; i++)
+                p.w[i] *= (size / 0.1f) * (size > 1 && i % 37 == 0 ? 6 : 1); /* and outliers */
+            nbi_scheme s = scheme(bits, (uint32_t)len, false), f = s;
+            f.zero_frac = 4;
+            nbi_weight q = {}, other = {}, r = {};
+            ASSERT_NB_OK(nbi_hqq(&q, &p.src, &f, NBI_BF16, 2));
+            ASSERT_NB_OK(nbi_hqq(&other, &p.src, &f, NBI_BF16, 3));
+            ASSERT_NB_OK(nbi_rtn(&r, &p.src, &s, NBI_BF16, 1));
+            EXPECT_EQ(0, memcmp(q.codes, other.codes, n * k));
+            EXPECT_EQ(0, memcmp(q.zeros, other.zeros, n * k / len));
+            double ours = 0, theirs = 0, plain = 0;
+            size_t fractions = 0;
+            for (size_t at = 0; at < n * k; at += len) {
+                const float *w = &p.w[at];
+                const double step = (double)q.scales[at / len], half = 1u << (bits - 1);
+                const float lo = std::min(0.0f, *std::min_element(w, w + len));
+                ASSERT_EQ(r.scales[at / len], q.scales[at / len]);
+                const Split want = half_quadratic(w, len, step, -half - (double)lo / step, -half, half - 1);
+                const double zero = q.zeros[at / len] / 16.0;
+                ASSERT_LE(std::fabs(want.zero - zero), 1 / 32.0 + 1e-9) << bits << " " << at;
+                fractions += q.zeros[at / len] % 16 != 0;
+                for (size_t j = 0; j < len; j++) {
+                    theirs += std::pow(std::fabs((double)w[j] - (want.code[j] - want.zero) * step), 0.7);
+                    ASSERT_EQ(std::min(std::max(std::nearbyint((double)w[j] / step + zero), -half), half - 1),
+                              q.codes[at + j]);
+                }
+                ours += objective(p.w.data(), q, at, len, 16);
+                plain += objective(p.w.data(), r, at, len, 1);
+            }
+            EXPECT_NEAR(1, ours / theirs, 0.01) << bits;
+            if (size < 1) { /* no better than rounding where moves are rounded away */
+                EXPECT_LT(ours, 0.99 * plain) << bits;
+            }
+            EXPECT_GT(fractions, n * k / len / 2);
+            nbi_weight_free(&q);
+            nbi_weight_free(&other);
+            nbi_weight_free(&r);
+        }
+}
+
+TEST(Hqq, groups_of_nothing_numbers_that_are_none_and_schemes_it_does_not_do)
+{
+    Problem p(3, 96, 5);
+    nbi_scheme f = scheme(4, 32, false);
+    f.zero_frac = 4;
+    nbi_weight q = {};
+    std::fill(p.w.begin(), p.w.begin() + 32, 0.0f);
+    std::fill(p.w.begin() + 32, p.w.begin() + 64, 0.25f); /* one sign: 0 stays in the range */
+    ASSERT_NB_OK(nbi_hqq(&q, &p.src, &f, NBI_F16, 1));
+    std::vector<float> row(96);
+    nbi_weight_row(&q, 0, row.data());
+    for (size_t i = 0; i < 64; i++)
+        EXPECT_NEAR(i < 32 ? 0 : 0.25, (double)row[i], 0.25 / 15 / 16);
+    nbi_weight_free(&q);
+    p.w[100] = NAN;
+    EXPECT_FAILS(NB_EFORMAT, "row 1, column 4 is NaN", nbi_hqq(&q, &p.src, &f, NBI_F16, 2));
+    f.group = 36;
+    EXPECT_FAILS(NB_EINVAL, "cannot be cut into groups of 36", nbi_hqq(&q, &p.src, &f, NBI_F16, 2));
+    f.group = 32;
+    for (void (*spoil)(nbi_scheme &) :
+         {+[](nbi_scheme &s) { s.zero_frac = 3; }, +[](nbi_scheme &s) { s.bits = 8; },
+          +[](nbi_scheme &s) { s.symmetric = true; }, +[](nbi_scheme &s) { s.act = NBI_ACT_TOKEN; }}) {
+        nbi_scheme bad = f;
+        spoil(bad);
+        EXPECT_FAILS(NB_EUNSUPPORTED, "HQQ moves zero points", nbi_hqq(&q, &p.src, &bad, NBI_F16, 1));
+        Backend b("scalar");
+        nbi_linear *l = nullptr;
+        nbi_weight w = p.src;
+        w.scheme = bad;
+        std::vector<int8_t> zeros(9), codes(3 * 96);
+        std::vector<float> scales(9, 1.0f);
+        w.codes = codes.data(), w.scales = scales.data(), w.zeros = bad.symmetric ? nullptr : zeros.data();
+        EXPECT_FAILS(NB_EUNSUPPORTED, "zero points in sixteenths go with", b->linear_create(b.be, &l, &w));
+    }
+    nbi_scheme s = scheme(3, 64, true);
+    EXPECT_FAILS(NB_EFORMAT, "HQQ moves zero points", nbi_hqq_scheme(&s, "r"));
+    s.symmetric = false;
+    ASSERT_NB_OK(nbi_hqq_scheme(&s, "r"));
+    EXPECT_EQ(4, s.zero_frac);
+    s = scheme(8, 64, true);
+    ASSERT_NB_OK(nbi_hqq_scheme(&s, "r"));
+    EXPECT_EQ(0, s.zero_frac);
 }

@@ -518,6 +518,34 @@ TEST(Memory, does_not_change_a_byte)
         EXPECT_EQ(std::string::npos, e.path().string().find("/b.")) << e.path();
 }
 
+/* The search for a mixture holds the whole model, and the logits of some windows: it says what that takes, and leaves the rest to a
+ * file. */
+TEST(Memory, of_a_search_is_limited_and_does_not_change_a_byte)
+{
+    TempDir d;
+    Said said;
+    write_text(d / "r.json", R"({"weights": {"bits": 4, "group_size": 64}, "method": "rtn", "overrides": [
+        {"match": "re:model.layers.[0-2]", "weights": {"bits": 4}}],
+        "search": {"target_bits": 4.5, "windows": 1, "tokens": 500, "choices": [{"bits": 3}, {"bits": 8}]}})");
+    nb_quantize_options o = options(d / "r.json");
+    o.calib_tokens = 2000;
+    o.callbacks = said.callbacks();
+    ASSERT_NB_OK(quantize(MODEL, d / "a", o));
+    EXPECT_EQ(1u, said.count("in memory", NB_LOG_INFO));
+    o.calib_memory = 1;
+    EXPECT_FAILS(NB_ELIMIT, "measuring layers takes", quantize(MODEL, d / "b", o));
+    const std::string error = nb_last_error();
+    const double least = atof(error.c_str() + error.find(" takes ") + 7);
+    EXPECT_GT(least, 6) << "the model alone has 6 MiB";
+    o.calib_memory = (uint64_t)((least - 0.1) * 0x1p20);
+    EXPECT_FAILS(NB_ELIMIT, "allow at least that", quantize(MODEL, d / "b", o));
+    o.calib_memory = (uint64_t)((least + 0.1) * 0x1p20);
+    ASSERT_NB_OK(quantize(MODEL, d / "b", o));
+    EXPECT_EQ(1u, said.count("in a file", NB_LOG_INFO));
+    for (const char *name : {"model.safetensors", "recipe.json", "quant_report.json"})
+        EXPECT_EQ(read_text(d / ("a/" + std::string(name))), read_text(d / ("b/" + std::string(name)))) << name;
+}
+
 /* ---- saved statistics ---- */
 
 TEST(Stats, come_back_as_they_were)

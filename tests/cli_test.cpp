@@ -478,6 +478,18 @@ TEST(Quantize, a_dry_run_tells_the_size_of_the_real_one)
     }
 }
 
+/* A row of `nibble bench`, from its percents back to the operations and bytes that they count.  The weights have 1572864 codes
+ * of 4 bits in the layers and 262144 numbers of 2 bytes in the head; a token takes 4096 bytes of the cache. */
+static void expect_work(const json_t *row, double ops, double steps, double kv)
+{
+    const auto number = [row](const char *key) { return json_number_value(json_object_get(row, key)); };
+    const double seconds = number("avg_ns") / 1e9;
+    EXPECT_NEAR(ops, number("pct_int8") / 100 * number("int8_gops") * 1e9 * seconds, 1e-5 * ops);
+    const double bytes = number("pct_mem") / 100 * number("mem_gbs") * 1e9 * seconds;
+    EXPECT_GE(bytes, steps * (1572864 / 2 + 2 * 262144) + kv);
+    EXPECT_LE(bytes, 1.1 * (steps * (1572864 / 2 + 2 * 262144) + kv)) << "scales and padding";
+}
+
 TEST(Json, is_one_document_on_stdout_and_nothing_else)
 {
     const std::vector<std::vector<std::string>> commands = {
@@ -502,6 +514,8 @@ TEST(Json, is_one_document_on_stdout_and_nothing_else)
             EXPECT_STREQ("pp8", json_string_value(json_object_get(json_array_get(j, 0), "test")));
             EXPECT_GT(json_real_value(json_object_get(json_array_get(j, 1), "avg_ts")), 0.0);
             EXPECT_EQ(2u, json_array_size(json_object_get(json_array_get(j, 1), "samples_ts")));
+            expect_work(json_array_get(j, 0), 2 * 1572864.0 * 8 + 2 * 262144.0, 1, 8 * 4096);
+            expect_work(json_array_get(j, 1), 2 * (1572864.0 + 262144.0) * 2, 2, (1 + 2) * 4096);
         } else if (args[0] == "tokenize") {
             EXPECT_GT(json_array_size(json_object_get(j, "tokens")), 2u);
         }

@@ -168,6 +168,26 @@ TEST(Config, real_mixtral_configs_are_what_the_shape_says)
     EXPECT_EQ(140620634112ull, nbi_config_params(&c)); /* 141 B, as published */
 }
 
+TEST(Config, real_qwen3_configs_with_and_without_experts)
+{
+    NEEDS_SHARED(dir, "configs");
+    nbi_config c;
+    nbi_module m;
+    ASSERT_NB_OK(parse(&c, read_text(dir + "/Qwen--Qwen3-30B-A3B_config.json")));
+    EXPECT_EQ(30532122624ull, nbi_config_params(&c)); /* 30.5 B, of which 3.3 B a token, as published */
+    EXPECT_EQ(3353032704ull, nbi_config_active_params(&c));
+    EXPECT_EQ(768u, c.ffn);
+    EXPECT_TRUE(c.norm_top_k && c.head_norms);
+    nbi_module_at(&c, 1, nbi_layer_modules(&c) - 1, &m);
+    EXPECT_STREQ("model.layers.1.mlp.experts.127.down_proj", m.name);
+    nbi_module_at(&c, 1, 4, &m);
+    EXPECT_STREQ("model.layers.1.mlp.gate", m.name);
+    ASSERT_NB_OK(parse(&c, read_text(dir + "/Qwen--Qwen3-0.6B_config.json")));
+    EXPECT_EQ(596049920ull, nbi_config_params(&c));
+    EXPECT_EQ(0u, c.n_experts);
+    EXPECT_TRUE(c.head_norms);
+}
+
 TEST(Config, real_llama_configs_parse_and_other_families_are_named)
 {
     NEEDS_SHARED(dir, "configs");
@@ -176,8 +196,7 @@ TEST(Config, real_llama_configs_parse_and_other_families_are_named)
     EXPECT_EQ(NBI_ROPE_LLAMA3, c.rope_type);
     EXPECT_EQ(8192u, c.rope_original_context);
     EXPECT_EQ(NBI_BF16, c.dtype);
-    EXPECT_FAILS(NB_EUNSUPPORTED, "Qwen3MoeForCausalLM",
-                 parse(&c, read_text(dir + "/Qwen--Qwen3-30B-A3B_config.json")));
+    EXPECT_FAILS(NB_EUNSUPPORTED, "GptOssForCausalLM", parse(&c, read_text(dir + "/openai--gpt-oss-120b_config.json")));
     EXPECT_FAILS(NB_EUNSUPPORTED, "DeepseekV3ForCausalLM",
                  parse(&c, read_text(dir + "/deepseek-ai--DeepSeek-V3_config.json")));
 }
@@ -215,6 +234,11 @@ TEST(BadConfig, absurd_or_contradictory_values_are_refused_by_name)
     expect(NB_EFORMAT, "\"num_experts_per_tok\" is 2, but \"num_local_experts\" only 1",
            moe + R"("num_local_experts": 1)");
     expect(NB_EFORMAT, "\"num_experts_per_tok\" is 0", moe + R"("num_experts_per_tok": 0, "num_local_experts": 8)");
+    const std::string qwen =
+        R"("architectures": ["Qwen3MoeForCausalLM"], "num_experts_per_tok": 2, "num_experts": 8, )";
+    expect(NB_EFORMAT, "\"moe_intermediate_size\" is missing", qwen + R"("norm_topk_prob": true)");
+    expect(NB_EUNSUPPORTED, "decoder_sparse_step", qwen + R"("moe_intermediate_size": 64, "decoder_sparse_step": 2)");
+    expect(NB_EUNSUPPORTED, "mlp_only_layers", qwen + R"("moe_intermediate_size": 64, "mlp_only_layers": [0])");
     expect(NB_EFORMAT, "eos_token_id", R"("eos_token_id": 4096)");
     expect(NB_EFORMAT, "eos_token_id", R"("eos_token_id": [1, -3])");
 }

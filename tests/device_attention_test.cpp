@@ -65,6 +65,7 @@ struct Cache {
         layer = {k.get(), v.get(), s.type, s.n_kv, s.D, false};
     }
     size_t bytes() const { return (pages.size() * pages_a_seq + 3) * s.n_kv * block; }
+    std::vector<unsigned char> keys() const { return as_reference(d, k.take<unsigned char>(bytes()), s.type, s.D); }
     size_t block_at(size_t seq, size_t pos, size_t head) const
     {
         return ((size_t)pages[seq][pos / 16] * s.n_kv + head) * block;
@@ -122,8 +123,8 @@ struct Arithmetic {
     explicit Arithmetic(const Device &d, const Shape &s)
     {
         if (d.cpu()) {
-            score = (s.D + 15) / 16 + 5; /* D/16 steps of a lane, 4 of the tree, the scale */
-            exp = 8, sums = 128 + 8;     /* here and where chunks are merged; steps of a chunk, division */
+            score = s.D + 3;         /* a step a dimension, the scale in q, and that of an INT8 key */
+            exp = 8, sums = 128 + 9; /* here and where chunks are merged; steps of a chunk, scale of a value, 1 / L */
             p = p_tiny = x = 0;
         } else {
             /* mma of 16 products, each addend cut off; four products and sums.  2^x to 2^-22.  Probabilities are
@@ -193,8 +194,7 @@ void check_token(const Layer &l, const std::vector<unsigned char> &kc, const std
 
 void check_ends(const Layer &l)
 {
-    const std::vector<unsigned char> k = l.cache.k.take<unsigned char>(l.cache.bytes()),
-                                     v = l.cache.v.take<unsigned char>(l.cache.bytes());
+    const std::vector<unsigned char> k = l.cache.keys(), v = l.cache.v.take<unsigned char>(l.cache.bytes());
     for (size_t seq = 0; seq < l.fed.size(); seq++)
         for (size_t pos : {(size_t)0, l.fed[seq] / 2, l.fed[seq] - 1})
             ASSERT_NO_FATAL_FAILURE(check_token(l, k, v, seq, pos));
@@ -263,7 +263,7 @@ TEST(DeviceAttention, the_cache_is_byte_for_byte_the_reference_encoding)
                         nbi_kv_encode(s.type, &k[at], (uint32_t)pos % 16, s.D, row + (s.heads + g) * s.D);
                         nbi_kv_encode(s.type, &v[at], (uint32_t)pos % 16, s.D, row + (s.heads + s.n_kv + g) * s.D);
                     }
-            EXPECT_EQ(k, l.cache.k.take<unsigned char>(l.cache.bytes())) << d->name << " D=" << s.D;
+            EXPECT_EQ(k, l.cache.keys()) << d->name << " D=" << s.D;
             EXPECT_EQ(v, l.cache.v.take<unsigned char>(l.cache.bytes())) << d->name << " D=" << s.D;
         }
 }

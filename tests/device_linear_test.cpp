@@ -3,8 +3,7 @@
  * Float activations are compared with double, integer ones with the CPU's scalar kernels, to the bit.  Everything else
  * follows from equal bits: a destination is the fp32 result rounded or added, a row does not depend on its batch,
  * layers that are computed together are the layers side by side. */
-#include "device_util.h"
-#include "weight_util.h"
+#include "device_linear_util.h"
 
 namespace
 {
@@ -46,33 +45,6 @@ std::vector<Shape> shapes_for(const Case &c, size_t index)
     return v;
 }
 
-struct Packed {
-    const Device &d;
-    nbi_linear *l = nullptr;
-    Packed(const Device &device, const nbi_weight &w) : d(device) { EXPECT_NB_OK(d->linear_create(d.be, &l, &w)); }
-    ~Packed() { d->linear_free(d.be, l); }
-    Packed(const Packed &) = delete;
-};
-
-/* What linear() writes for a destination; `old` is what y held.  ldy is the sum of the layers' N and `gap`. */
-std::vector<float> run(const Device &d, const std::vector<const nbi_linear *> &l, size_t n, size_t k, const float *x,
-                       size_t rows, nbi_dst dst = NBI_DST_F32, const std::vector<float> &old = {}, size_t gap = 0)
-{
-    const size_t ldy = n + gap;
-    Acts ax(d, rows, k, x), acts(d, dst == NBI_DST_ACT ? rows : 1, ldy);
-    Floats floats(d, dst == NBI_DST_ACT ? std::vector<float>() : old.empty() ? std::vector<float>(rows * ldy) : old);
-    Memory scratch(d, d->scratch_bytes(d.be, rows, k));
-    EXPECT_NB_OK(d->linear(d.be, l.data(), l.size(), ax.get(), NBI_FORM_FLOAT, rows,
-                           dst == NBI_DST_ACT ? acts.get() : floats.get(), ldy, dst, scratch.get()));
-    return dst == NBI_DST_ACT ? acts.take() : floats.take<float>(rows * ldy);
-}
-
-std::vector<float> run(const Packed &p, const nbi_weight &w, const std::vector<float> &x, size_t rows,
-                       nbi_dst dst = NBI_DST_F32, const std::vector<float> &old = {})
-{
-    return p.l ? run(p.d, {p.l}, w.n, w.k, x.data(), rows, dst, old) : std::vector<float>(rows * w.n);
-}
-
 /* The slow truth of one output, of activations that are rounded already, and how far a device may be from it. */
 struct Truth {
     double value, bound;
@@ -91,7 +63,7 @@ Truth truth(const Device &d, const nbi_weight &w, const float *x, size_t n)
         double t = (double)row[k] * (double)x[k];
         if (w.scheme.bits) {
             const size_t g = n * groups + k / len;
-            t = ((double)w.codes[n * w.k + k] - (w.zeros ? w.zeros[g] : 0)) * (double)w.scales[g] * (double)x[k];
+            t = ((double)w.codes[n * w.k + k] - zero_of(w, g)) * (double)w.scales[g] * (double)x[k];
         }
         sum += t;
         abs += std::fabs(t);

@@ -3,8 +3,7 @@
  * NF4: the numbers of the table are rounded to the type of activations before a GPU multiplies them, one relative error more
  * than docs/numerics.md counts for a dot product.  One-bit layers are integers with three roundings behind them, and have
  * the CPU's bits everywhere. */
-#include "device_util.h"
-#include "weight_util.h"
+#include "device_linear_util.h"
 
 extern "C" {
 #include "base/nf4.h"
@@ -12,32 +11,6 @@ extern "C" {
 
 namespace
 {
-
-struct Packed {
-    const Device &d;
-    nbi_linear *l = nullptr;
-    Packed(const Device &device, const nbi_weight &w) : d(device) { EXPECT_NB_OK(d->linear_create(d.be, &l, &w)); }
-    ~Packed() { d->linear_free(d.be, l); }
-    Packed(const Packed &) = delete;
-};
-
-std::vector<float> run(const Device &d, const std::vector<const nbi_linear *> &l, size_t n, size_t k,
-                       const std::vector<float> &x, size_t rows, nbi_dst dst = NBI_DST_F32,
-                       const std::vector<float> &old = {})
-{
-    Acts ax(d, rows, k, x.data()), acts(d, dst == NBI_DST_ACT ? rows : 1, n);
-    Floats floats(d, dst == NBI_DST_ACT ? std::vector<float>() : old.empty() ? std::vector<float>(rows * n) : old);
-    Memory scratch(d, d->scratch_bytes(d.be, rows, k));
-    EXPECT_NB_OK(d->linear(d.be, l.data(), l.size(), ax.get(), NBI_FORM_FLOAT, rows,
-                           dst == NBI_DST_ACT ? acts.get() : floats.get(), n, dst, scratch.get()));
-    return dst == NBI_DST_ACT ? acts.take() : floats.take<float>(rows * n);
-}
-
-std::vector<float> run(const Packed &p, const nbi_weight &w, const std::vector<float> &x, size_t rows,
-                       nbi_dst dst = NBI_DST_F32, const std::vector<float> &old = {})
-{
-    return p.l ? run(p.d, {p.l}, w.n, w.k, x, rows, dst, old) : std::vector<float>(rows * w.n);
-}
 
 nbi_scheme nf4(uint32_t group)
 {
@@ -272,7 +245,7 @@ TEST(DeviceLowBit, layers_of_all_kinds_stand_side_by_side)
                     l.push_back(p[i]->l);
                     n += w[i].w.n;
                 }
-                const std::vector<float> x = d->round(noise(rows * k, 6)), y = run(*d, l, n, k, x, rows);
+                const std::vector<float> x = d->round(noise(rows * k, 6)), y = run(*d, l, n, k, x.data(), rows);
                 for (size_t i = 0, column = 0; i < 3; column += w[i++].w.n) {
                     const std::vector<float> part = run(*p[i], w[i].w, x, rows);
                     for (size_t r = 0; r < rows; r++)

@@ -201,7 +201,7 @@ TEST(DeviceTransform, heads_are_rotated_behind_rope)
                                 << d->name << " D=" << D << " row " << r << " head " << h;
                         }
                     }
-                const std::vector<unsigned char> stored = k.take<unsigned char>(2 * block);
+                const std::vector<unsigned char> stored = as_reference(*d, k.take<unsigned char>(2 * block), type, D);
                 std::vector<unsigned char> want(2 * block);
                 for (size_t r = 0; r < rows; r++)
                     nbi_kv_encode(type, want.data() + (size_t)pages[(pos0 + r) / 16] * block, (pos0 + r) % 16, D,

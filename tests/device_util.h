@@ -169,6 +169,29 @@ class Acts : public Memory
     size_t n_;
 };
 
+/* Blocks of keys as kv.c writes them.  On the CPU units and tokens are transposed: [units][16]. */
+inline std::vector<unsigned char> as_reference(const Device &d, const std::vector<unsigned char> &keys,
+                                               nbi_kv_type type, uint32_t D)
+{
+    struct Part {
+        size_t at, units, size;
+    };
+    const size_t scales = nbi_kv_scales_at(type, D), block = nbi_kv_block_bytes(type, D);
+    const Part codes = {0, type == NBI_KV_INT4 ? D / 2 : D,
+                        size_t(type == NBI_KV_F32   ? 4
+                               : type == NBI_KV_F16 ? 2
+                                                    : 1)};
+    const Part behind = {scales, type == NBI_KV_INT8 ? 1 : 2 * (size_t)nbi_kv4_runs(D), type == NBI_KV_INT8 ? 4u : 2u};
+    std::vector<unsigned char> out = keys;
+    for (size_t b = 0; d.cpu() && b < keys.size(); b += block)
+        for (const Part &p : {codes, behind})
+            for (size_t u = 0; u < p.units && p.at < block; u++)
+                for (size_t slot = 0; slot < 16; slot++)
+                    std::copy_n(&keys[b + p.at + (u * 16 + slot) * p.size], p.size,
+                                &out[b + p.at + (slot * p.units + u) * p.size]);
+    return out;
+}
+
 /* A step object and the batch that it is set to. */
 class DeviceStep
 {

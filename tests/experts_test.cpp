@@ -199,6 +199,27 @@ TEST(Experts, sizes_that_do_not_fit_are_said_to_be_too_large)
     EXPECT_EQ(SIZE_MAX, b->experts_bytes(b.be, &e, SIZE_MAX / 4096));
 }
 
+TEST(HeadNorms, norm_each_head_of_queries_and_keys_as_a_row_and_leave_values)
+{
+    const size_t rows = 5, heads = 6, kv = 2, d = 24, stride = (heads + 2 * kv) * d;
+    std::vector<float> x = noise(rows * stride, 1), q = noise(d, 2), k = noise(d, 3), want = x;
+    Backend b("scalar");
+    for (size_t i = 0; i < rows * (heads + 2 * kv); i++) {
+        const size_t h = i % (heads + 2 * kv);
+        if (h < heads + kv) {
+            EXPECT_NB_OK(b->rmsnorm(b.be, &x[i * d], h < heads ? q.data() : k.data(), 1e-5f, 1, d, &want[i * d],
+                                    NBI_FORM_FLOAT));
+        }
+    }
+    ASSERT_NE(x, want);
+    for (const std::string &isa : isas()) {
+        Backend other(isa.c_str(), 2);
+        std::vector<float> y = x;
+        EXPECT_NB_OK(other->norm_heads(other.be, y.data(), rows, heads, kv, d, q.data(), k.data(), 1e-5f));
+        EXPECT_EQ(want, y) << isa;
+    }
+}
+
 /* ---- whole models ---- */
 
 namespace

@@ -40,6 +40,8 @@ std::vector<nbi_scheme> own_schemes()
         with(w4, [](nbi_scheme &s) { s.rotate_out = true; }),
         with(w3, [](nbi_scheme &s) { s.sparse = true; }),
         with(w3, [](nbi_scheme &s) { s.sparse = s.act_order = true; }),
+        with(w3, [](nbi_scheme &s) { s.zero_frac = 4; }),
+        with(w3, [](nbi_scheme &s) { s.zero_frac = 4, s.act_order = true; }),
         with(w3, [](nbi_scheme &s) { s.nested = true; }),
         with(w3, [](nbi_scheme &s) { s.nested = s.sparse = s.act_order = true; }),
         with(w3, [](nbi_scheme &s) { s.nested = s.rotate_in = true; }),
@@ -420,6 +422,10 @@ TEST(Config, nonsense_is_refused_by_name)
     EXPECT_FAILS(NB_EUNSUPPORTED, "rotation goes neither", parse(W4 + R"(,"sparse":true,"rotate_inputs":true)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "rotation goes neither", parse(W4 + R"(,"act_order":true,"rotate_outputs":true)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "nested scales need", parse(W4 + R"(,"nested":{"num_bits":3,"rows":16})"));
+    const std::string w3 = W3.substr(0, W3.size() - 1);
+    EXPECT_NB_OK(parse(w3 + R"(,"zero_point_fraction":4})"));
+    EXPECT_FAILS(NB_EUNSUPPORTED, "sixteenths", parse(w3 + R"(,"zero_point_fraction":3})"));
+    EXPECT_FAILS(NB_EUNSUPPORTED, "sixteenths", parse(w3 + R"(,"zero_point_fraction":4})" + A8));
     EXPECT_FAILS(NB_EUNSUPPORTED, "4 bits for 16 rows", parse(W3 + R"(,"nested":{"num_bits":4,"rows":16})"));
 }
 

@@ -267,6 +267,53 @@ TEST(Recipe, wrong_values_are_named)
                    "overrides[0]: the regular expression");
 }
 
+/* Options of one name that two methods have go where the method looks. */
+TEST(Recipe, options_reach_their_method_and_no_other)
+{
+    const nbi_method *m = nullptr;
+    nbi_method_options o, d;
+    auto parse = [&](const std::string &text) {
+        json_t *j = json_loads(text.c_str(), JSON_DECODE_ANY, nullptr);
+        nb_status st = nbi_method_parse(&m, &o, j, "here");
+        json_decref(j);
+        return st;
+    };
+    ASSERT_NB_OK(nbi_method_parse(&m, &d, nullptr, "here"));
+    ASSERT_NB_OK(parse(R"({"name": "gptq", "act_order": false, "static_groups": false, "clip": true, "damp": 0.5,
+                           "block": 7, "true_sequential": true})"));
+    EXPECT_STREQ("gptq", m->name);
+    EXPECT_FALSE(o.gptq.act_order || o.gptq.static_groups);
+    EXPECT_TRUE(o.gptq.clip && o.in_order);
+    EXPECT_EQ(0.5f, o.gptq.damp);
+    EXPECT_EQ(7u, o.gptq.block);
+    EXPECT_TRUE(o.spqr.damp == d.spqr.damp && o.spqr.block == d.spqr.block && o.spqr.act_order);
+    ASSERT_NB_OK(parse(R"({"name": "spqr", "act_order": false, "damp": 0.25, "threshold": 0.75, "block": 9})"));
+    EXPECT_FALSE(o.spqr.act_order);
+    EXPECT_TRUE(o.spqr.damp == 0.25f && o.spqr.threshold == 0.75f && o.spqr.block == 9);
+    EXPECT_TRUE(o.gptq.damp == d.gptq.damp && o.gptq.block == d.gptq.block && o.outliers == d.outliers);
+    ASSERT_NB_OK(parse(R"({"name": "llm-int8", "threshold": 4.5})"));
+    EXPECT_TRUE(o.outliers == 4.5f && o.spqr.threshold == d.spqr.threshold);
+    ASSERT_NB_OK(parse(R"({"name": "smoothquant", "alpha": null})"));
+    EXPECT_EQ(0.5f, o.alpha);
+    ASSERT_NB_OK(parse(R"({"name": "smoothquant", "alpha": 0.85})"));
+    EXPECT_EQ(0.85f, o.alpha);
+    ASSERT_NB_OK(parse(R"({"name": "twn", "refine": true})"));
+    EXPECT_TRUE(o.refine);
+
+    EXPECT_FAILS(
+        NB_EFORMAT,
+        "here: method gptq has no option \"alpha\", its options are act_order, static_groups, clip, damp, block, "
+        "true_sequential",
+        parse(R"({"name": "gptq", "alpha": 0.5})"));
+    EXPECT_FAILS(NB_EFORMAT, "method llm-int8 has no option \"damp\", its options are threshold",
+                 parse(R"({"name": "llm-int8", "damp": 0.5})"));
+    EXPECT_FAILS(NB_EFORMAT, "method rtn has no option \"clip\", it has none",
+                 parse(R"({"name": "rtn", "clip": true})"));
+    EXPECT_FAILS(NB_EFORMAT, "here: \"damp\" is 2, expected 0 to 1", parse(R"({"name": "spqr", "damp": 2})"));
+    EXPECT_FAILS(NB_EFORMAT, "\"block\" is 0, expected", parse(R"({"name": "gptq", "block": 0})"));
+    EXPECT_FAILS(NB_EFORMAT, "\"refine\" is an integer", parse(R"({"name": "twn", "refine": 1})"));
+}
+
 TEST(Recipe, calibration_is_checked)
 {
     const std::string head = R"({"weights": {"bits": 8}, "activations": {"strategy": "tensor"}, "calibration": )";
@@ -374,6 +421,7 @@ const Shipped kShipped[] = {
     {"w4a16-g128-clip", "W4A16 g128", nullptr},
     {"w3a16-g128-gptq", "W3A16 g128", nullptr},
     {"w2a16-g64-gptq", "W2A16 g64 asym", nullptr},
+    {"w4-hqq", "W4A16 g64 asym16", nullptr},
     {"w8a8-smoothquant", "W8A8 channel", nullptr},
     {"nf4", "NF4 W4A16 g64", nullptr},
     {"w4a8kv4-rotated", "W4A8 g128", nullptr},

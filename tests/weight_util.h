@@ -36,7 +36,8 @@ inline Weight make_weight(nbi_scheme s, nbi_dtype dtype, size_t n, size_t k, uin
         for (size_t i = 0; i < n * groups; i++) {
             w.scales[i] = 0.001f + 0.01f * nbi_rng_uniform(seed + 2, s.strategy == NBI_PER_TENSOR ? 0 : i);
             if (w.zeros)
-                w.zeros[i] = (int8_t)((int)(nbi_rng(seed + 3, i) % (2u * (unsigned)half)) - half);
+                w.zeros[i] = (int8_t)((int)(nbi_rng(seed + 3, i) % (s.zero_frac ? 256u : 2u * (unsigned)half)) -
+                                      (s.zero_frac ? 128 : half));
         }
         w.act_scale = 0.021f;
         w.act_zero = s.act == NBI_ACT_TENSOR && !s.act_symmetric ? 37 : 0;
@@ -47,6 +48,12 @@ inline Weight make_weight(nbi_scheme s, nbi_dtype dtype, size_t n, size_t k, uin
         std::copy(b.begin(), b.end(), w.bias);
     }
     return out;
+}
+
+/* Zero point number `at`. */
+inline double zero_of(const nbi_weight &w, size_t at)
+{
+    return w.zeros ? w.zeros[at] / (w.scheme.zero_frac ? 16.0 : 1.0) : 0;
 }
 
 inline nbi_scheme scheme(unsigned bits, uint32_t group, bool sym, nbi_act act, bool act_sym, bool tensor = false)
@@ -89,6 +96,12 @@ inline std::vector<Case> common_cases()
                 v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, true, tensor), NBI_F32});
                 v.push_back({scheme(bits, g, sym, NBI_ACT_TENSOR, false, tensor), NBI_F32});
             }
+    for (unsigned bits : {2u, 3u, 4u}) /* zero points in sixteenths */
+        for (uint32_t group : {0u, 32u, 64u}) {
+            nbi_scheme f = scheme(bits, group, false, NBI_ACT_NONE, true);
+            f.zero_frac = 4;
+            v.push_back({f, NBI_F32});
+        }
     for (unsigned bits : {2u, 4u}) { /* packed as INT8 */
         nbi_scheme e8p = scheme(bits, 0, true, NBI_ACT_NONE, true, true);
         e8p.kind = NBI_KIND_E8P;

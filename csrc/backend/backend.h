@@ -225,6 +225,10 @@ typedef struct nbi_backend_ops {
      * bias is left out. */
     nb_status (*linear)(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                         size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
+    /* q and k of qkv [rows][n_heads + 2 n_kv_heads][head_dim], activations, in place: each head as a row of rmsnorm(), weights
+     * fp32 [head_dim] on the device.  NULL where a device has none. */
+    nb_status (*norm_heads)(nbi_backend *b, void *qkv, size_t rows, size_t n_heads, size_t n_kv_heads, size_t head_dim,
+                            const float *q_weight, const float *k_weight, float eps);
     /* qkv [rows][n_heads + 2 n_kv_heads][head_dim], activations: rotates q and k in place, writes k and v to the cache.
      * Half-split pairs (i, i + head_dim/2). */
     nb_status (*rope_append)(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv);

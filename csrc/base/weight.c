@@ -24,11 +24,23 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48])
         snprintf(gran, sizeof gran, "%s", s->strategy == NBI_PER_CHANNEL ? "channel" : "tensor");
     snprintf(name, sizeof name, "%.7sW%uA%d%s %s%s%s%s", kinds[s->kind], s->bits % 100u, act % 100,
              s->act == NBI_ACT_TENSOR ? (s->act_symmetric ? "-static" : "-static-asym") : "", gran,
-             s->symmetric ? "" : " asym", s->rotate_in || s->rotate_out ? " rot" : "",
+             s->symmetric   ? ""
+             : s->zero_frac ? " asym16"
+                            : " asym",
+             s->rotate_in || s->rotate_out ? " rot" : "",
              s->outliers ? " outliers"
              : s->sparse ? " sparse"
                          : "");
     snprintf(out, 48, "%.47s", name);
+}
+
+nb_status nbi_scheme_check_zeros(const nbi_scheme *s)
+{
+    if (s->zero_frac == 0 || (s->zero_frac == 4 && s->kind == NBI_KIND_INT && s->bits >= 2 && s->bits <= 4 &&
+                              !s->symmetric && !s->nested && s->act == NBI_ACT_NONE))
+        return NB_OK;
+    return nbi_fail(NB_EUNSUPPORTED, "zero points in sixteenths go with asymmetric weights of 2, 3 or 4 bits and float "
+                                     "activations only");
 }
 
 nb_status nbi_weight_alloc(nbi_weight *w)
@@ -236,13 +248,13 @@ void nbi_weight_row(const nbi_weight *w, size_t n, float *dst)
     const int8_t *q = w->codes + n * w->k;
     for (size_t g = 0; g < groups; g++) {
         float s = w->scales[n * groups + g];
-        int z = w->zeros ? w->zeros[n * groups + g] : 0;
+        const float z = nbi_weight_zero(w, n * groups + g);
         if (w->scheme.kind == NBI_KIND_NF4)
             for (size_t i = g * len; i < (g + 1) * len; i++)
                 dst[i] = nbi_nf4[q[i] + 8] * s;
         else
             for (size_t i = g * len; i < (g + 1) * len; i++)
-                dst[w->perm ? w->perm[i] : i] = (float)(q[i] - z) * s;
+                dst[w->perm ? w->perm[i] : i] = ((float)q[i] - z) * s;
     }
 }
 

@@ -34,7 +34,8 @@ typedef enum nbi_kind {
 typedef struct nbi_scheme {
     uint8_t bits; /* 0 dense; 2, 3, 4, 8, and what the kind says: bits of a code in a file */
     nbi_kind kind;
-    bool symmetric; /* no zero point */
+    bool symmetric;    /* no zero point */
+    uint8_t zero_frac; /* bits of a zero point behind the point: 0, or 4: nbi_weight.zeros counts sixteenths */
     nbi_strategy strategy;
     uint32_t group; /* NBI_PER_GROUP: elements along K that share a scale; else 0 */
     nbi_act act;
@@ -86,9 +87,13 @@ static inline nbi_scheme nbi_scheme_packed(const nbi_scheme *s)
 /* Codes on an even grid and nothing beside them, in the order of inputs or not: what rounding to nearest makes. */
 static inline bool nbi_scheme_is_plain(const nbi_scheme *s)
 {
-    return !s->bits ||
-           (s->kind == NBI_KIND_INT && !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse && !s->nested);
+    return !s->bits || (s->kind == NBI_KIND_INT && !s->zero_frac && !s->rotate_in && !s->rotate_out && !s->outliers &&
+                        !s->sparse && !s->nested);
 }
+
+/* Fractions of zero points: NB_EUNSUPPORTED where nothing computes with them.  They go with 2, 3 and 4 bits, asymmetric, and float
+ * activations. */
+nb_status nbi_scheme_check_zeros(const nbi_scheme *s);
 
 /* "bf16" has no scheme; else "W8A8 channel", "W4A16 g128 asym", "W8A8-static tensor" ... */
 void nbi_scheme_name(const nbi_scheme *s, char out[48]);
@@ -103,7 +108,8 @@ void nbi_scheme_name(const nbi_scheme *s, char out[48]);
  * these columns, whole, and nothing else.  The sparse part S adds S x, x as it came, its columns by inputs.  A rotation
  * stands alone: act_order and sparse parts, without outliers, go together.
  *
- * W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G). */
+ * W[n][k] = dense[n*K + k], or (codes[n*K + k] - zeros[n*G + g]) * scales[n*G + g] with g = k / (K/G).  With zero_frac the zero
+ * point is zeros / 16: code - zero is a number of sixteenths below 2^8, which half and bfloat16 hold. */
 typedef struct nbi_weight {
     size_t n, k;
     nbi_scheme scheme;
@@ -113,7 +119,7 @@ typedef struct nbi_weight {
 
     int8_t *codes; /* [N,K], one signed code a byte, in -2^(b-1) .. 2^(b-1)-1; with E8P whatever base/e8p.h says */
     float *scales; /* [N,G]; per-tensor: N equal values */
-    int8_t *zeros; /* [N,G] in the range of the codes; NULL when symmetric */
+    int8_t *zeros; /* [N,G] in the range of the codes (zero_frac: any); NULL when symmetric */
     /* E8P: [N, K/8, bits/2], the words that the codes are made from, as in a file; else NULL */
     uint16_t *words;
 
@@ -132,6 +138,12 @@ typedef struct nbi_weight {
 
     void *owned; /* freed by nbi_weight_free() if `dense` is not a view */
 } nbi_weight;
+
+/* Zero point number `at` of zeros. */
+static inline float nbi_weight_zero(const nbi_weight *w, size_t at)
+{
+    return w->zeros ? (float)w->zeros[at] / (float)(1 << w->scheme.zero_frac) : 0;
+}
 
 /* Allocates codes, scales, (asymmetric) zeros and (E8P) words for n, k and scheme, which must be set. */
 nb_status nbi_weight_alloc(nbi_weight *w);

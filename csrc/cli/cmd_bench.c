@@ -1,5 +1,6 @@
 #include <jansson.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/cli.h"
 
@@ -8,25 +9,56 @@ static const char *str(const json_t *row, const char *key)
     return json_string_value(json_object_get(row, key));
 }
 
-/* llama-bench's columns: readers know them. */
+/* "87 of 45.2 GB/s", or "" where there is no such roof. */
+static void share(char out[40], const json_t *row, const char *percent, const char *roof, const char *unit)
+{
+    const json_t *p = json_object_get(row, percent);
+    const double r = json_number_value(json_object_get(row, roof));
+    out[0] = 0;
+    if (p)
+        snprintf(out, 40, r < 100 ? "%.1f of %.1f %s" : "%.1f of %.0f %s", json_number_value(p), r, unit);
+}
+
+/* The threads have a column of their own: "cpu (avx2), 2 threads" is "cpu (avx2)" here. */
+static void backend_name(char *out, size_t size, const char *description)
+{
+    const char *comma = strrchr(description, ',');
+    const bool threads = comma && strstr(comma, " thread");
+    snprintf(out, size, "%.*s", threads ? (int)(comma - description) : (int)strlen(description), description);
+}
+
+/* llama-bench's columns, which readers know, the scheme, and where the backend has measured its roofs, percent of them. */
 static void print_table(const char *text)
 {
     json_t *rows = json_loads(text, 0, NULL), *row;
+    const bool roofs = json_object_get(json_array_get(rows, 0), "pct_mem") != NULL;
     size_t i;
-    printf("| %-16s | %-16s | %10s | %10s | %-28s | %12s | %18s |\n", "model", "scheme", "size", "params", "backend",
-           "test", "t/s");
-    printf("| ---------------- | ---------------- | ---------: | ---------: | ---------------------------- | "
-           "-----------: | -----------------: |\n");
+    printf("| %-16s | %-16s | %10s | %10s | %-28s | %7s | %12s | %18s |", "model", "scheme", "size", "params",
+           "backend", "threads", "test", "t/s");
+    if (roofs)
+        printf(" %18s | %18s |", "% of memory", "% of INT8");
+    printf(
+        "\n| ---------------- | ---------------- | ---------: | ---------: | ---------------------------- | ------: | "
+        "-----------: | -----------------: |%s\n",
+        roofs ? " -----------------: | -----------------: |" : "");
     json_array_foreach(rows, i, row)
     {
-        char size[24], params[24], ts[40];
+        char size[24], params[24], ts[48], backend[96], mem[40], int8[40];
         double n = (double)json_integer_value(json_object_get(row, "model_n_params"));
         cli_bytes(size, (uint64_t)json_integer_value(json_object_get(row, "model_size")));
         snprintf(params, sizeof params, n >= 1e9 ? "%.2f B" : "%.2f M", n >= 1e9 ? n / 1e9 : n / 1e6);
-        snprintf(ts, sizeof ts, "%.2f +/- %.2f", json_number_value(json_object_get(row, "avg_ts")),
+        snprintf(ts, sizeof ts, "%.2f \u00b1 %.2f", json_number_value(json_object_get(row, "avg_ts")),
                  json_number_value(json_object_get(row, "stddev_ts")));
-        printf("| %-16s | %-16s | %10s | %10s | %-28s | %12s | %18s |\n", str(row, "model_type"), str(row, "scheme"),
-               size, params, str(row, "backends"), str(row, "test"), ts);
+        backend_name(backend, sizeof backend, str(row, "backends"));
+        /* one character of t/s takes two bytes */
+        printf("| %-16s | %-16s | %10s | %10s | %-28s | %7lld | %12s | %19s |", str(row, "model_type"),
+               str(row, "scheme"), size, params, backend,
+               (long long)json_integer_value(json_object_get(row, "n_threads")), str(row, "test"), ts);
+        share(mem, row, "pct_mem", "mem_gbs", "GB/s");
+        share(int8, row, "pct_int8", "int8_gops", "GOPS");
+        if (roofs)
+            printf(" %18s | %18s |", mem, int8);
+        printf("\n");
     }
     json_decref(rows);
 }
@@ -91,7 +123,12 @@ static int run(const cli_command *c, int argc, char **argv)
     return rc;
 }
 
-const cli_command cli_bench = {"bench", "prefill and decode speed", "MODEL | --shape FILE [--recipe R] [flags]",
-                               "  nibble bench llama-3-8b-w4 -p 128,512 -n 32 --batch 1,8\n"
-                               "  nibble bench --shape configs/shapes/llama-2-7b.json --recipe w4a16-g128",
-                               run};
+const cli_command cli_bench = {
+    "bench", "prefill and decode speed", "MODEL | --shape FILE [--recipe R] [flags]",
+    "  nibble bench llama-3-8b-w4 -p 128,512 -n 32 --batch 1,8\n"
+    "  nibble bench --shape configs/shapes/llama-2-7b.json --recipe w4a16-g128\n\n"
+    "On the CPU a test is also held against roofs that are measured before it on the same threads, reading\n"
+    "memory and multiplying INT8 numbers in registers:\n"
+    "  % of memory = (bytes of weights + keys and values so far, once a step) / seconds / roof\n"
+    "  % of INT8   = 2 * weights * tokens / seconds / roof (those of the head: rows of logits)",
+    run};

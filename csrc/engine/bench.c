@@ -4,7 +4,15 @@
  *   tgN    N single tokens one after the other from an empty context; with B sequences: B tokens a step, all counted
  *
  * Tokens are random, sampling and tokenisation are not timed; but where a device can sample, logits stay there and the best
- * token is chosen, as the engine does it.  One warm-up, then the repetitions. */
+ * token is chosen, as the engine does it.  One warm-up, then the repetitions.
+ *
+ * Where the backend measures its roofs, it does so before each test, and the test is held against them by what it cannot do
+ * without:
+ *     bytes       a step reads the weights of all layers once, the head's where logits are wanted, and the keys and values of
+ *                 its sequences up to the last position
+ *     operations  2 * weights of the layers for each token, 2 * weights of the head for each row of logits
+ * Of experts those count that tokens choose when all are equally likely, as they are with random tokens.
+ * Embedding rows, activations, and attention's own products are not counted. */
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
@@ -136,6 +144,74 @@ done:
     return st;
 }
 
+/* What the steps of a test cannot do without: see above. */
+typedef struct work {
+    double bytes, ops;
+} work;
+
+static void add_linear(work *w, const nb_model *m, const nbi_linear *l, size_t n, size_t k, double read, double used)
+{
+    w->bytes += read * (double)m->be->ops->linear_bytes(l);
+    w->ops += used * 2 * (double)n * (double)k;
+}
+
+/* The layers' part in a step of `rows` tokens. */
+static work layers_of(const nb_model *m, double rows)
+{
+    const nbi_config *c = &m->cfg;
+    const double share = c->n_experts ? (double)c->top_k / c->n_experts : 0; /* of the experts, for a token */
+    const double read = 1 - pow(1 - share, rows);                            /* an expert is chosen at all */
+    work w = {0};
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        const nbi_layer *l = &m->layers[i];
+        for (int p = 0; p < NBI_N_PROJ; p++) {
+            size_t n, k;
+            nbi_proj_shape(c, (nbi_proj)p, &n, &k);
+            if (l->proj[p])
+                add_linear(&w, m, l->proj[p], n, k, 1, rows);
+            for (uint32_t e = 0; l->expert && p >= NBI_GATE && e < c->n_experts; e++)
+                add_linear(&w, m, l->expert[e * 3 + (uint32_t)(p - NBI_GATE)], n, k, read, rows * share);
+        }
+        if (l->router)
+            add_linear(&w, m, l->router, c->n_experts, c->hidden, 1, rows);
+    }
+    return w;
+}
+
+static work work_of(const bench *b)
+{
+    const work head = {(double)b->m->be->ops->linear_bytes(b->m->head), 2.0 * b->m->cfg.vocab * b->m->cfg.hidden};
+    const double kv = (double)nbi_kv_page_bytes(&b->m->cfg, b->type) / NBI_PAGE_TOKENS, seqs = (double)b->n_seqs;
+    work all = {0};
+    for (size_t at = 0; at < b->n_prompt; at += PREFILL_ROWS) {
+        const size_t rows = b->n_prompt - at < PREFILL_ROWS ? b->n_prompt - at : PREFILL_ROWS;
+        const bool last = at + rows == b->n_prompt;
+        const work layers = layers_of(b->m, (double)rows);
+        all.bytes += layers.bytes + (last ? head.bytes : 0) + kv * (double)(at + rows);
+        all.ops += layers.ops + (last ? head.ops : 0);
+    }
+    const work layers = layers_of(b->m, seqs);
+    for (size_t t = 0; t < b->n_gen; t++) {
+        all.bytes += layers.bytes + head.bytes + kv * seqs * (double)(t + 1);
+        all.ops += layers.ops + head.ops * seqs;
+    }
+    return all;
+}
+
+/* The roofs and the shares of them that were reached; nothing where there are none. */
+static void add_roofs(json_t *row, const bench *b, const nbi_roofs *roofs, double seconds)
+{
+    const work w = work_of(b);
+    if (roofs->read > 0) {
+        json_object_set_new(row, "mem_gbs", json_real(roofs->read / 1e9));
+        json_object_set_new(row, "pct_mem", json_real(100 * w.bytes / seconds / roofs->read));
+    }
+    if (roofs->int8 > 0) {
+        json_object_set_new(row, "int8_gops", json_real(roofs->int8 / 1e9));
+        json_object_set_new(row, "pct_int8", json_real(100 * w.ops / seconds / roofs->int8));
+    }
+}
+
 static void mean_and_deviation(const double *x, size_t n, double *mean, double *dev)
 {
     double sum = 0, sq = 0;
@@ -147,7 +223,7 @@ static void mean_and_deviation(const double *x, size_t n, double *mean, double *
     *dev = n > 1 ? sqrt(sq / (double)(n - 1)) : 0;
 }
 
-static json_t *row(const bench *b, const double *seconds, size_t n)
+static json_t *row(const bench *b, const nbi_roofs *roofs, const double *seconds, size_t n)
 {
     nb_model_info info = {.struct_size = sizeof info};
     char test[64], when[32];
@@ -185,6 +261,8 @@ static json_t *row(const bench *b, const double *seconds, size_t n)
     if (j && how)
         json_object_update(j, how);
     json_decref(how);
+    if (j)
+        add_roofs(j, b, roofs, avg_ns / 1e9);
     return j;
 }
 
@@ -194,10 +272,13 @@ static nb_status measure(const nb_model *m, nbi_kv_type kv, size_t n_prompt, siz
 {
     bench b = {.m = m, .type = kv, .n_prompt = n_prompt, .n_gen = n_gen, .n_seqs = n_seqs};
     double seconds[1024];
+    nbi_roofs roofs = {0};
     nb_status st;
     if (n_prompt > m->cfg.max_context || n_gen > m->cfg.max_context)
         NB_TRY(nbi_fail(NB_EINVAL, "a test of %zu tokens, expected at most the model's context of %u",
                         n_prompt > n_gen ? n_prompt : n_gen, m->cfg.max_context));
+    if (m->be->ops->roofs)
+        NB_TRY(m->be->ops->roofs(m->be, &roofs));
     NB_TRY(bench_open(&b));
     for (uint32_t i = 0; i <= reps; i++) { /* the first one is the warm-up */
         if (nbi_progress(cb, n_prompt ? "bench prefill" : "bench decode", "runs", i, reps + 1, 0))
@@ -207,7 +288,7 @@ static nb_status measure(const nb_model *m, nbi_kv_type kv, size_t n_prompt, siz
         if (i)
             seconds[i - 1] = nbi_now() - start;
     }
-    json_t *r = row(&b, seconds, reps);
+    json_t *r = row(&b, &roofs, seconds, reps);
     if (!r || json_array_append_new(out, r) != 0)
         st = nbi_fail_nomem("the benchmark", 0);
 done:

@@ -8,6 +8,7 @@
 #include "engine/calibrate.h"
 #include "engine/job.h"
 #include "engine/quantize_layer.h"
+#include "engine/residual.h"
 #include "engine/stats.h"
 #include "model/checkpoint.h"
 
@@ -146,7 +147,6 @@ static bool is_saved(const nbi_calibrated *c)
 static nb_status open_walk(nbi_calibrated *c)
 {
     const nbi_calibrated_options *o = &c->o;
-    const char *tmp = getenv("TMPDIR");
     nb_status st = nbi_model_build_shell(c->shell, &(nbi_source){.linear = read_linear, .self = c});
     if (st != NB_OK)
         return st;
@@ -158,9 +158,7 @@ static nb_status open_walk(nbi_calibrated *c)
                                                          .needs = c->needs,
                                                          .threads = o->threads,
                                                          .memory = o->memory,
-                                                         .folder = o->folder ? o->folder
-                                                                   : tmp     ? tmp
-                                                                             : "/tmp",
+                                                         .folder = nbi_residual_folder(o->folder),
                                                          .passes = o->cfg->n_layers * (o->dense_feed          ? 1
                                                                                        : o->options->in_order ? 5
                                                                                                               : 2) -

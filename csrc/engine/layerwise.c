@@ -103,21 +103,37 @@ static uint64_t times(uint64_t a, uint64_t b)
     return b && a > UINT64_MAX / 16 / b ? UINT64_MAX / 16 : a * b; /* so that sums of some stay in range */
 }
 
-/* The machine's memory is not ours alone: half of it, or what is free. */
-static uint64_t default_budget(nbi_backend *be)
+uint64_t nbi_calib_budget(uint64_t asked, nbi_backend *be)
 {
+    if (asked)
+        return asked;
     const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
     uint64_t half = pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size / 2 : UINT64_MAX / 2;
     const uint64_t free = strcmp(be->name, "cpu") == 0 ? be->ops->free_bytes(be) : half;
     return free < half ? free : half;
 }
 
-/* Weights of a layer are there in fp32, as the device packs them and as codes; a second-order method copies the largest of
- * the Gram matrices. */
+uint64_t nbi_statistics_bytes(const nbi_config *c, unsigned needs)
+{
+    const uint64_t gram = needs & NBI_NEEDS_GRAM ? sizeof(float) : 0;
+    uint64_t bytes = 0;
+    size_t widest = 0;
+    for (int p = 0; p < NBI_N_PORTS; p++) {
+        const size_t k = nbi_port_width(c, (nbi_port)p);
+        widest = k > widest ? k : widest;
+        bytes += times(k, sizeof(double) + 3 * sizeof(float)) + times(times(k, k), gram);
+        bytes += needs & NBI_NEEDS_RANGE ? 2 * sizeof(nbi_observer) : 0;
+    }
+    return bytes + times(times(widest, widest), gram);
+}
+
+/* Weights of a layer are there in fp32, as the device packs them and as codes. */
 static plan make_plan(const nbi_layerwise_options *o)
 {
     const nbi_config *c = &o->shell->cfg;
-    plan p = {.stream = times(times(o->n, c->hidden), sizeof(float))};
+    plan p = {.stream = times(times(o->n, c->hidden), sizeof(float)),
+              .statistics = nbi_statistics_bytes(c, o->needs),
+              .budget = nbi_calib_budget(o->memory, o->shell->be)};
     size_t n, k, widest = 0;
     for (int i = 0; i < NBI_N_PROJ; i++) {
         nbi_proj_shape(c, (nbi_proj)i, &n, &k);
@@ -126,15 +142,10 @@ static plan make_plan(const nbi_layerwise_options *o)
     for (int i = 0; i < NBI_N_PORTS; i++) {
         k = nbi_port_width(c, (nbi_port)i);
         widest = k > widest ? k : widest;
-        p.statistics += times(k, sizeof(double) + 3 * sizeof(float));
-        p.statistics += o->needs & NBI_NEEDS_GRAM ? times(times(k, k), sizeof(float)) : 0;
-        p.statistics += o->needs & NBI_NEEDS_RANGE ? 2 * sizeof(nbi_observer) : 0;
     }
-    p.statistics += o->needs & NBI_NEEDS_GRAM ? times(times(widest, widest), sizeof(float)) : 0;
     p.window = times(times(o->ctx, widest + c->hidden), sizeof(float)) +
                nbi_workspace_bytes(o->shell,
                                    &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = 1, .context = o->ctx});
-    p.budget = o->memory ? o->memory : default_budget(o->shell->be);
     p.spill = p.stream + p.statistics + p.layer + p.window > p.budget;
     return p;
 }

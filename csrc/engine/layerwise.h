@@ -10,6 +10,11 @@
 const char *nbi_port_name(nbi_port p); /* "attn", "o", "ffn", "down" */
 size_t nbi_port_width(const nbi_config *c, nbi_port p);
 
+/* What statistics of a layer take, with the copy of the largest Gram matrix that a second-order method makes. */
+uint64_t nbi_statistics_bytes(const nbi_config *c, unsigned needs);
+/* Memory for a calibration: what was asked for; 0: half of the machine's, which is not ours alone, or what is free. */
+uint64_t nbi_calib_budget(uint64_t asked, nbi_backend *be);
+
 /* A layer on the host: dense fp32 weights that methods change, norms. */
 typedef struct nbi_host_layer {
     nbi_weight w[NBI_N_PROJ];

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "engine/allocate.h"
 #include "engine/calibrate.h"
+#include "engine/residual.h"
 #include "engine/sensitivity.h"
 #include "format/quantized.h"
 
@@ -227,6 +228,20 @@ static nb_status set_budget(const find *f, uint64_t *budget)
 
 /* ---- measuring ---- */
 
+/* Before the model is in memory: may it be there? */
+static nb_status check_memory(const find *f, nbi_sensitivity_options so)
+{
+    nb_model shell = {.cfg = *f->o->cfg};
+    bool spill;
+    nb_status st = nbi_backend_create(&shell.be, f->o->device, f->o->threads);
+    if (st != NB_OK)
+        return st;
+    so.m = &shell;
+    st = nbi_sensitivity_fits(&so, &spill);
+    shell.be->ops->destroy(shell.be);
+    return st;
+}
+
 static nb_status measure(find *f)
 {
     const nbi_mixed_options *o = f->o;
@@ -238,6 +253,8 @@ static nb_status measure(find *f)
                                   .wanted = f->wanted,
                                   .scale_dtype = o->scale_dtype,
                                   .windows = f->search.windows,
+                                  .memory = o->memory,
+                                  .folder = nbi_residual_folder(o->folder),
                                   .threads = o->threads,
                                   .callbacks = o->callbacks};
     int32_t *ids = NULL;
@@ -247,13 +264,14 @@ static nb_status measure(find *f)
     mo.threads = o->threads;
     const size_t most = f->search.tokens < o->tokens ? f->search.tokens : o->tokens;
     NB_TRY(nbi_calib_tokens(&ids, &so.n, o->text, o->path, o->cfg->vocab, most)); /* first: it is what may be bad */
-    NB_TRY(nb_model_load(&m, o->path, &mo));
     so.method = nbi_recipe_method(o->recipe, &so.options);
-    so.m = m;
     so.ids = ids;
-    so.ctx = o->ctx < m->cfg.max_context ? o->ctx : m->cfg.max_context;
+    so.ctx = o->ctx < o->cfg->max_context ? o->ctx : o->cfg->max_context;
     so.ctx = so.ctx < so.n ? so.ctx : so.n;
     f->tokens = so.n;
+    NB_TRY(check_memory(f, so));
+    NB_TRY(nb_model_load(&m, o->path, &mo));
+    so.m = m;
     NB_TRY(nbi_sensitivity(f->cost, &f->judged, &so));
 done:
     nb_model_free(m);

@@ -20,6 +20,8 @@ typedef struct nbi_mixed_options {
     uint64_t target_bytes;
     const char *text; /* calibration */
     size_t tokens, ctx;
+    uint64_t memory;    /* most bytes for measuring, 0: what seems good */
+    const char *folder; /* for activations that do not fit; NULL: where temporary files go */
     const char *device;
     int threads;
     const nb_callbacks *callbacks;

@@ -130,14 +130,18 @@ done:
     return st;
 }
 
-/* What walks through the layers or turns them knows of one FFN a layer. */
-static nb_status refuse_experts(const job *j, const char *what)
+/* What walks through the layers or turns them knows of two norms and one FFN a layer. */
+static nb_status refuse(const job *j, const char *what)
 {
-    return !j->cfg.n_experts ? NB_OK
-                             : nbi_fail(NB_EUNSUPPORTED,
-                                        "%s: is a mixture of experts, for which %s is not there yet: expected a "
-                                        "recipe that needs no calibration text, such as w8a16, w4a16-g128 or nf4",
-                                        j->src, what);
+    const char *is = j->cfg.n_experts    ? "is a mixture of experts"
+                     : j->cfg.head_norms ? "has norms of queries and keys"
+                                         : NULL;
+    return !is ? NB_OK
+               : nbi_fail(
+                     NB_EUNSUPPORTED,
+                     "%s: %s, for which %s is not there yet: expected a recipe that needs no calibration text, such as "
+                     "w8a16, w4a16-g128 or nf4",
+                     j->src, is, what);
 }
 
 static nb_status list_schemes(job *j)
@@ -146,7 +150,7 @@ static nb_status list_schemes(job *j)
     j->model.rotate_keys = nbi_recipe_rotates(j->recipe);
     snprintf(j->model.kv_dtype, sizeof j->model.kv_dtype, "%s", nbi_recipe_kv_dtype(j->recipe));
     if (nbi_recipe_rotates(j->recipe) || nbi_recipe_needs_text(j->recipe)) {
-        nb_status st = refuse_experts(j, nbi_recipe_rotates(j->recipe) ? "a rotated recipe" : "calibration");
+        nb_status st = refuse(j, nbi_recipe_rotates(j->recipe) ? "a rotated recipe" : "calibration");
         if (st != NB_OK)
             return st;
     }
@@ -185,16 +189,18 @@ static nb_status choose_format(job *j)
 static nb_status check_complete(const job *j)
 {
     static const char *const fixed[] = {"model.embed_tokens.weight", "model.norm.weight"};
-    static const char *const norms[] = {"input_layernorm", "post_attention_layernorm"};
+    static const char *const norms[] = {"input_layernorm", "post_attention_layernorm", "self_attn.q_norm",
+                                        "self_attn.k_norm"};
+    const size_t each = j->cfg.head_norms ? 4 : 2;
     char name[128];
-    for (size_t i = 0; i < j->n_modules + 2 + 2 * (size_t)j->cfg.n_layers; i++) {
+    for (size_t i = 0; i < j->n_modules + 2 + each * j->cfg.n_layers; i++) {
         size_t k = i - j->n_modules - 2; /* used for the norms only */
         if (i < j->n_modules)
             snprintf(name, sizeof name, "%s.weight", j->modules[i].name);
         else if (i < j->n_modules + 2)
             snprintf(name, sizeof name, "%s", fixed[i - j->n_modules]);
         else
-            snprintf(name, sizeof name, "model.layers.%zu.%s.weight", k / 2, norms[k % 2]);
+            snprintf(name, sizeof name, "model.layers.%zu.%s.weight", k / each, norms[k % each]);
         if (!nbi_checkpoint_find(j->ckpt, name))
             return nbi_fail(NB_EFORMAT, "%s: the checkpoint lacks %s, which config.json asks for", j->src, name);
     }
@@ -204,7 +210,8 @@ static nb_status check_complete(const job *j)
 /* Options that would do nothing are mistakes. */
 static nb_status check_calibration_flags(const job *j)
 {
-    const char *flag = j->o.calib_memory ? "--calib-memory"
+    const char *flag = j->o.calib_memory && !j->search
+                           ? "--calib-memory" /* a search reads a text, whatever the method */
                        : j->o.stats      ? "--stats"
                        : j->o.resume     ? "--resume"
                        : j->o.sequential ? "--sequential"
@@ -234,7 +241,7 @@ static nb_status open_source(job *j, const char *dst)
     NB_TRY(check_complete(j));
     j->search = nbi_mixed_wanted(j->recipe, j->o.target_bits, j->o.target_bytes);
     if (j->search)
-        NB_TRY(refuse_experts(j, "a search for bits"));
+        NB_TRY(refuse(j, "a search for bits"));
     else {
         NB_TRY(set_schemes(j));
         NB_TRY(list_schemes(j));
@@ -273,6 +280,8 @@ static nb_status search(job *j)
                                                        .text = j->o.calib,
                                                        .tokens = j->o.calib_tokens ? j->o.calib_tokens : tokens,
                                                        .ctx = j->o.calib_ctx ? j->o.calib_ctx : ctx,
+                                                       .memory = j->o.calib_memory,
+                                                       .folder = j->out.tmp,
                                                        .device = j->o.device,
                                                        .threads = j->threads,
                                                        .callbacks = &j->o.callbacks});

@@ -36,6 +36,12 @@ static nb_status open_file(nbi_residual *s, const char *folder, size_t bytes)
     return NB_OK;
 }
 
+const char *nbi_residual_folder(const char *folder)
+{
+    const char *tmp = getenv("TMPDIR");
+    return folder ? folder : tmp ? tmp : "/tmp";
+}
+
 nb_status nbi_residual_create(nbi_residual **out, size_t rows, size_t width, const char *folder)
 {
     size_t bytes;

@@ -8,6 +8,8 @@
 
 typedef struct nbi_residual nbi_residual;
 
+/* `folder`, or where temporary files go. */
+const char *nbi_residual_folder(const char *folder);
 /* rows x width floats.  folder NULL: in memory; else in a file there, which has no name and goes with the process. */
 nb_status nbi_residual_create(nbi_residual **out, size_t rows, size_t width, const char *folder);
 void nbi_residual_free(nbi_residual *s);

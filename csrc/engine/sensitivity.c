@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "base/log.h"
 #include "engine/layerwise.h"
+#include "engine/residual.h"
 #include "engine/stream.h"
 #include "model/checkpoint.h"
 #include "quant/output_error.h"
@@ -25,11 +26,11 @@ typedef struct run {
     nbi_verdict verdict;
     window *judged;
     size_t n_judged, judged_rows;
-    float *x;      /* [n][hidden] the residual stream before the current layer */
-    float *before; /* [judged_rows][hidden] of the windows that are judged */
-    float *work;   /* [ctx][hidden] */
-    float *logits; /* [ctx][vocab] */
-    float *seen;   /* [ctx][widest] a batch of a layer's inputs */
+    nbi_residual *x;      /* [n][hidden] before the current layer */
+    nbi_residual *before; /* [judged_rows][hidden] of the windows that are judged */
+    float *work;          /* [ctx][hidden] */
+    float *logits;        /* [ctx][vocab] */
+    float *seen;          /* [ctx][widest] a batch of a layer's inputs */
     nbi_inputs in[NBI_N_PORTS];
     size_t done, total; /* measurements */
 } run;
@@ -47,17 +48,118 @@ static void module_name(const nbi_config *c, size_t module, char out[96])
         nbi_module_name(out, (uint32_t)(module / NBI_N_PROJ), (nbi_proj)(module % NBI_N_PROJ));
 }
 
+/* ---- the plan ---- */
+
+typedef struct plan {
+    uint64_t model, layer, statistics, logits, window, stream;
+} plan;
+
+static size_t count_windows(const nbi_sensitivity_options *o)
+{
+    const size_t all = nbi_ceil_div(o->n, o->ctx), room = VERDICT_MOST / (o->ctx * nbi_verdict_bytes(o->m->cfg.vocab)),
+                 n = o->windows < all ? o->windows : all;
+    return n <= room ? n : room ? room : 1;
+}
+
+static size_t widest_input(const nbi_config *c)
+{
+    size_t widest = 0;
+    for (int p = 0; p < NBI_N_PORTS; p++)
+        widest = nbi_port_width(c, (nbi_port)p) > widest ? nbi_port_width(c, (nbi_port)p) : widest;
+    return widest;
+}
+
+static void module_shape(const nbi_config *c, size_t module, size_t *n, size_t *k)
+{
+    *n = c->vocab;
+    *k = c->hidden;
+    if (module < (size_t)c->n_layers * NBI_N_PROJ)
+        nbi_proj_shape(c, (nbi_proj)(module % NBI_N_PROJ), n, k);
+}
+
+/* As the CPU holds it; what is on another device is not in this memory. */
+static uint64_t resident(const nbi_sensitivity_options *o, const char *module, size_t n, size_t k)
+{
+    static const nbi_scheme dense = {0};
+    char name[128];
+    snprintf(name, sizeof name, "%s.weight", module);
+    const nbi_tensor *t = nbi_checkpoint_find(o->ckpt, name);
+    nbi_backend *be = o->m->be;
+    return strcmp(be->name, "cpu") == 0 ? be->ops->linear_plan(be, n, k, &dense, t ? t->dtype : NBI_F32, false) : 0;
+}
+
+/* The whole model is there, and of the layer that is measured what it is as codes, as the device packs them, and in fp32. */
+static plan make_plan(const nbi_sensitivity_options *o)
+{
+    const nbi_config *c = &o->m->cfg;
+    const size_t judged = count_windows(o) * o->ctx;
+    plan p = {.model = resident(o, "model.embed_tokens", c->vocab, c->hidden),
+              .statistics = nbi_statistics_bytes(c, o->method->needs | NBI_NEEDS_GRAM),
+              .logits = judged * nbi_verdict_bytes(c->vocab) + o->ctx * c->vocab * sizeof(float),
+              .window =
+                  o->ctx * (widest_input(c) + c->hidden) * sizeof(float) +
+                  nbi_workspace_bytes(
+                      o->m, &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = o->ctx, .context = o->ctx}),
+              .stream = (o->n + judged) * c->hidden * sizeof(float)};
+    char name[96];
+    for (size_t i = 0; i < nbi_sensitivity_modules(c); i++) {
+        size_t n, k;
+        bool measured = false;
+        module_shape(c, i, &n, &k);
+        module_name(c, i, name);
+        p.model += resident(o, name, n, k);
+        for (size_t s = 0; s < o->n_schemes; s++)
+            measured |= o->wanted[i * o->n_schemes + s];
+        const uint64_t bytes = measured ? (uint64_t)n * k * (2 * sizeof(float) + 1) : 0;
+        p.layer = bytes > p.layer ? bytes : p.layer;
+    }
+    return p;
+}
+
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / (double)(1 << 20);
+}
+
+nb_status nbi_sensitivity_fits(const nbi_sensitivity_options *o, bool *spill)
+{
+    const plan p = make_plan(o);
+    const uint64_t least = p.model + p.layer + p.statistics + p.logits + p.window;
+    *spill = least + p.stream > nbi_calib_budget(o->memory, o->m->be);
+    if (o->memory && least > o->memory)
+        return nbi_fail(
+            NB_ELIMIT,
+            "calibration is allowed %.1f MiB of memory, and measuring layers takes %.1f MiB: the model (%.1f "
+            "MiB), a layer that is quantized (%.1f), statistics (%.1f), logits (%.1f) and a window of %zu "
+            "tokens (%.1f): allow at least that, or use a smaller window",
+            mib(o->memory), mib(least), mib(p.model), mib(p.layer), mib(p.statistics), mib(p.logits), o->ctx,
+            mib(p.window));
+    return NB_OK;
+}
+
+static nb_status tell_plan(const nbi_sensitivity_options *o, bool *spill)
+{
+    const plan p = make_plan(o);
+    nb_status st = nbi_sensitivity_fits(o, spill);
+    if (st == NB_OK)
+        nbi_log(
+            o->callbacks, NB_LOG_INFO,
+            "measuring layers: the model %.1f MiB, activations %.1f MiB %s, logits %.1f MiB, statistics %.1f MiB, a "
+            "layer %.1f MiB, a window %.1f MiB",
+            mib(p.model), mib(p.stream), *spill ? "in a file" : "in memory", mib(p.logits), mib(p.statistics),
+            mib(p.layer), mib(p.window));
+    return st;
+}
+
 /* ---- the text ---- */
 
 static nb_status choose_windows(run *r)
 {
     const nbi_sensitivity_options *o = r->o;
-    const size_t all = nbi_ceil_div(o->n, o->ctx), room = VERDICT_MOST / (o->ctx * nbi_verdict_bytes(o->m->cfg.vocab));
-    size_t n = o->windows < all ? o->windows : all;
-    if (n > room && room > 0)
+    const size_t all = nbi_ceil_div(o->n, o->ctx), n = count_windows(o);
+    if (n < o->windows && n < all)
         nbi_log(o->callbacks, NB_LOG_INFO,
-                "sensitivities are measured on %zu windows instead of %zu: the vocabulary is large", room, n);
-    n = n > room ? (room ? room : 1) : n;
+                "sensitivities are measured on %zu windows instead of %u: the vocabulary is large", n, o->windows);
     if (!(r->judged = malloc(n * sizeof *r->judged)))
         return nbi_fail_nomem("a list of windows", n * sizeof *r->judged);
     for (size_t i = 0; i < n; i++) {
@@ -79,54 +181,67 @@ static nb_status room_for(float **out, size_t rows, size_t k, const char *what)
     return NB_OK;
 }
 
+static size_t rows_at(const nbi_sensitivity_options *o, size_t at)
+{
+    return o->n - at < o->ctx ? o->n - at : o->ctx;
+}
+
 static nb_status prepare(run *r)
 {
     const nbi_sensitivity_options *o = r->o;
     const nbi_config *c = &o->m->cfg;
-    const size_t q = (size_t)c->n_heads * c->head_dim, wide = c->ffn > c->hidden ? c->ffn : c->hidden;
+    bool spill;
     nb_status st;
+    NB_TRY(tell_plan(o, &spill));
     NB_TRY(choose_windows(r));
     NB_TRY(nbi_stream_create(&r->stream, o->m, o->ctx, o->m->be->default_kv));
     NB_TRY(nbi_verdict_init(&r->verdict, r->judged_rows, c->vocab));
-    NB_TRY(room_for(&r->x, o->n, c->hidden, "the residual stream of the calibration text"));
-    NB_TRY(room_for(&r->before, r->judged_rows, c->hidden, "the residual stream of some windows"));
+    NB_TRY(nbi_residual_create(&r->x, o->n, c->hidden, spill ? o->folder : NULL));
+    NB_TRY(nbi_residual_create(&r->before, r->judged_rows, c->hidden, spill ? o->folder : NULL));
     NB_TRY(room_for(&r->work, o->ctx, c->hidden, "a window"));
     NB_TRY(room_for(&r->logits, o->ctx, c->vocab, "the logits of a window"));
-    NB_TRY(room_for(&r->seen, o->ctx, wide > q ? wide : q, "the inputs of a layer"));
-    for (size_t at = 0; at < o->n; at += o->ctx)
-        NB_TRY(
-            nbi_stream_embed(r->stream, o->ids + at, o->n - at < o->ctx ? o->n - at : o->ctx, r->x + at * c->hidden));
+    NB_TRY(room_for(&r->seen, o->ctx, widest_input(c), "the inputs of a layer"));
+    for (size_t at = 0; at < o->n; at += o->ctx) {
+        NB_TRY(nbi_stream_embed(r->stream, o->ids + at, rows_at(o, at), r->work));
+        NB_TRY(nbi_residual_write(r->x, at, rows_at(o, at), r->work));
+    }
 done:
     return st;
 }
 
-static void keep_judged(run *r)
+static nb_status keep_judged(run *r)
 {
-    const size_t hidden = r->o->m->cfg.hidden;
-    for (size_t i = 0; i < r->n_judged; i++)
-        memcpy(r->before + r->judged[i].first * hidden, r->x + r->judged[i].at * hidden,
-               r->judged[i].rows * hidden * sizeof *r->before);
+    nb_status st = NB_OK;
+    for (size_t i = 0; i < r->n_judged; i++) {
+        const window *w = &r->judged[i];
+        NB_TRY(nbi_residual_read(r->x, w->at, w->rows, r->work));
+        NB_TRY(nbi_residual_write(r->before, w->first, w->rows, r->work));
+    }
+done:
+    return st;
 }
 
 /* The logits of a judged window whose stream lies before layer `first`, as the model is now. */
 static nb_status finish_window(run *r, const window *w, uint32_t first)
 {
     const nbi_config *c = &r->o->m->cfg;
-    memcpy(r->work, r->before + w->first * c->hidden, w->rows * c->hidden * sizeof *r->work);
-    nb_status st = nbi_stream_layers(r->stream, first, c->n_layers, r->o->ids + w->at, w->rows, r->work, NULL, NULL);
-    return st == NB_OK ? nbi_stream_logits(r->stream, w->rows, r->work, r->logits) : st;
+    nb_status st;
+    NB_TRY(nbi_residual_read(r->before, w->first, w->rows, r->work));
+    NB_TRY(nbi_stream_layers(r->stream, first, c->n_layers, r->o->ids + w->at, w->rows, r->work, NULL, NULL));
+    NB_TRY(nbi_stream_logits(r->stream, w->rows, r->work, r->logits));
+done:
+    return st;
 }
 
 static nb_status judge_dense(run *r)
 {
-    keep_judged(r);
-    for (size_t i = 0; i < r->n_judged; i++) {
-        nb_status st = finish_window(r, &r->judged[i], 0);
-        if (st != NB_OK)
+    nb_status st = keep_judged(r);
+    for (size_t i = 0; i < r->n_judged && st == NB_OK; i++) {
+        if ((st = finish_window(r, &r->judged[i], 0)) != NB_OK)
             return st;
         nbi_verdict_set(&r->verdict, r->judged[i].first, r->judged[i].rows, r->logits, r->o->threads);
     }
-    return NB_OK;
+    return st;
 }
 
 /* ---- one layer ---- */
@@ -150,7 +265,7 @@ static nb_status check_alone(const run *r, const nbi_weight *q)
     if (q->scheme.rotate_in || q->scheme.rotate_out || q->scheme.outliers)
         return nbi_fail(NB_EUNSUPPORTED,
                         "the method %s changes the inputs that layers share, so that one layer alone "
-                        "cannot be measured: a search takes rtn, clip, gptq, awq",
+                        "cannot be measured: a search takes rtn, clip, hqq, gptq, awq",
                         r->o->method->name);
     return NB_OK;
 }
@@ -254,8 +369,10 @@ static nb_status advance(run *r, uint32_t i)
         NB_TRY(nbi_inputs_init(&r->in[p], k, o->method->needs | NBI_NEEDS_GRAM));
     }
     for (size_t at = 0; at < o->n; at += o->ctx) {
-        const size_t rows = o->n - at < o->ctx ? o->n - at : o->ctx;
-        NB_TRY(nbi_stream_layers(r->stream, i, i + 1, o->ids + at, rows, r->x + at * o->m->cfg.hidden, observe, r));
+        const size_t rows = rows_at(o, at);
+        NB_TRY(nbi_residual_read(r->x, at, rows, r->work));
+        NB_TRY(nbi_stream_layers(r->stream, i, i + 1, o->ids + at, rows, r->work, observe, r));
+        NB_TRY(nbi_residual_write(r->x, at, rows, r->work));
     }
 done:
     return st == NB_OK ? st : nbi_fail_in(st, "layer %u: ", i);
@@ -264,8 +381,9 @@ done:
 static nb_status measure_layer(run *r, uint32_t i, nbi_cost *cost)
 {
     const nbi_config *c = &r->o->m->cfg;
-    keep_judged(r);
-    nb_status st = advance(r, i);
+    nb_status st = keep_judged(r);
+    if (st == NB_OK)
+        st = advance(r, i);
     for (int p = 0; p < NBI_N_PROJ && st == NB_OK; p++) {
         size_t n, k;
         nbi_proj_shape(c, (nbi_proj)p, &n, &k);
@@ -286,8 +404,9 @@ static nb_status head_inputs(run *r)
     NB_TRY(room_for(&norm, 1, hidden, "a norm"));
     NB_TRY(o->m->be->ops->download(o->m->be, norm, o->m->final_norm, hidden * sizeof *norm));
     for (size_t at = 0; at < o->n; at += o->ctx) {
-        const size_t rows = o->n - at < o->ctx ? o->n - at : o->ctx;
-        nbi_head_inputs(r->seen, r->x + at * hidden, norm, o->m->cfg.norm_eps, rows, hidden);
+        const size_t rows = rows_at(o, at);
+        NB_TRY(nbi_residual_read(r->x, at, rows, r->work));
+        nbi_head_inputs(r->seen, r->work, norm, o->m->cfg.norm_eps, rows, hidden);
         NB_TRY(nbi_inputs_add(&r->in[0], r->seen, rows, o->threads));
     }
 done:
@@ -301,7 +420,8 @@ static nb_status measure_head(run *r, nbi_cost *cost)
     nb_status st = head_inputs(r);
     if (st != NB_OK)
         return nbi_fail_in(st, "lm_head: ");
-    keep_judged(r);
+    if ((st = keep_judged(r)) != NB_OK)
+        return st;
     return measure_all(r, (size_t)c->n_layers * NBI_N_PROJ, c->vocab, c->hidden, false, &r->in[0], &r->o->m->head,
                        c->n_layers, cost);
 }
@@ -325,8 +445,8 @@ done:
     nbi_stream_free(r.stream);
     nbi_verdict_free(&r.verdict);
     free(r.judged);
-    free(r.x);
-    free(r.before);
+    nbi_residual_free(r.x);
+    nbi_residual_free(r.before);
     free(r.work);
     free(r.logits);
     free(r.seen);

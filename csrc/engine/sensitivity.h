@@ -27,14 +27,21 @@ typedef struct nbi_sensitivity_options {
     const nbi_method *method;
     const nbi_method_options *options;
     nbi_dtype scale_dtype;
-    const int32_t *ids;     /* [n], in windows of ctx */
-    size_t n, ctx, windows; /* windows of them, evenly spread, for the KL divergence; at least 1 */
+    const int32_t *ids; /* [n], in windows of ctx */
+    size_t n, ctx;
+    uint32_t windows; /* of them, evenly spread, for the KL divergence; at least 1 */
+    uint64_t
+        memory; /* most bytes to use, with the model; 0: what seems good.  Activations go to a file where they do not fit */
+    const char *folder; /* for that file */
     int threads;
     const nb_callbacks *callbacks;
 } nbi_sensitivity_options;
 
 /* Modules: layer after layer the projections in the order of nbi_proj, then lm_head unless it is tied to the embedding. */
 size_t nbi_sensitivity_modules(const nbi_config *c);
+/* Before a model is loaded: m needs no more than its configuration and its backend.  NB_ELIMIT saying the smallest possible where
+ * `memory` is not enough; *spill: activations will be in a file. */
+nb_status nbi_sensitivity_fits(const nbi_sensitivity_options *o, bool *spill);
 /* cost [modules][n_schemes]; what is not wanted stays as it is.  *tokens: that the KL divergence was measured on. */
 nb_status nbi_sensitivity(nbi_cost *cost, size_t *tokens, const nbi_sensitivity_options *o);
 

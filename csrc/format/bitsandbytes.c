@@ -69,7 +69,7 @@ static bool can_say(const nbi_quant_entry *e)
     const nbi_scheme *s = &e->scheme;
     return s->kind == NBI_KIND_NF4 && s->bits == 4 && s->symmetric && s->strategy == NBI_PER_GROUP &&
            nbi_bnb_has_block(s->group) && e->k % s->group == 0 && s->act == NBI_ACT_NONE && !s->act_order &&
-           !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse && !s->nested;
+           !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse && !s->nested && !s->zero_frac;
 }
 
 static bool can_write(const nbi_quant_entry *e, size_t n, const nbi_quant_model *model)

@@ -13,7 +13,6 @@
 
 struct nbi_ct_config {
     nbi_scheme *schemes;
-    size_t n_schemes;
     nbi_targets *targets;
 };
 
@@ -188,11 +187,10 @@ static nb_status input_scheme(nbi_scheme *s, const json_t *o, const char *where)
 
 /* ---- groups ---------------------------------------------------------------------------------------------------- */
 
-static nb_status parse_group(nbi_ct_config *c, const json_t *o, size_t i, const char *where)
+static nb_status parse_group(nbi_scheme *s, const json_t *o, const char *where)
 {
     static const char *const known[] = {"targets", "weights", "input_activations", "output_activations",
                                         "format",  NULL};
-    nbi_scheme *s = &c->schemes[i];
     char part[640];
     nb_status st;
     if (json_is_array(o))
@@ -215,31 +213,8 @@ static nb_status parse_group(nbi_ct_config *c, const json_t *o, size_t i, const 
             goto done;
         }
     }
-    snprintf(part, sizeof part, "%s.targets", where);
-    NB_TRY(nbi_targets_add(c->targets, json_object_get(o, "targets"), i, part));
 done:
     return st;
-}
-
-static nb_status parse_groups(nbi_ct_config *c, const json_t *q, const char *where)
-{
-    json_t *groups = json_object_get(q, "config_groups"), *g;
-    const char *name;
-    char part[576];
-    size_t i = 0;
-    if (!json_is_object(groups))
-        return nbi_fail(NB_EFORMAT, "%s: has no \"config_groups\" object", where);
-    c->n_schemes = json_object_size(groups);
-    if (!(c->schemes = calloc(c->n_schemes + 1, sizeof *c->schemes)))
-        return nbi_fail_nomem(where, c->n_schemes * sizeof *c->schemes);
-    json_object_foreach(groups, name, g)
-    {
-        snprintf(part, sizeof part, "%.256s: config_groups.%.256s", where, name);
-        nb_status st = parse_group(c, g, i++, part);
-        if (st != NB_OK)
-            return st;
-    }
-    return NB_OK;
 }
 
 /* Parts of a checkpoint that change its numbers, and that nibble does not compute. */
@@ -291,19 +266,13 @@ done:
 
 nb_status nbi_ct_config_parse(nbi_ct_config **out, const json_t *q, const char *where)
 {
-    char part[320];
     nb_status st;
     *out = NULL;
     nbi_ct_config *c = calloc(1, sizeof *c);
     if (!c)
         return nbi_fail_nomem(where, sizeof *c);
     NB_TRY(check_top(q, where));
-    NB_TRY(nbi_targets_create(&c->targets));
-    NB_TRY(parse_groups(c, q, where));
-    snprintf(part, sizeof part, "%.256s: ignore", where);
-    if (nbi_json_is_set(q, "ignore"))
-        NB_TRY(nbi_targets_add(c->targets, json_object_get(q, "ignore"), NBI_NO_GROUP, part));
-    nbi_targets_sort(c->targets);
+    NB_TRY(nbi_groups_parse(&c->schemes, &c->targets, q, parse_group, where));
     *out = c;
     c = NULL;
 done:

@@ -5,7 +5,7 @@
 bool nbi_ct_can_say(const nbi_scheme *s)
 {
     return s->kind == NBI_KIND_INT && nbi_ct_has_bits(s->bits) && s->act != NBI_ACT_SIGN && !s->act_order &&
-           !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse && !s->nested;
+           !s->rotate_in && !s->rotate_out && !s->outliers && !s->sparse && !s->nested && !s->zero_frac;
 }
 
 static nb_status parse(void **config, nbi_quant_model *model, const json_t *q, const char *where)

@@ -260,11 +260,14 @@ nb_status nbi_ct_put_part(void *dst, const char *name, const nbi_weight *w, cons
     return put_codes(dst, name, w);
 }
 
+static nb_status put(void *dst, const char *module, const nbi_weight *w, const void *part)
+{
+    return nbi_ct_put_part(dst, module, w, part);
+}
+
 nb_status nbi_ct_write(nbi_st_writer *out, const char *name, const nbi_weight *w, nbi_dtype scale_dtype)
 {
     nbi_ct_layout l;
-    char full[512];
-    void *data = NULL;
     nb_status st;
     if (w->perm)
         return nbi_fail(NB_EUNSUPPORTED,
@@ -274,17 +277,10 @@ nb_status nbi_ct_write(nbi_st_writer *out, const char *name, const nbi_weight *w
     NB_TRY(nbi_ct_layout_of(&l, name, w->n, w->k, &w->scheme, scale_dtype));
     for (size_t i = 0; i < l.n_parts; i++) {
         size_t bytes;
-        NB_TRY(nbi_part_name(full, name, l.part[i].suffix));
-        if (!nbi_ct_part_bytes(&l.part[i], &bytes) || !(data = calloc(1, bytes))) {
-            st = nbi_fail_nomem(full, 0);
-            goto done;
-        }
-        NB_TRY(nbi_ct_put_part(data, name, w, &l.part[i]));
-        NB_TRY(nbi_st_write(out, full, data, bytes));
-        free(data);
-        data = NULL;
+        if (!nbi_ct_part_bytes(&l.part[i], &bytes))
+            bytes = SIZE_MAX; /* no room for that */
+        NB_TRY(nbi_part_write(out, name, l.part[i].suffix, bytes, put, w, &l.part[i]));
     }
 done:
-    free(data);
     return st;
 }

@@ -177,6 +177,46 @@ nb_status nbi_targets_find(const nbi_targets *t, const char *module, const char 
     return NB_OK;
 }
 
+/* ---- all groups of a configuration ---- */
+
+static nb_status parse_one(nbi_scheme *s, nbi_targets *t, size_t i, const json_t *group, nbi_group_fn parse,
+                           const char *where)
+{
+    char part[640];
+    nb_status st = parse(s, group, where);
+    if (st != NB_OK)
+        return st;
+    snprintf(part, sizeof part, "%s.targets", where);
+    return nbi_targets_add(t, json_object_get(group, "targets"), i, part);
+}
+
+nb_status nbi_groups_parse(nbi_scheme **schemes, nbi_targets **targets, const json_t *q, nbi_group_fn parse,
+                           const char *where)
+{
+    json_t *groups = json_object_get(q, "config_groups"), *g;
+    const char *name;
+    char part[576];
+    size_t i = 0;
+    nb_status st;
+    NB_TRY(nbi_targets_create(targets));
+    if (!json_is_object(groups))
+        return nbi_fail(NB_EFORMAT, "%s: has no \"config_groups\" object", where);
+    if (!(*schemes = calloc(json_object_size(groups) + 1, sizeof **schemes)))
+        return nbi_fail_nomem(where, json_object_size(groups) * sizeof **schemes);
+    json_object_foreach(groups, name, g)
+    {
+        snprintf(part, sizeof part, "%.256s: config_groups.%.256s", where, name);
+        NB_TRY(parse_one(*schemes + i, *targets, i, g, parse, part));
+        i++;
+    }
+    snprintf(part, sizeof part, "%.256s: ignore", where);
+    if (nbi_json_is_set(q, "ignore"))
+        NB_TRY(nbi_targets_add(*targets, json_object_get(q, "ignore"), NBI_NO_GROUP, part));
+    nbi_targets_sort(*targets);
+done:
+    return st;
+}
+
 /* ---- writing --------------------------------------------------------------------------------------------------- */
 
 const char *nbi_strategy_name(nbi_strategy s)
@@ -199,10 +239,11 @@ static nbi_scheme normal(const nbi_scheme *s)
 
 static bool same(const nbi_scheme *a, const nbi_scheme *b)
 {
-    return a->bits == b->bits && a->kind == b->kind && a->symmetric == b->symmetric && a->strategy == b->strategy &&
-           a->group == b->group && a->act == b->act && a->act_symmetric == b->act_symmetric &&
-           a->act_order == b->act_order && a->rotate_in == b->rotate_in && a->rotate_out == b->rotate_out &&
-           a->outliers == b->outliers && a->sparse == b->sparse && a->nested == b->nested;
+    return a->bits == b->bits && a->kind == b->kind && a->symmetric == b->symmetric && a->zero_frac == b->zero_frac &&
+           a->strategy == b->strategy && a->group == b->group && a->act == b->act &&
+           a->act_symmetric == b->act_symmetric && a->act_order == b->act_order && a->rotate_in == b->rotate_in &&
+           a->rotate_out == b->rotate_out && a->outliers == b->outliers && a->sparse == b->sparse &&
+           a->nested == b->nested;
 }
 
 nb_status nbi_groups_create(nbi_groups *g, const nbi_quant_entry *e, size_t n)

@@ -21,6 +21,12 @@ void nbi_targets_sort(nbi_targets *t); /* once, after the last one */
 /* The group of a module, NBI_NO_GROUP when it is ignored or not named.  Precedence: ignore, then exact name, pattern, class. */
 nb_status nbi_targets_find(const nbi_targets *t, const char *module, const char *cls, size_t *group);
 
+/* Reads "config_groups" and "ignore" of a quantization_config: scheme i from group i by `parse`, and what targets it.  The caller frees
+ * both, also on failure. */
+typedef nb_status (*nbi_group_fn)(nbi_scheme *s, const json_t *group, const char *where);
+nb_status nbi_groups_parse(nbi_scheme **schemes, nbi_targets **targets, const json_t *q, nbi_group_fn parse,
+                           const char *where);
+
 /* ---- writing ---- */
 /* The distinct schemes of quantized entries, in order of appearance, fields that a scheme does not use cleared. */
 typedef struct nbi_groups {

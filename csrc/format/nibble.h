@@ -5,7 +5,8 @@
  *       "config_groups": {"group_0": {
  *         "targets": ["Linear"],                      as in compressed-tensors
  *         "weights": {"kind": "int",                  or "nf4", "e8p", "binary"
- *                     "num_bits": 3, "symmetric": false, "strategy": "group", "group_size": 16},
+ *                     "num_bits": 3, "symmetric": false, "strategy": "group", "group_size": 16,
+ *                     "zero_point_fraction": 4},      zero points in sixteenths; missing: 0, whole ones
  *         "input_activations": null,                  or {"num_bits": 8, "symmetric": true, "strategy": "token"}, or "tensor";
  *                                                     {"num_bits": 1, "symmetric": true, "strategy": "token"}: signs
  *         "act_order": true, "rotate_inputs": true, "rotate_outputs": true, "outliers": true, "sparse": true,   missing: false
@@ -21,6 +22,7 @@
  *     weight_scale       float [1] | [N,1] | [N,G]    unless nested; nf4, e8p: F32
  *     weight_shape       I64 [2]                      N, K
  *     weight_zero_point  I32 [ceil(N*b/32), G]        asymmetric, unless nested; per tensor I8 [1]
+ *     weight_zero_16th   I8 [N, G]                    asymmetric with zero_point_fraction 4, instead
  *     scale_codes        I32 [ceil(N*G*3/32)]         nested: 3 bits each, rows one behind the other
  *     zero_codes         as scale_codes
  *     scale_grid         F16 [ceil(N/16), G, 2]       nested: base, step

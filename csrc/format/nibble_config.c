@@ -29,6 +29,10 @@ nb_status nbi_nibble_check(const nbi_scheme *s, const char *where)
                         (unsigned)s->kind < N_KINDS ? kinds[s->kind] : "unknown", s->bits,
                         s->symmetric ? "symmetric" : "asymmetric", nbi_strategy_name(s->strategy),
                         (unsigned)s->kind < N_KINDS ? expected[s->kind] : "another kind");
+    if (nbi_scheme_check_zeros(s) != NB_OK)
+        return nbi_fail_in(NB_EUNSUPPORTED, "%s: ", where);
+    if (s->zero_frac && s->strategy == NBI_PER_TENSOR)
+        return nbi_fail(NB_EUNSUPPORTED, "%s: zero points in sixteenths are of channels or groups", where);
     if (s->nested && (s->symmetric || !grouped))
         return nbi_fail(NB_EUNSUPPORTED, "%s: nested scales need asymmetric weights in groups", where);
     if (s->act == NBI_ACT_TOKEN && !s->act_symmetric)
@@ -64,14 +68,16 @@ done:
 
 static nb_status parse_weights(nbi_scheme *s, const json_t *o, const char *where)
 {
-    static const char *const known[] = {"kind", "num_bits", "symmetric", "strategy", "group_size", NULL};
+    static const char *const known[] = {
+        "kind", "num_bits", "symmetric", "strategy", "group_size", "zero_point_fraction", NULL};
     const char *kind = "";
-    int64_t bits = 0;
+    int64_t bits = 0, fraction = 0;
     nb_status st;
     NB_TRY(nbi_only_keys(o, where, known));
     NB_TRY(nbi_json_string(o, "kind", &kind, where));
     NB_TRY(nbi_json_int(o, "num_bits", 1, 8, &bits, where));
     NB_TRY(nbi_json_bool(o, "symmetric", &s->symmetric, where));
+    NB_TRY(nbi_json_int(o, "zero_point_fraction", 0, 8, &fraction, where));
     NB_TRY(parse_strategy(s, o, where));
     unsigned k = 0;
     while (k < N_KINDS && strcmp(kind, kinds[k]) != 0)
@@ -81,6 +87,7 @@ static nb_status parse_weights(nbi_scheme *s, const json_t *o, const char *where
                         kind);
     s->kind = (nbi_kind)k;
     s->bits = (uint8_t)bits;
+    s->zero_frac = (uint8_t)fraction;
 done:
     return st;
 }
@@ -124,7 +131,7 @@ done:
     return st;
 }
 
-static nb_status parse_group(nbi_scheme *s, nbi_targets *targets, size_t i, const json_t *o, const char *where)
+static nb_status parse_group(nbi_scheme *s, const json_t *o, const char *where)
 {
     static const char *const known[] = {
         "targets", "weights", "input_activations", "act_order", "rotate_inputs", "rotate_outputs", "outliers", "sparse",
@@ -148,31 +155,8 @@ static nb_status parse_group(nbi_scheme *s, nbi_targets *targets, size_t i, cons
     NB_TRY(nbi_json_bool(o, "outliers", &s->outliers, where));
     NB_TRY(nbi_json_bool(o, "sparse", &s->sparse, where));
     NB_TRY(nbi_nibble_check(s, where));
-    snprintf(part, sizeof part, "%s.targets", where);
-    NB_TRY(nbi_targets_add(targets, json_object_get(o, "targets"), i, part));
 done:
     return st;
-}
-
-static nb_status parse_groups(nbi_nibble_config *c, const json_t *q, const char *where)
-{
-    json_t *groups = json_object_get(q, "config_groups"), *g;
-    const char *name;
-    char part[576];
-    size_t i = 0;
-    if (!json_is_object(groups))
-        return nbi_fail(NB_EFORMAT, "%s: has no \"config_groups\" object", where);
-    if (!(c->schemes = calloc(json_object_size(groups) + 1, sizeof *c->schemes)))
-        return nbi_fail_nomem(where, json_object_size(groups) * sizeof *c->schemes);
-    json_object_foreach(groups, name, g)
-    {
-        snprintf(part, sizeof part, "%.256s: config_groups.%.256s", where, name);
-        nb_status st = parse_group(&c->schemes[i], c->targets, i, g, part);
-        if (st != NB_OK)
-            return st;
-        i++;
-    }
-    return NB_OK;
 }
 
 static nb_status parse_model(nbi_quant_model *model, const json_t *q, const char *where)
@@ -198,7 +182,6 @@ nb_status nbi_nibble_parse(void **config, nbi_quant_model *model, const json_t *
     static const char *const known[] = {"quant_method", "version", "config_groups", "ignore", "kv_cache", NULL};
     nbi_nibble_config *c = calloc(1, sizeof *c);
     int64_t version = 0;
-    char part[320];
     nb_status st;
     *config = NULL;
     if (!c)
@@ -208,12 +191,7 @@ nb_status nbi_nibble_parse(void **config, nbi_quant_model *model, const json_t *
         NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is version %lld of nibble's container, expected %d", where,
                         (long long)version, VERSION));
     NB_TRY(nbi_only_keys(q, where, known));
-    NB_TRY(nbi_targets_create(&c->targets));
-    NB_TRY(parse_groups(c, q, where));
-    snprintf(part, sizeof part, "%.256s: ignore", where);
-    if (nbi_json_is_set(q, "ignore"))
-        NB_TRY(nbi_targets_add(c->targets, json_object_get(q, "ignore"), NBI_NO_GROUP, part));
-    nbi_targets_sort(c->targets);
+    NB_TRY(nbi_groups_parse(&c->schemes, &c->targets, q, parse_group, where));
     NB_TRY(parse_model(model, q, where));
     *config = c;
     c = NULL;
@@ -260,6 +238,9 @@ static json_t *group_of(const nbi_scheme *s, json_t *targets, bool unused)
     bool ok = g != NULL;
     if (s->strategy == NBI_PER_GROUP)
         ok = ok && json_object_set_new(json_object_get(g, "weights"), "group_size", json_integer(s->group)) == 0;
+    if (s->zero_frac)
+        ok = ok &&
+             json_object_set_new(json_object_get(g, "weights"), "zero_point_fraction", json_integer(s->zero_frac)) == 0;
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         if (flags[i].set)
             ok = ok && json_object_set_new(g, flags[i].key, json_true()) == 0;

@@ -24,25 +24,11 @@ static bool can_write(const nbi_quant_entry *e, size_t n, const nbi_quant_model 
     return true;
 }
 
-static const char *const parts[] = {"weight_packed",
-                                    "weight_words",
-                                    "weight_scale",
-                                    "weight_shape",
-                                    "weight_zero_point",
-                                    "scale_codes",
-                                    "zero_codes",
-                                    "scale_grid",
-                                    "zero_grid",
-                                    "input_order",
-                                    "input_signs",
-                                    "output_signs",
-                                    "outlier_columns",
-                                    "outlier_values",
-                                    "sparse_counts",
-                                    "sparse_entries",
-                                    "input_scale",
-                                    "input_zero_point",
-                                    NULL};
+static const char *const parts[] = {"weight_packed",     "weight_words",     "weight_scale",     "weight_shape",
+                                    "weight_zero_point", "weight_zero_16th", "scale_codes",      "zero_codes",
+                                    "scale_grid",        "zero_grid",        "input_order",      "input_signs",
+                                    "output_signs",      "outlier_columns",  "outlier_values",   "sparse_counts",
+                                    "sparse_entries",    "input_scale",      "input_zero_point", NULL};
 
 const nbi_quant_format nbi_nibble_format = {
     .name = "nibble",

@@ -52,13 +52,26 @@ static nb_status half(float *out, const nbi_tensor *t, const void *p, size_t i)
 
 /* ---- codes ----------------------------------------------------------------------------------------------------- */
 
+/* Any byte is one. */
+static nb_status read_sixteenths(const source *s)
+{
+    const nbi_tensor *t;
+    nb_status st = get(&t, s, "weight_zero_16th", NBI_I8, 2, s->w->n, s->groups, 0);
+    if (st != NB_OK)
+        return st;
+    if (!(s->w->zeros = malloc(t->bytes + 1)))
+        return nbi_fail_nomem(t->name, t->bytes);
+    memcpy(s->w->zeros, t->data, t->bytes);
+    return NB_OK;
+}
+
 static nb_status read_plain(const source *s)
 {
     const nbi_scheme full = s->w->scheme;
     s->w->scheme = nbi_nibble_plain(&full);
     nb_status st = full.nested ? nbi_ct_read_packed(s->w, s->c, s->module) : nbi_ct_read_codes(s->w, s->c, s->module);
     s->w->scheme = full;
-    return st;
+    return st == NB_OK && full.zero_frac ? read_sixteenths(s) : st;
 }
 
 static nb_status read_binary(const source *s)

@@ -11,7 +11,8 @@
 
 nbi_scheme nbi_nibble_plain(const nbi_scheme *s)
 {
-    return (nbi_scheme){.bits = s->bits, .symmetric = s->symmetric, .strategy = s->strategy, .group = s->group};
+    return (nbi_scheme){
+        .bits = s->bits, .symmetric = s->symmetric || s->zero_frac, .strategy = s->strategy, .group = s->group};
 }
 
 static void add(nbi_nibble_layout *l, const char *suffix, nbi_dtype t, uint32_t n_dims, size_t a, size_t b)
@@ -50,6 +51,8 @@ static nb_status add_codes(nbi_nibble_layout *l, const char *module, size_t n, s
         if (!s->nested ||
             (strcmp(ct.part[i].suffix, "weight_scale") != 0 && strcmp(ct.part[i].suffix, "weight_zero_point") != 0))
             l->part[l->n_parts++].t = ct.part[i];
+    if (s->zero_frac)
+        add(l, "weight_zero_16th", NBI_I8, 2, n, nbi_scheme_groups(s, k));
     return NB_OK;
 }
 
@@ -280,13 +283,18 @@ static nb_status put_outliers(unsigned char *dst, const char *module, const nbi_
     return st;
 }
 
-static nb_status put_part(void *dst, const char *module, const nbi_weight *w, const nbi_nibble_part *p)
+static nb_status put_part(void *dst, const char *module, const nbi_weight *w, const void *part)
 {
+    const nbi_nibble_part *p = part;
     const char *suffix = p->t.suffix;
     nbi_weight plain = *w; /* a view for the code of compressed-tensors */
     plain.scheme = nbi_nibble_plain(&w->scheme);
     if (strcmp(suffix, "weight_words") == 0) {
         memcpy(dst, w->words, w->n * (w->k / 8) * (w->scheme.bits / 2u) * 2);
+        return NB_OK;
+    }
+    if (strcmp(suffix, "weight_zero_16th") == 0) {
+        memcpy(dst, w->zeros, w->n * nbi_scheme_groups(&w->scheme, w->k));
         return NB_OK;
     }
     if (strcmp(suffix, "weight_packed") == 0 && w->scheme.kind == NBI_KIND_BINARY)
@@ -313,28 +321,17 @@ static nb_status put_part(void *dst, const char *module, const nbi_weight *w, co
 nb_status nbi_nibble_write(nbi_st_writer *out, const char *module, const nbi_weight *w, nbi_dtype scale)
 {
     nbi_nibble_layout l;
-    char full[512];
-    void *data = NULL;
     nb_status st;
     NB_TRY(nbi_nibble_layout_of(&l, module, w->n, w->k, &w->scheme, scale));
-    if ((st = nbi_weight_check_sparse(w)) != NB_OK) {
-        nbi_fail_in(st, "%s: ", module);
-        goto done;
-    }
+    if ((st = nbi_weight_check_sparse(w)) != NB_OK)
+        return nbi_fail_in(st, "%s: ", module);
     NB_TRY(nbi_nibble_check_outliers(w, module));
     for (size_t i = 0; i < l.n_parts; i++) {
         size_t bytes;
-        NB_TRY(nbi_part_name(full, module, l.part[i].t.suffix));
-        if (!bytes_of(&l.part[i], w, &bytes) || !(data = calloc(1, bytes ? bytes : 1))) {
-            st = nbi_fail_nomem(full, 0);
-            goto done;
-        }
-        NB_TRY(put_part(data, module, w, &l.part[i]));
-        NB_TRY(nbi_st_write(out, full, data, bytes));
-        free(data);
-        data = NULL;
+        if (!bytes_of(&l.part[i], w, &bytes))
+            bytes = SIZE_MAX; /* no room for that */
+        NB_TRY(nbi_part_write(out, module, l.part[i].t.suffix, bytes, put_part, w, &l.part[i]));
     }
 done:
-    free(data);
     return st;
 }

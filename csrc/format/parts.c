@@ -102,3 +102,19 @@ nb_status nbi_part_read_bias(nbi_weight *w, const nbi_checkpoint *c, const char 
             return nbi_fail(NB_EFORMAT, "%s: tensor %s: element %zu is not finite", t->file, t->name, i);
     return NB_OK;
 }
+
+nb_status nbi_part_write(nbi_st_writer *out, const char *module, const char *suffix, size_t bytes, nbi_put_fn put,
+                         const nbi_weight *w, const void *part)
+{
+    char full[512];
+    void *data = NULL;
+    nb_status st;
+    NB_TRY(nbi_part_name(full, module, suffix));
+    if (!(data = calloc(1, bytes ? bytes : 1)))
+        NB_TRY(nbi_fail_nomem(full, bytes));
+    NB_TRY(put(data, module, w, part));
+    NB_TRY(nbi_st_write(out, full, data, bytes));
+done:
+    free(data);
+    return st;
+}

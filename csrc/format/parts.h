@@ -20,6 +20,11 @@ nb_status nbi_part_expect_one(const nbi_tensor *t); /* one number: [1] or [] */
 nb_status nbi_part_get(const nbi_tensor **out, const nbi_checkpoint *c, const char *module, const char *suffix,
                        nbi_dtype dtype, uint32_t n_dims, const size_t *shape);
 
+/* Writes "<module>.<suffix>", declared with so many bytes; `put` fills them, zeroed, from w and the description of the part. */
+typedef nb_status (*nbi_put_fn)(void *dst, const char *module, const nbi_weight *w, const void *part);
+nb_status nbi_part_write(nbi_st_writer *out, const char *module, const char *suffix, size_t bytes, nbi_put_fn put,
+                         const nbi_weight *w, const void *part);
+
 /* A word of a tensor; views into files may be unaligned. */
 static inline uint32_t nbi_part_word_at(const nbi_tensor *t, size_t i)
 {

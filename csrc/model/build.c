@@ -169,10 +169,9 @@ done:
     return st;
 }
 
-static nb_status load_norm(nb_model *m, const nbi_source *src, const char *name, float **out)
+static nb_status load_norm(nb_model *m, const nbi_source *src, const char *name, size_t n, float **out)
 {
     nb_status st;
-    size_t n = m->cfg.hidden;
     float *host = malloc(n * sizeof *host);
     if (!host)
         return nbi_fail_nomem(name, n * sizeof *host);
@@ -188,11 +187,20 @@ done:
 static nb_status load_layer(nb_model *m, const nbi_source *src, uint32_t i, census *seen)
 {
     nb_status st;
-    char name[96];
-    snprintf(name, sizeof name, "model.layers.%u.input_layernorm.weight", i);
-    NB_TRY(load_norm(m, src, name, &m->layers[i].attn_norm));
-    snprintf(name, sizeof name, "model.layers.%u.post_attention_layernorm.weight", i);
-    NB_TRY(load_norm(m, src, name, &m->layers[i].ffn_norm));
+    nbi_layer *l = &m->layers[i];
+    const struct {
+        const char *name;
+        size_t n;
+        float **out;
+    } norms[] = {{"input_layernorm", m->cfg.hidden, &l->attn_norm},
+                 {"post_attention_layernorm", m->cfg.hidden, &l->ffn_norm},
+                 {"self_attn.q_norm", m->cfg.head_dim, &l->q_norm},
+                 {"self_attn.k_norm", m->cfg.head_dim, &l->k_norm}};
+    for (int k = 0; k < (m->cfg.head_norms ? 4 : 2); k++) {
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.%u.%s.weight", i, norms[k].name);
+        NB_TRY(load_norm(m, src, name, norms[k].n, norms[k].out));
+    }
     NB_TRY(load_port(m, src, i, NBI_Q, 3, seen));
     NB_TRY(load_port(m, src, i, NBI_O, 1, seen));
     if (m->cfg.n_experts)
@@ -232,7 +240,8 @@ static nb_status plan_linears(const nb_model *m, const nbi_source *src, plan *to
 {
     const nbi_config *c = &m->cfg;
     nb_status st;
-    *total = (plan){.others = (2 * (size_t)c->n_layers + 1) * c->hidden * sizeof(float)}; /* norms */
+    const size_t norms = c->n_layers * (2 * (size_t)c->hidden + (c->head_norms ? 2 * c->head_dim : 0)) + c->hidden;
+    *total = (plan){.others = norms * sizeof(float)};
     NB_TRY(plan_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, total));
     for (uint32_t i = 0; i < c->n_layers; i++)
         for (size_t j = 0; j < nbi_layer_modules(c); j++) {
@@ -266,6 +275,9 @@ static nb_status build_frame(nb_model *m)
     if (c->n_experts && !m->be->ops->experts)
         return nbi_fail(NB_EUNSUPPORTED, "%s: is a mixture of experts, which %s cannot run yet: use the CPU", m->path,
                         m->be->description);
+    if (c->head_norms && !m->be->ops->norm_heads)
+        return nbi_fail(NB_EUNSUPPORTED, "%s: has norms of queries and keys, which %s cannot compute yet: use the CPU",
+                        m->path, m->be->description);
     m->layers = calloc(c->n_layers, sizeof *m->layers);
     m->inv_freq = malloc(c->head_dim / 2 * sizeof *m->inv_freq);
     if (!m->layers || !m->inv_freq)
@@ -289,7 +301,7 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
         }
         NB_TRY(load_layer(m, src, i, &seen));
     }
-    NB_TRY(load_norm(m, src, "model.norm.weight", &m->final_norm));
+    NB_TRY(load_norm(m, src, "model.norm.weight", c->hidden, &m->final_norm));
     if (c->tied)
         m->head = m->embed;
     else
@@ -323,6 +335,8 @@ void nbi_layer_unload(nb_model *m, uint32_t i)
     nbi_layer *l = &m->layers[i];
     ops->release(m->be, l->attn_norm);
     ops->release(m->be, l->ffn_norm);
+    ops->release(m->be, l->q_norm);
+    ops->release(m->be, l->k_norm);
     for (int p = 0; p < NBI_N_PROJ; p++) {
         ops->linear_free(m->be, l->proj[p]);
         ops->release(m->be, l->out_bias[p]);

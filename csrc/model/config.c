@@ -7,17 +7,29 @@
 #include "backend/backend.h"
 #include "base/json.h"
 
+/* Where a family with experts keeps their numbers in config.json. */
+typedef struct expert_keys {
+    nbi_expert_names names;
+    const char *experts, *ffn; /* ffn NULL: "intermediate_size" */
+    const char *norm;          /* whether weights sum to 1, NULL: they do */
+} expert_keys;
+static const expert_keys mixtral_keys = {NBI_EXPERTS_MIXTRAL, "num_local_experts", NULL, NULL},
+                         qwen_keys = {NBI_EXPERTS_QWEN, "num_experts", "moe_intermediate_size", "norm_topk_prob"};
+
 /* Families that differ from Llama only in what this table says. */
 static const struct family {
     const char *architecture;
     bool qkv_bias; /* always there, whatever attention_bias says */
-    bool experts;
-    double rope_theta; /* where config.json does not say */
+    bool head_norms;
+    const expert_keys *experts; /* NULL: none */
+    double rope_theta;          /* where config.json does not say */
 } families[] = {
-    {"LlamaForCausalLM", false, false, 1e4},
-    {"MistralForCausalLM", false, false, 1e4},
-    {"Qwen2ForCausalLM", true, false, 1e4},
-    {"MixtralForCausalLM", false, true, 1e6},
+    {"LlamaForCausalLM", false, false, NULL, 1e4},
+    {"MistralForCausalLM", false, false, NULL, 1e4},
+    {"Qwen2ForCausalLM", true, false, NULL, 1e4},
+    {"Qwen3ForCausalLM", false, true, NULL, 1e4},
+    {"MixtralForCausalLM", false, false, &mixtral_keys, 1e6},
+    {"Qwen3MoeForCausalLM", false, true, &qwen_keys, 1e4},
 };
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
@@ -32,7 +44,7 @@ static nb_status find_family(const struct family **out, const json_t *j, const c
             *out = &families[i];
             return NB_OK;
         }
-    char known[160] = "";
+    char known[320] = "";
     for (int i = 0; i < N_FAMILIES; i++)
         snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", families[i].architecture);
     return nbi_fail(NB_EUNSUPPORTED, "%s: the architecture is %s, expected one of %s", where, name, known);
@@ -83,15 +95,27 @@ done:
 }
 
 /* Every token goes through top_k of the experts; all layers have them. */
-static nb_status parse_experts(nbi_config *c, const json_t *j, const char *where)
+static nb_status parse_experts(nbi_config *c, const json_t *j, const expert_keys *keys, const char *where)
 {
     nb_status st;
-    NB_TRY(need(j, "num_local_experts", 1, NBI_MAX_EXPERTS, &c->n_experts, where));
+    int64_t step = 1;
+    c->expert_names = keys->names;
+    c->norm_top_k = !keys->norm;
+    NB_TRY(need(j, keys->experts, 1, NBI_MAX_EXPERTS, &c->n_experts, where));
     NB_TRY(need(j, "num_experts_per_tok", 1, NBI_MAX_EXPERTS, &c->top_k, where));
+    if (keys->ffn)
+        NB_TRY(need(j, keys->ffn, 1, 1 << 20, &c->ffn, where));
+    if (keys->norm)
+        NB_TRY(nbi_json_bool(j, keys->norm, &c->norm_top_k, where));
+    NB_TRY(nbi_json_int(j, "decoder_sparse_step", 1, INT64_MAX, &step, where));
+    if (step != 1 || json_array_size(json_object_get(j, "mlp_only_layers")))
+        return nbi_fail(NB_EUNSUPPORTED,
+                        "%s: \"decoder_sparse_step\" and \"mlp_only_layers\" leave layers without experts, expected 1 "
+                        "and none",
+                        where);
     if (c->top_k > c->n_experts)
-        return nbi_fail(NB_EFORMAT, "%s: \"num_experts_per_tok\" is %u, but \"num_local_experts\" only %u", where,
-                        c->top_k, c->n_experts);
-    c->norm_top_k = true;
+        return nbi_fail(NB_EFORMAT, "%s: \"num_experts_per_tok\" is %u, but \"%s\" only %u", where, c->top_k,
+                        keys->experts, c->n_experts);
 done:
     return st;
 }
@@ -218,7 +242,7 @@ nb_status nbi_config_parse(nbi_config *c, const json_t *j, const char *where)
     snprintf(c->model_type, sizeof c->model_type, "%s", type);
     NB_TRY(parse_sizes(c, j, where));
     if (f->experts)
-        NB_TRY(parse_experts(c, j, where));
+        NB_TRY(parse_experts(c, j, f->experts, where));
     NB_TRY(parse_rope(c, j, f->rope_theta, where));
     NB_TRY(parse_tokens(c, j, where));
     NB_TRY(parse_dtype(c, j, where));
@@ -228,6 +252,7 @@ nb_status nbi_config_parse(nbi_config *c, const json_t *j, const char *where)
     NB_TRY(nbi_json_bool(j, "tie_word_embeddings", &c->tied, where));
     NB_TRY(nbi_json_bool(j, "mlp_bias", &c->mlp_bias, where));
     NB_TRY(nbi_json_bool(j, "attention_bias", &bias, where));
+    c->head_norms = f->head_norms;
     c->qkv_bias = f->qkv_bias || bias;
     c->o_bias = !f->qkv_bias && bias;
 done:
@@ -271,15 +296,19 @@ size_t nbi_layer_modules(const nbi_config *c)
     return c->n_experts ? NBI_GATE + 1 + 3 * (size_t)c->n_experts : NBI_N_PROJ;
 }
 
-/* Mixtral's names: the experts' gate, up and down are w1, w3 and w2. */
-static void expert_name(nbi_module *m)
+/* By family: the block, and the experts' gate, up and down. */
+static void expert_name(const nbi_config *c, nbi_module *m)
 {
-    static const char *const names[] = {"w1", "w3", "w2"};
+    static const char *const names[][4] = {
+        [NBI_EXPERTS_MIXTRAL] = {"block_sparse_moe", "w1", "w3", "w2"},
+        [NBI_EXPERTS_QWEN] = {"mlp", "gate_proj", "up_proj", "down_proj"},
+    };
+    const char *const *of = names[c->expert_names];
     if (m->proj == NBI_ROUTER)
-        snprintf(m->name, sizeof m->name, "model.layers.%u.block_sparse_moe.gate", m->layer);
+        snprintf(m->name, sizeof m->name, "model.layers.%u.%s.gate", m->layer, of[0]);
     else
-        snprintf(m->name, sizeof m->name, "model.layers.%u.block_sparse_moe.experts.%u.%s", m->layer, m->expert,
-                 names[m->proj - NBI_GATE]);
+        snprintf(m->name, sizeof m->name, "model.layers.%u.%s.experts.%u.%s", m->layer, of[0], m->expert,
+                 of[1 + m->proj - NBI_GATE]);
 }
 
 void nbi_module_at(const nbi_config *c, uint32_t layer, size_t i, nbi_module *out)
@@ -294,7 +323,7 @@ void nbi_module_at(const nbi_config *c, uint32_t layer, size_t i, nbi_module *ou
     nbi_proj_shape(c, out->proj, &out->n, &out->k);
     out->bias = nbi_proj_has_bias(c, out->proj);
     if (c->n_experts && out->proj >= NBI_GATE)
-        expert_name(out);
+        expert_name(c, out);
     else
         nbi_module_name(out->name, layer, out->proj);
 }
@@ -302,7 +331,7 @@ void nbi_module_at(const nbi_config *c, uint32_t layer, size_t i, nbi_module *ou
 /* The parameters of a layer, of which `experts` experts count. */
 static uint64_t layer_params(const nbi_config *c, uint32_t experts)
 {
-    uint64_t sum = 2ull * c->hidden;
+    uint64_t sum = 2ull * c->hidden + (c->head_norms ? 2ull * c->head_dim : 0);
     for (int p = 0; p < NBI_N_PROJ + (c->n_experts != 0); p++) {
         const uint64_t times = c->n_experts && p >= NBI_GATE && p <= NBI_DOWN ? experts : 1;
         size_t n, k;

@@ -10,12 +10,19 @@
 
 typedef enum nbi_rope_type { NBI_ROPE_DEFAULT, NBI_ROPE_LINEAR, NBI_ROPE_LLAMA3 } nbi_rope_type;
 
+typedef enum nbi_expert_names {
+    NBI_EXPERTS_MIXTRAL, /* block_sparse_moe.gate, .experts.0.w1, w3, w2 */
+    NBI_EXPERTS_QWEN     /* mlp.gate, .experts.0.gate_proj, up_proj, down_proj */
+} nbi_expert_names;
+
 typedef struct nbi_config {
     char architecture[64]; /* "LlamaForCausalLM" */
     char model_type[32];   /* "llama" */
     uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_context;
     uint32_t n_experts, top_k; /* 0: one FFN a layer; else experts of size ffn, of which a token uses top_k */
     bool norm_top_k;           /* the weights of a token's experts sum to 1 */
+    nbi_expert_names expert_names;
+    bool head_norms; /* of queries and keys, before RoPE */
     float norm_eps;
     bool tied;        /* lm_head is the embedding */
     bool rotate_keys; /* queries and keys are rotated after RoPE: nbi_kv_layer.rotate */

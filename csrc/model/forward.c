@@ -306,6 +306,9 @@ static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
     nb_status st;
     NB_TRY(ops->rmsnorm(be, w->x, l->attn_norm, c->norm_eps, rows, c->hidden, w->h, qkv.produced));
     NB_TRY(project(r, &qkv, w->h, w->qkv, NBI_DST_ACT));
+    if (l->q_norm)
+        NB_TRY(ops->norm_heads(be, w->qkv, rows, c->n_heads, c->n_kv_heads, c->head_dim, l->q_norm, l->k_norm,
+                               c->norm_eps));
     NB_TRY(ops->rope_append(be, w->step, w->qkv, c->n_heads, kv));
     NB_TRY(ops->attention(be, w->step, w->qkv, c->n_heads, kv, scale, w->att, o.produced));
     NB_TRY(project(r, &o, w->att, w->x, NBI_DST_RESIDUAL));

@@ -7,6 +7,7 @@
 
 typedef struct nbi_layer {
     float *attn_norm, *ffn_norm;    /* device fp32 [hidden] */
+    float *q_norm, *k_norm;         /* device fp32 [head_dim]; NULL: none */
     nbi_linear *proj[NBI_N_PROJ];   /* of a layer with experts up to O */
     nbi_linear *router, **expert;   /* expert [n_experts][3]: gate, up, down; NULL: one FFN */
     nbi_transform *in[NBI_N_PORTS]; /* of what the layers of a port read; NULL: none */

@@ -1,11 +1,13 @@
 #include "quant/method.h"
 
+#include <stddef.h>
 #include <string.h>
 
 #include "base/json.h"
 #include "base/rng.h"
 #include "quant/binary.h"
 #include "quant/clipped.h"
+#include "quant/hqq.h"
 #include "quant/llm_int8.h"
 #include "quant/nf4.h"
 #include "quant/quip.h"
@@ -41,6 +43,12 @@ static nb_status awq(nbi_weight *out, const nbi_method_job *j)
     if (strstr(j->module, "q_proj") || strstr(j->module, "k_proj"))
         return rtn(out, j);
     return nbi_clipped(out, j->src, j->scheme, j->scale_dtype, j->in, j->threads);
+}
+
+/* Layers to which an override gave other bits are rounded to nearest. */
+static nb_status hqq(nbi_weight *out, const nbi_method_job *j)
+{
+    return j->scheme->zero_frac ? nbi_hqq(out, j->src, j->scheme, j->scale_dtype, j->threads) : rtn(out, j);
 }
 
 /* Layers to which an override gave other bits are rounded to nearest. */
@@ -90,18 +98,40 @@ static nb_status llm_int8(nbi_weight *out, const nbi_method_job *j)
                                : rtn(out, j);
 }
 
-static const char *const no_keys[] = {"name", NULL};
-static const char *const gptq_keys[] = {"name", "act_order", "static_groups",   "clip",
-                                        "damp", "block",     "true_sequential", NULL};
-static const char *const smooth_keys[] = {"name", "alpha", NULL};
-static const char *const twn_keys[] = {"name", "refine", NULL};
-static const char *const spqr_keys[] = {"name", "act_order", "threshold", "damp", "block", NULL};
-static const char *const llm_int8_keys[] = {"name", "threshold", NULL};
+/* ---- options ---- */
+
+/* One line an option: how it is written, where it goes, and from what to what a number may be (defaults: nbi_method_parse()). */
+struct nbi_method_key {
+    const char *name;                    /* NULL: the list ends */
+    enum { YES_NO, NUMBER, COUNT } type; /* bool, float, uint32_t */
+    size_t at;                           /* in nbi_method_options */
+    double least, most;
+};
+
+#define AT(member) offsetof(nbi_method_options, member)
+
+static const nbi_method_key no_keys[] = {{0}};
+static const nbi_method_key gptq_keys[] = {{"act_order", YES_NO, AT(gptq.act_order), 0, 1},
+                                           {"static_groups", YES_NO, AT(gptq.static_groups), 0, 1},
+                                           {"clip", YES_NO, AT(gptq.clip), 0, 1},
+                                           {"damp", NUMBER, AT(gptq.damp), 0, 1},
+                                           {"block", COUNT, AT(gptq.block), 1, 1 << 20},
+                                           {"true_sequential", YES_NO, AT(in_order), 0, 1},
+                                           {0}};
+static const nbi_method_key spqr_keys[] = {{"act_order", YES_NO, AT(spqr.act_order), 0, 1},
+                                           {"threshold", NUMBER, AT(spqr.threshold), 0, 1e9},
+                                           {"damp", NUMBER, AT(spqr.damp), 0, 1},
+                                           {"block", COUNT, AT(spqr.block), 1, 1 << 20},
+                                           {0}};
+static const nbi_method_key smooth_keys[] = {{"alpha", NUMBER, AT(alpha), 0, 1}, {0}};
+static const nbi_method_key twn_keys[] = {{"refine", YES_NO, AT(refine), 0, 1}, {0}};
+static const nbi_method_key llm_int8_keys[] = {{"threshold", NUMBER, AT(outliers), 0, 1e9}, {0}};
 
 static const nbi_method methods[] = {
     {"rtn", 0, NBI_BALANCE_NONE, rtn, NULL, no_keys},
     {"clip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, clip, NULL, no_keys},
     {"clip-weights", 0, NBI_BALANCE_NONE, clip_weights, NULL, no_keys},
+    {"hqq", 0, NBI_BALANCE_NONE, hqq, nbi_hqq_scheme, no_keys},
     {"gptq", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, gptq, NULL, gptq_keys},
     {"quip", NBI_NEEDS_GRAM, NBI_BALANCE_NONE, quip, nbi_quip_scheme, no_keys},
     {"awq", NBI_NEEDS_GRAM | NBI_NEEDS_SIZES, NBI_BALANCE_AWQ, awq, NULL, no_keys},
@@ -124,48 +154,55 @@ static nb_status unknown(const char *name, const char *where)
     return nbi_fail(NB_EFORMAT, "%s: there is no method \"%s\", the known ones are %s", where, name, list);
 }
 
-static nb_status check_keys(const nbi_method *m, const json_t *j, const char *where)
+static nb_status unknown_key(const nbi_method *m, const char *key, const char *where)
 {
-    const char *key;
-    json_t *value;
-    json_object_foreach((json_t *)j, key, value)
-    {
-        size_t i = 0;
-        while (m->keys[i] && strcmp(m->keys[i], key) != 0)
-            i++;
-        if (!m->keys[i])
-            return nbi_fail(NB_EFORMAT, "%s: method %s has no option \"%s\"", where, m->name, key);
+    char list[256] = "";
+    for (const nbi_method_key *k = m->keys; k->name; k++) {
+        strncat(list, k == m->keys ? "" : ", ", sizeof list - strlen(list) - 1);
+        strncat(list, k->name, sizeof list - strlen(list) - 1);
     }
-    return NB_OK;
+    return nbi_fail(NB_EFORMAT, "%s: method %s has no option \"%s\", %s%s", where, m->name, key,
+                    m->keys->name ? "its options are " : "it has none", list);
 }
 
-static nb_status parse_options(nbi_method_options *o, const json_t *j, const char *where)
+static nb_status parse_key(const nbi_method_key *k, nbi_method_options *o, const json_t *j, const char *where)
 {
-    double damp = (double)o->gptq.damp, alpha = (double)o->alpha, spqr_damp = (double)o->spqr.damp,
-           sensitive = (double)o->spqr.threshold, size = (double)o->outliers;
-    int64_t block = o->gptq.block;
+    char *to = (char *)o + k->at;
+    double number;
+    int64_t count;
     nb_status st;
-    NB_TRY(nbi_json_bool(j, "act_order", &o->gptq.act_order, where));
-    NB_TRY(nbi_json_bool(j, "static_groups", &o->gptq.static_groups, where));
-    NB_TRY(nbi_json_bool(j, "clip", &o->gptq.clip, where));
-    NB_TRY(nbi_json_double(j, "damp", 0, 1, &damp, where));
-    NB_TRY(nbi_json_bool(j, "act_order", &o->spqr.act_order, where));
-    NB_TRY(nbi_json_double(j, "damp", 0, 1, &spqr_damp, where));
-    NB_TRY(nbi_json_double(j, "threshold", 0, 1e9, &sensitive, where));
-    NB_TRY(nbi_json_double(j, "threshold", 0, 1e9, &size, where));
-    NB_TRY(nbi_json_int(j, "block", 1, 1 << 20, &block, where));
-    NB_TRY(nbi_json_double(j, "alpha", 0, 1, &alpha, where));
-    NB_TRY(nbi_json_bool(j, "refine", &o->refine, where));
-    NB_TRY(nbi_json_bool(j, "true_sequential", &o->in_order, where));
-    o->gptq.damp = (float)damp;
-    o->spqr.damp = (float)spqr_damp;
-    o->spqr.threshold = (float)sensitive;
-    o->spqr.block = (uint32_t)block;
-    o->outliers = (float)size;
-    o->gptq.block = (uint32_t)block;
-    o->alpha = (float)alpha;
-done:
-    return st;
+    switch (k->type) {
+    case YES_NO:
+        return nbi_json_bool(j, k->name, (bool *)(void *)to, where);
+    case NUMBER:
+        number = (double)*(float *)(void *)to;
+        st = nbi_json_double(j, k->name, k->least, k->most, &number, where);
+        *(float *)(void *)to = (float)number;
+        return st;
+    default:
+        count = *(uint32_t *)(void *)to;
+        st = nbi_json_int(j, k->name, (int64_t)k->least, (int64_t)k->most, &count, where);
+        *(uint32_t *)(void *)to = (uint32_t)count;
+        return st;
+    }
+}
+
+static nb_status parse_options(const nbi_method *m, nbi_method_options *o, const json_t *j, const char *where)
+{
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)j, name, value)
+    {
+        const nbi_method_key *k = m->keys;
+        while (k->name && strcmp(k->name, name) != 0)
+            k++;
+        if (!k->name && strcmp(name, "name") == 0)
+            continue;
+        nb_status st = k->name ? parse_key(k, o, j, where) : unknown_key(m, name, where);
+        if (st != NB_OK)
+            return st;
+    }
+    return NB_OK;
 }
 
 nb_status nbi_method_parse(const nbi_method **out, nbi_method_options *o, const json_t *j, const char *where)
@@ -187,8 +224,5 @@ nb_status nbi_method_parse(const nbi_method **out, nbi_method_options *o, const 
     if (i == sizeof methods / sizeof *methods)
         return unknown(name, where);
     *out = &methods[i];
-    if (!json_is_object(j))
-        return NB_OK;
-    nb_status st = check_keys(*out, j, where);
-    return st == NB_OK ? parse_options(o, j, where) : st;
+    return json_is_object(j) ? parse_options(*out, o, j, where) : NB_OK;
 }

@@ -35,6 +35,8 @@ typedef struct nbi_method_job {
     float *damp_used; /* out, may be NULL: where a damped X^T X ended, as nbi_gptq() says it */
 } nbi_method_job;
 
+typedef struct nbi_method_key nbi_method_key; /* method.c */
+
 typedef struct nbi_method {
     const char *name;
     unsigned needs; /* NBI_NEEDS_*: 0 is data-free */
@@ -44,10 +46,11 @@ typedef struct nbi_method {
      * quantize() returns (kind, rotations, outliers, sparse ...).  NB_EFORMAT, with `where` in front, for what the method does not
      * do: other bits, a strategy, activations.  NULL: the scheme stays, and has no kind but NBI_KIND_INT. */
     nb_status (*scheme)(nbi_scheme *s, const char *where);
-    const char *const *keys; /* of its options in a recipe, NULL-terminated */
+    const nbi_method_key *keys; /* its options in a recipe */
 } nbi_method;
 
-/* "method" of a recipe: a name, or an object with "name" and the method's options; NULL: rtn.  Errors name what is known. */
+/* "method" of a recipe: a name, or an object with "name" and the method's options; NULL: rtn.  Errors name what is known: the
+ * methods, or this method's options. */
 nb_status nbi_method_parse(const nbi_method **out, nbi_method_options *o, const json_t *j, const char *where);
 
 #endif

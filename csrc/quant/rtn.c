@@ -256,13 +256,13 @@ static void load_run(const nbi_weight *w, size_t row, size_t at, size_t len, flo
     size_t groups = nbi_scheme_groups(&w->scheme, w->k), g = row * groups + at / (w->k / groups);
     const int8_t *q = w->codes + row * w->k + at;
     const float s = w->scales[g];
-    const int z = w->zeros ? w->zeros[g] : 0;
+    const float z = nbi_weight_zero(w, g);
     if (w->scheme.kind == NBI_KIND_NF4)
         for (size_t i = 0; i < len; i++)
             dst[i] = nbi_nf4[q[i] + 8] * s;
     else
         for (size_t i = 0; i < len; i++)
-            dst[i] = (float)(q[i] - z) * s;
+            dst[i] = ((float)q[i] - z) * s;
 }
 
 typedef struct error_sums {

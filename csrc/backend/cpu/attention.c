@@ -1,9 +1,11 @@
 /* Rotary embedding, the KV cache, and the split of attention over threads. */
 #include "backend/cpu/cpu.h"
 
+#include <omp.h>
 #include <string.h>
 
 #include "backend/kv.h"
+#include "base/checked.h"
 
 static nb_status check_cache(const nbi_kv_layer *kv)
 {
@@ -19,44 +21,78 @@ static nb_status check_cache(const nbi_kv_layer *kv)
 }
 
 /* x0' = x0 cos - x1 sin, x1' = x1 cos + x0 sin: each product rounded, then the sum. */
-static void turn(float *x, const float *cos_sin, size_t head_dim)
+static void turn(float *restrict x, const float *restrict cos_sin, size_t half)
 {
-    const size_t half = head_dim / 2;
     for (size_t i = 0; i < half; i++) {
-        const float c = cos_sin[2 * i], s = cos_sin[2 * i + 1], x0 = x[i], x1 = x[i + half];
+        const float c = cos_sin[i], s = cos_sin[half + i], x0 = x[i], x1 = x[i + half];
         x[i] = x0 * c - x1 * s;
         x[i + half] = x1 * c + x0 * s;
     }
 }
 
-/* A head of one token into the cache. */
-static void put(const nbi_kv_layer *kv, void *cache, int32_t page, size_t slot, size_t head, const float *src)
+/* n units of `size` bytes become column `slot` of [n][16]. */
+static void put_column(char *to, const char *from, size_t n, size_t size, size_t slot)
 {
-    char *block = (char *)cache + ((size_t)page * kv->n_kv_heads + head) * nbi_kv_block_bytes(kv->type, kv->head_dim);
-    nbi_kv_encode(kv->type, block, (uint32_t)slot, kv->head_dim, src);
+    to += slot * size;
+    switch (size) { /* copies of a size that the compiler knows */
+    case 1:
+        for (size_t i = 0; i < n; i++)
+            to[NBI_PAGE_TOKENS * i] = from[i];
+        break;
+    case 2:
+        for (size_t i = 0; i < n; i++)
+            memcpy(to + NBI_PAGE_TOKENS * 2 * i, from + 2 * i, 2);
+        break;
+    default:
+        for (size_t i = 0; i < n; i++)
+            memcpy(to + NBI_PAGE_TOKENS * 4 * i, from + 4 * i, 4);
+        break;
+    }
+}
+
+/* A key, encoded as the first token of a block of its own, becomes column `slot` of a block of the cache. */
+static void put_key(nbi_kv_type type, char *block, size_t slot, size_t D, const float *src)
+{
+    _Alignas(4) char own[NBI_PAGE_TOKENS * NBI_MAX_HEAD_DIM * sizeof(float)];
+    const size_t scales = nbi_kv_scales_at(type, (uint32_t)D);
+    if (type == NBI_KV_F32) {
+        put_column(block, (const char *)src, D, sizeof(float), slot);
+        return;
+    }
+    nbi_kv_encode(type, own, 0, (uint32_t)D, src);
+    if (type == NBI_KV_F16) {
+        put_column(block, own, D, 2, slot);
+    } else if (type == NBI_KV_INT8) {
+        put_column(block, own, D, 1, slot);
+        put_column(block + scales, own + scales, 1, sizeof(float), slot);
+    } else {
+        put_column(block, own, D / 2, 1, slot);
+        put_column(block + scales, own + scales, 2 * nbi_kv4_runs((uint32_t)D), 2, slot);
+    }
 }
 
 /* One row: [q heads][k heads][v heads], each of head_dim. */
 static void append_row(const nbi_cpu *c, const nbi_step *s, const nbi_kv_layer *kv, float *row, size_t n_heads,
-                       const float *cos_sin, int32_t page, size_t slot)
+                       const float *cos_sin, const nbi_cpu_place *place)
 {
-    const size_t D = kv->head_dim, G = kv->n_kv_heads;
+    const size_t D = kv->head_dim, G = kv->n_kv_heads, bytes = nbi_kv_block_bytes(kv->type, kv->head_dim),
+                 at = (size_t)place->page * G * bytes, slot = place->pos % NBI_PAGE_TOKENS;
     for (size_t h = 0; h < n_heads + G; h++) {
-        turn(row + h * D, cos_sin, D);
+        turn(row + h * D, cos_sin, D / 2);
         if (kv->rotate)
             c->kern->rotate_row(&s->rotation, row + h * D);
     }
     for (size_t h = 0; h < G; h++) {
-        put(kv, kv->k, page, slot, h, row + (n_heads + h) * D);
-        put(kv, kv->v, page, slot, h, row + (n_heads + G + h) * D);
+        put_key(kv->type, (char *)kv->k + at + h * bytes, slot, D, row + (n_heads + h) * D);
+        nbi_kv_encode(kv->type, (char *)kv->v + at + h * bytes, (uint32_t)slot, kv->head_dim,
+                      row + (n_heads + G + h) * D);
     }
 }
 
 nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    const nbi_batch *batch = s->batch;
-    const size_t D = kv->head_dim, width = (n_heads + 2 * kv->n_kv_heads) * D;
+    const size_t D = kv->head_dim, width = (n_heads + 2 * kv->n_kv_heads) * D, rows = s->batch->rows;
     nb_status st = check_cache(kv);
     if (st == NB_OK && kv->rotate && D != s->head_dim)
         st = nbi_fail(NB_EINTERNAL, "heads of %zu elements are rotated in a step for %zu", D, s->head_dim);
@@ -64,61 +100,182 @@ nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size
         st = nbi_fail(NB_EUNSUPPORTED, "a head dimension of %zu cannot be rotated: expected an even number", D);
     if (st != NB_OK)
         return st;
-#pragma omp parallel num_threads(nbi_cpu_threads(c, batch->rows > 1 ? batch->rows * width : 0))
-    for (size_t i = 0; i < batch->n_seqs; i++) {
-        const nbi_seq *q = &batch->seqs[i];
-#pragma omp for schedule(static) nowait
-        for (uint32_t t = 0; t < q->n_rows; t++) {
-            size_t row = (size_t)q->row0 + t, pos = (size_t)q->pos0 + t;
-            append_row(c, s, kv, (float *)qkv + row * width, n_heads, s->cos_sin + row * D,
-                       q->pages[pos / NBI_PAGE_TOKENS], pos % NBI_PAGE_TOKENS);
-        }
-    }
+#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * width : 0))
+    for (size_t r = 0; r < rows; r++)
+        append_row(c, s, kv, (float *)qkv + r * width, n_heads, s->cos_sin + r * D, &s->place[r]);
     return NB_OK;
 }
 
-/* The t-th token of a batch that is seqs one after another. */
-static const nbi_seq *find_token(const nbi_seq *seqs, size_t *t)
+/* ---- attention: how a batch is cut ----
+ *
+ * Tiles of rows are what results are made of; a tile of few rows and many keys is cut further, between chunks of keys,
+ * when it would keep a thread busy after the others are done.  Its pieces leave what they found, chunk by chunk, and a
+ * last pass joins that in the order of the chunks: where the cuts are does not show. */
+
+enum { PAGES_COST = 8 }; /* a chunk costs its queries, and about that many for its way from memory */
+
+static size_t cost_of(const nbi_cpu_tile *t, size_t share)
 {
-    for (; *t >= seqs->n_rows; seqs++)
-        *t -= seqs->n_rows;
-    return seqs;
+    return t->chunks * (t->rows * share + PAGES_COST);
+}
+
+/* Tiles of all sequences, and the sum of their cost. */
+static size_t make_tiles(nbi_cpu_plan *p, const nbi_batch *batch, size_t share)
+{
+    const uint32_t most = share < NBI_CPU_ATT_QUERIES ? (uint32_t)(NBI_CPU_ATT_QUERIES / share) : 1;
+    size_t cost = 0;
+    p->n_tiles = 0;
+    for (size_t i = 0; i < batch->n_seqs; i++) {
+        const nbi_seq *s = &batch->seqs[i];
+        for (uint32_t r = 0, rows; r < s->n_rows; r += rows) {
+            const uint32_t pos = s->pos0 + r, left = NBI_ATTN_CHUNK - pos % NBI_ATTN_CHUNK;
+            rows = s->n_rows - r < most ? s->n_rows - r : most;
+            rows = rows < left ? rows : left;
+            nbi_cpu_tile *t = &p->unsorted[p->n_tiles++];
+            *t = (nbi_cpu_tile){
+                .seq = s, .row = s->row0 + r, .rows = rows, .pos0 = pos, .chunks = pos / NBI_ATTN_CHUNK + 1};
+            cost += cost_of(t, share);
+        }
+    }
+    return cost;
+}
+
+/* The longest first, to a 64th of the longest. */
+static void sort_tiles(nbi_cpu_plan *p, size_t share)
+{
+    enum { CLASSES = 64 };
+    size_t most = 1, start[CLASSES + 1] = {0};
+    for (size_t i = 0; i < p->n_tiles; i++) {
+        const size_t cost = cost_of(&p->unsorted[i], share);
+        most = cost > most ? cost : most;
+    }
+    for (size_t i = 0; i < p->n_tiles; i++)
+        start[CLASSES - cost_of(&p->unsorted[i], share) * (CLASSES - 1) / most]++;
+    for (size_t i = 1; i <= CLASSES; i++)
+        start[i] += start[i - 1];
+    for (size_t i = 0; i < p->n_tiles; i++)
+        p->tiles[start[CLASSES - 1 - cost_of(&p->unsorted[i], share) * (CLASSES - 1) / most]++] = p->unsorted[i];
+}
+
+static void make_plan(const nbi_step *s, size_t n_heads, const nbi_kv_layer *kv, size_t threads)
+{
+    nbi_cpu_plan *p = s->plan;
+    const size_t G = kv->n_kv_heads, share = n_heads / G;
+    size_t used = 0;
+    *p = (nbi_cpu_plan){.n_heads = n_heads, .n_kv_heads = G, .tiles = p->tiles, .unsorted = p->unsorted};
+    p->work = make_tiles(p, s->batch, share) * G;
+    sort_tiles(p, share);
+    for (size_t i = 0; i < p->n_tiles; i++) {
+        nbi_cpu_tile *t = &p->tiles[i];
+        const size_t cost = cost_of(t, share), one = cost / t->chunks, size = p->work / (4 * threads) / one,
+                     room = G * t->chunks * nbi_cpu_attend_record(t->rows * share, kv->head_dim);
+        t->piece_size = t->chunks;
+        t->item = p->n_items;
+        if (threads > 1 && cost > p->work / (2 * threads) && t->chunks > 1 && room <= s->parts_cap - used) {
+            t->piece_size = size > 1 ? (uint32_t)size : 1;
+            t->parts = used;
+            used += room;
+            p->n_split++;
+        }
+        p->n_items += G * nbi_ceil_div(t->chunks, t->piece_size);
+    }
+}
+
+/* The last tile whose items begin at `item` or before. */
+static const nbi_cpu_tile *tile_of(const nbi_cpu_plan *p, size_t item)
+{
+    size_t lo = 0, hi = p->n_tiles;
+    while (hi - lo > 1) {
+        const size_t mid = (lo + hi) / 2;
+        *(p->tiles[mid].item <= item ? &lo : &hi) = mid;
+    }
+    return &p->tiles[lo];
+}
+
+/* ---- attention ---- */
+
+typedef struct attention {
+    const nbi_cpu_kernels *kern;
+    const nbi_step *step;
+    nbi_cpu_attend common;
+    const float *qkv;
+    float *y;
+    size_t share, width, y_width;
+} attention;
+
+/* Chunks [c0,c1) of a tile for one kv head, or their join.  More heads than a tile holds are taken in turns. */
+static void run(const attention *a, const nbi_cpu_tile *t, size_t kv_head, size_t c0, size_t c1, bool join)
+{
+    nbi_cpu_attend x = a->common;
+    const size_t D = x.kv->head_dim;
+    x.rows = t->rows;
+    x.kv_head = kv_head;
+    x.pos0 = t->pos0;
+    x.c0 = c0;
+    x.c1 = c1;
+    x.pages = t->seq->pages;
+    x.scratch = a->step->scratch + (size_t)omp_get_thread_num() * nbi_cpu_attend_floats(D);
+    for (size_t h = 0; h < a->share; h += x.heads) {
+        const size_t at = (kv_head * a->share + h) * D;
+        x.heads = a->share - h < NBI_CPU_ATT_QUERIES ? a->share - h : NBI_CPU_ATT_QUERIES;
+        x.q = a->qkv + t->row * a->width + at;
+        x.y = a->y + t->row * a->y_width + at;
+        if (t->piece_size < t->chunks)
+            x.parts =
+                a->step->parts + t->parts + t->chunks * nbi_cpu_attend_record(t->rows * (kv_head * a->share + h), D);
+        (join ? a->kern->attend_join : a->kern->attend)(&x);
+    }
+}
+
+static void run_item(const attention *a, size_t item)
+{
+    const nbi_cpu_tile *t = tile_of(a->step->plan, item);
+    const size_t pieces = nbi_ceil_div(t->chunks, t->piece_size), i = item - t->item;
+    const size_t c0 = i % pieces * t->piece_size, end = c0 + t->piece_size;
+    run(a, t, i / pieces, c0, end < t->chunks ? end : t->chunks, false);
 }
 
 nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *step, const void *qkv, size_t n_heads,
                             const nbi_kv_layer *kv, float scale, void *y, unsigned forms)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    const nbi_batch *batch = step->batch;
-    const size_t D = kv->head_dim, G = kv->n_kv_heads, width = (n_heads + 2 * G) * D;
-    size_t tokens = 0, work = 0;
+    const nbi_cpu_plan *p = step->plan;
+    const size_t D = kv->head_dim, G = kv->n_kv_heads;
     nb_status st = check_cache(kv);
     (void)forms;
     if (st == NB_OK && (!G || n_heads % G))
         st = nbi_fail(NB_EUNSUPPORTED, "%zu query heads do not divide among %zu kv heads", n_heads, G);
+    if (st == NB_OK && D > step->head_dim)
+        st = nbi_fail(NB_EINTERNAL, "heads of %zu elements in a step for %zu", D, step->head_dim);
     if (st != NB_OK)
         return st;
-    for (size_t i = 0; i < batch->n_seqs; i++) {
-        const nbi_seq *s = &batch->seqs[i];
-        tokens += s->n_rows;
-        work += s->n_rows * ((size_t)s->pos0 + s->n_rows) * n_heads * D;
-    }
-    /* Late tokens see more keys than early ones, so threads take the next piece as they come free. */
-#pragma omp parallel for schedule(dynamic, 1) num_threads(nbi_cpu_threads(c, work))
-    for (size_t i = 0; i < tokens * G; i++) {
-        size_t t = i / G, h = i % G, share = n_heads / G;
-        const nbi_seq *s = find_token(batch->seqs, &t);
-        size_t row = s->row0 + t, at = h * share * D;
-        nbi_cpu_attend a = {.q = (const float *)qkv + row * width + at,
-                            .y = (float *)y + row * n_heads * D + at,
-                            .heads = share,
-                            .kv_head = h,
-                            .len = s->pos0 + t + 1,
-                            .kv = kv,
-                            .block_bytes = nbi_kv_block_bytes(kv->type, kv->head_dim),
-                            .pages = s->pages,
-                            .scale = scale};
-        c->kern->attend(&a);
+    const attention a = {.kern = c->kern,
+                         .step = step,
+                         .common = {.kv = kv,
+                                    .block_bytes = nbi_kv_block_bytes(kv->type, kv->head_dim),
+                                    .scale = scale,
+                                    .ldq = (n_heads + 2 * G) * D,
+                                    .ldy = n_heads * D},
+                         .qkv = qkv,
+                         .y = y,
+                         .share = n_heads / G,
+                         .width = (n_heads + 2 * G) * D,
+                         .y_width = n_heads * D};
+    if (p->n_heads != n_heads || p->n_kv_heads != G)
+        make_plan(step, n_heads, kv, (size_t)c->threads);
+#pragma omp parallel num_threads(nbi_cpu_threads(c, p->work *NBI_ATTN_CHUNK *D))
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < p->n_items; i++)
+            run_item(&a, i);
+        if (p->n_split) {
+#pragma omp for schedule(dynamic, 1)
+            for (size_t i = 0; i < p->n_tiles * G; i++) {
+                const nbi_cpu_tile *t = &p->tiles[i / G];
+                if (t->piece_size < t->chunks)
+                    run(&a, t, i % G, 0, t->chunks, true);
+            }
+        }
     }
     return NB_OK;
 }

@@ -38,47 +38,6 @@ static nb_status upload_act(nbi_backend *b, void *dst, const float *src, size_t 
     return copy(b, dst, src, n * sizeof(float));
 }
 
-static size_t act_bytes(nbi_backend *b, size_t rows, size_t k)
-{
-    size_t n;
-    (void)b;
-    return nbi_mul(rows, k, &n) && nbi_mul(n, sizeof(float), &n) ? n : SIZE_MAX;
-}
-
-/* Linear layers quantize their inputs themselves. */
-static unsigned linear_form(const nbi_linear *l)
-{
-    (void)l;
-    return NBI_FORM_FLOAT;
-}
-
-static nb_status rmsnorm(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k, void *y,
-                         unsigned forms)
-{
-    const nbi_cpu *c = nbi_cpu_of(b);
-    float *dst = y;
-    (void)forms;
-#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * k : 0))
-    for (size_t r = 0; r < rows; r++)
-        c->kern->rmsnorm_row(x + r * k, weight, eps, k, dst + r * k);
-    return NB_OK;
-}
-
-/* Rows are cut in blocks, so that a few long rows feed all threads. */
-static nb_status swiglu(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms)
-{
-    const nbi_cpu *c = nbi_cpu_of(b);
-    const size_t block = 4096, blocks = nbi_ceil_div(n, block);
-    (void)forms;
-#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows *n))
-    for (size_t i = 0; i < rows * blocks; i++) {
-        size_t r = i / blocks, at = i % blocks * block;
-        const float *gate = (const float *)gate_up + r * 2 * n + at;
-        c->kern->swiglu(gate, gate + n, n - at < block ? n - at : block, (float *)y + r * n + at);
-    }
-    return NB_OK;
-}
-
 static nb_status gather(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y)
 {
     (void)b;
@@ -94,11 +53,11 @@ static const nbi_backend_ops cpu_ops = {
     .upload = copy,
     .download = copy,
     .free_bytes = nbi_cpu_free_bytes,
-    .act_bytes = act_bytes,
+    .act_bytes = nbi_cpu_act_bytes,
     .linear_create = nbi_cpu_linear_create,
     .linear_free = nbi_cpu_linear_free,
     .linear_bytes = nbi_cpu_linear_bytes,
-    .linear_form = linear_form,
+    .linear_form = nbi_cpu_linear_form,
     .linear_plan = nbi_cpu_linear_plan,
     .scratch_bytes = nbi_cpu_scratch_bytes,
     .transform_create = nbi_cpu_transform_create,
@@ -110,11 +69,12 @@ static const nbi_backend_ops cpu_ops = {
     .step_free = nbi_cpu_step_free,
     .step_begin = nbi_cpu_step_begin,
     .embed = nbi_cpu_embed,
-    .rmsnorm = rmsnorm,
+    .rmsnorm = nbi_cpu_rmsnorm,
     .linear = nbi_cpu_linear,
+    .norm_heads = nbi_cpu_norm_heads,
     .rope_append = nbi_cpu_rope_append,
-    .attention = nbi_cpu_attention,
-    .swiglu = swiglu,
+    .attention = nbi_cpu_attention_forms,
+    .swiglu = nbi_cpu_swiglu,
     .experts = nbi_cpu_experts,
     .experts_bytes = nbi_cpu_experts_bytes,
     .gather = gather,

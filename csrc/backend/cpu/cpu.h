@@ -28,6 +28,7 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_W8,
     NBI_CPU_W4,  /* symmetric: the code itself comes from a table */
     NBI_CPU_W4Z, /* with zero points */
+    NBI_CPU_W4F, /* with zero points in sixteenths */
     NBI_CPU_NF4, /* codes stand for the numbers of base/nf4.h */
     NBI_CPU_Q8,
     NBI_CPU_Q4,
@@ -59,7 +60,8 @@ typedef struct nbi_cpu_packing {
 } nbi_cpu_packing;
 
 /* A packed weight; layouts are drawn in pack.c.  Codes are stored unsigned, u = code + offset, and zero points with
- * the same offset, so that u - zero is code - z; a symmetric weight has the zero point `offset`.  Rows N .. 16*panels-1
+ * the same offset, so that u - zero is code - z; a symmetric weight has the zero point `offset`; zero points in
+ * sixteenths have sixteen times the offset.  Rows N .. 16*panels-1
  * are padding: their results are computed and thrown away. */
 struct nbi_linear {
     size_t n, k, panels;
@@ -103,7 +105,8 @@ static inline size_t nbi_cpu_group_at(const nbi_linear *l, size_t panel, size_t 
     return (panel / NBI_SLAB * NBI_SLAB * l->groups + g * nbi_cpu_slab(l, panel) + panel % NBI_SLAB) * NBI_PANEL;
 }
 
-/* The input and output of one linear(); q, q_sum and q_scale lie in the caller's scratch (Q kinds only). */
+/* The input and output of one linear(); q and q_scale (Q kinds only) lie with the activations or, as q_sum, in the caller's
+ * scratch. */
 typedef struct nbi_cpu_job {
     const nbi_linear *l;
     const float *x;     /* [rows][K] */
@@ -117,16 +120,37 @@ typedef struct nbi_cpu_job {
     bool accumulate;
 } nbi_cpu_job;
 
-/* The query heads of one token that share a kv head. */
+/* ---- attention ----
+ * Blocks of values are as backend.h has them.  In a block of keys units and tokens are transposed, [units][16] in place of
+ * [16][units], so that the tokens of a page are lanes: units are elements (INT4: bytes, two elements of one token), and
+ * behind them likewise the scale of INT8, the s and m of each run of INT4. */
+#define NBI_CPU_ATT_QUERIES 64 /* most queries of a tile */
+
+/* A tile of queries: `heads` heads of each of `rows` consecutive tokens, all of one kv head.  Row r is position pos0 + r and
+ * sees the keys up to it; rows lie in one chunk of NBI_ATTN_CHUNK positions. */
 typedef struct nbi_cpu_attend {
-    const float *q;             /* [heads][head_dim] */
-    float *y;                   /* [heads][head_dim] */
-    size_t heads, kv_head, len; /* keys 0 .. len-1 */
+    const float *q; /* row r at q + r * ldq: [heads][head_dim] */
+    float *y;       /* likewise */
+    size_t ldq, ldy, rows, heads, kv_head, pos0;
+    size_t c0, c1; /* chunks of keys: all of them, or some whose results go to parts */
     const nbi_kv_layer *kv;
     size_t block_bytes;
     const int32_t *pages;
     float scale;
+    float *parts;   /* [chunk][nbi_cpu_attend_record()] or NULL */
+    float *scratch; /* [nbi_cpu_attend_floats()] of this thread, 64-byte aligned */
 } nbi_cpu_attend;
+
+/* A chunk's results for n queries: o [n][head_dim rounded up to 16], the maxima [n], the sums [n]. */
+static inline size_t nbi_cpu_attend_record(size_t n, size_t head_dim)
+{
+    return n * ((head_dim + 15) / 16 * 16 + 2);
+}
+
+static inline size_t nbi_cpu_attend_floats(size_t head_dim)
+{
+    return NBI_CPU_ATT_QUERIES * (4 * ((head_dim + 15) / 16 * 16) + NBI_ATTN_CHUNK + 4);
+}
 
 /* base/rotation.h: T of order h * m, h odd and m a power of two. */
 #define NBI_CPU_PARTS 1024 /* more than h may be: the stack holds sixteen columns of that many parts */
@@ -145,12 +169,15 @@ typedef struct nbi_cpu_kernels {
     /* y += S x: outputs [n0,n1) (of a layer with outliers: panels) of rows [r0,r1) */
     void (*sparse)(const nbi_cpu_job *j, size_t n0, size_t n1, size_t r0, size_t r1);
     void (*outliers)(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1);
-    void (*quantize_row)(const nbi_cpu_job *j, size_t row);
+    /* x [k] to codes [stride]: per token, or by the static grid of `act` */
+    void (*quantize_row)(const float *x, size_t k, size_t stride, const nbi_linear *act, void *codes, float *scale);
+    void (*sum_row)(const nbi_cpu_job *j, size_t row);  /* j->q_sum of a row from its codes */
     void (*sign_row)(const nbi_cpu_job *j, size_t row); /* XNOR */
     void (*rmsnorm_row)(const float *x, const float *weight, float eps, size_t k, float *y);
     void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */
     void (*attend)(const nbi_cpu_attend *a);
+    void (*attend_join)(const nbi_cpu_attend *a);            /* y of a tile whose chunks 0 .. c1-1 are all in parts */
     void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
     float (*roof_read)(const float *p, size_t n);            /* reads n floats, a multiple of 256; their sum */
     double (*roof_int8)(size_t n, float *sink);              /* n rounds of INT8 products; the operations done */
@@ -161,13 +188,39 @@ extern const nbi_cpu_kernels nbi_cpu_scalar;
 extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avx512;
 #endif
 
-/* A batch on the CPU: the caller's description, and the angles of its rows. */
+/* A piece of attention's work: rows of one sequence, for every kv head. */
+typedef struct nbi_cpu_tile {
+    const nbi_seq *seq;
+    uint32_t row, rows, pos0;    /* rows row .. row+rows-1 of the batch, positions pos0 .. */
+    uint32_t chunks, piece_size; /* chunks of keys, and of an item */
+    size_t item;                 /* the first of its items: for each kv head, piece after piece */
+    size_t parts;                /* where its results lie, if it has more than one piece */
+} nbi_cpu_tile;
+
+/* How a batch's attention is cut, for one number of heads. */
+typedef struct nbi_cpu_plan {
+    size_t n_heads, n_kv_heads; /* 0: not planned yet */
+    size_t n_tiles, n_split, n_items, work;
+    nbi_cpu_tile *tiles;    /* [max_rows], longest first */
+    nbi_cpu_tile *unsorted; /* [max_rows] */
+} nbi_cpu_plan;
+
+typedef struct nbi_cpu_place {
+    int32_t page;
+    uint32_t pos;
+} nbi_cpu_place;
+
+/* A batch on the CPU: the caller's description, where its rows go in the cache, and their angles. */
 struct nbi_step {
     const nbi_batch *batch;
     size_t max_rows, head_dim;
     float *inv_freq;           /* [head_dim/2] */
-    float *cos_sin;            /* [max_rows][head_dim/2][2] */
+    float *cos_sin;            /* [max_rows][2][head_dim/2] */
+    nbi_cpu_place *place;      /* [max_rows] */
     nbi_cpu_rotation rotation; /* of a head */
+    nbi_cpu_plan *plan;
+    float *scratch, *parts; /* [threads][nbi_cpu_attend_floats()], [parts_cap] */
+    size_t parts_cap;
 };
 
 typedef struct nbi_cpu {
@@ -175,6 +228,14 @@ typedef struct nbi_cpu {
     const nbi_cpu_kernels *kern;
     int threads;
 } nbi_cpu;
+
+/* Activations [rows][k]: fp32, and behind them, for NBI_FORM_INT8, the same rows as codes per token. */
+typedef struct nbi_cpu_rows {
+    float *x;         /* [rows][k] */
+    unsigned char *q; /* [rows][stride] of the kernels' q_bytes */
+    float *scale;     /* [rows] */
+    size_t stride, bytes;
+} nbi_cpu_rows;
 
 static inline nbi_cpu *nbi_cpu_of(nbi_backend *b)
 {
@@ -194,6 +255,17 @@ nb_status nbi_cpu_alloc(nbi_backend *b, void **out, size_t bytes, const char *wh
 void nbi_cpu_release(nbi_backend *b, void *p);
 size_t nbi_cpu_free_bytes(nbi_backend *b);
 
+/* forms.c */
+bool nbi_cpu_rows_at(nbi_cpu_rows *out, const nbi_cpu *c, const void *x, size_t rows, size_t k); /* false: too large */
+void nbi_cpu_rows_encode(const nbi_cpu *c, const nbi_cpu_rows *r, size_t row, size_t k, unsigned forms);
+size_t nbi_cpu_act_bytes(nbi_backend *b, size_t rows, size_t k);
+unsigned nbi_cpu_linear_form(const nbi_linear *l);
+nb_status nbi_cpu_rmsnorm(nbi_backend *b, const float *x, const float *weight, float eps, size_t rows, size_t k,
+                          void *y, unsigned forms);
+nb_status nbi_cpu_swiglu(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
+nb_status nbi_cpu_attention_forms(nbi_backend *b, const nbi_step *s, const void *qkv, size_t n_heads,
+                                  const nbi_kv_layer *kv, float scale, void *y, unsigned forms);
+
 /* pack.c */
 nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
 void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l);
@@ -209,6 +281,10 @@ size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k);
 nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
+
+/* head_norms.c */
+nb_status nbi_cpu_norm_heads(nbi_backend *b, void *qkv, size_t rows, size_t n_heads, size_t n_kv_heads, size_t head_dim,
+                             const float *q_weight, const float *k_weight, float eps);
 
 /* experts.c */
 nb_status nbi_cpu_experts(nbi_backend *b, const nbi_experts *e, const void *x, const float *logits, size_t rows,

@@ -8,6 +8,8 @@
 #include "backend/cpu/sparse_body.h"
 #include "backend/cpu/xnor_body.h"
 
+#include "backend/cpu/attention_body.h" /* stands on rows_body.h */
+
 const nbi_cpu_kernels nbi_cpu_avx512 = {
     .name = "avx512-vnni",
     .isa = "avx512",
@@ -16,11 +18,13 @@ const nbi_cpu_kernels nbi_cpu_avx512 = {
     .sparse = sparse_rows,
     .outliers = outlier_columns,
     .quantize_row = quantize_row,
+    .sum_row = sum_row,
     .sign_row = sign_row,
     .rmsnorm_row = rmsnorm_row,
     .swiglu = swiglu,
     .exp = exp_n,
     .attend = attend,
+    .attend_join = attend_join,
     .rotate_row = rotate_row,
     .roof_read = roof_read,
     .roof_int8 = roof_int8,

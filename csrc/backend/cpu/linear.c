@@ -112,9 +112,11 @@ typedef struct team {
     nbi_cpu_job job[NBI_MAX_FUSED];
     cut cut[NBI_MAX_FUSED];
     size_t n, first[NBI_MAX_FUSED + 1]; /* pieces of layer i: first[i] .. first[i+1]-1 */
+    bool coded;                         /* x came with its codes */
 } team;
 
-static void prepare(const nbi_cpu *c, team *t, size_t rows, void *scratch)
+/* forms: what x holds; codes that are there need not be made. */
+static void prepare(const nbi_cpu *c, team *t, size_t rows, unsigned forms, void *scratch)
 {
     nbi_cpu_job *j = &t->job[0];
     const nbi_linear *l = j->l;
@@ -122,11 +124,17 @@ static void prepare(const nbi_cpu *c, team *t, size_t rows, void *scratch)
         j->x = l->perm ? reorder(c, l, j->x, rows, scratch) : mask(c, l, j->x, rows, scratch);
         scratch = (float *)scratch + rows * stride_of(l->k);
     }
+    t->coded = (forms & nbi_cpu_linear_form(l) & NBI_FORM_INT8) != 0;
     if (nbi_cpu_is_integer(l->kind)) {
-        j->q = scratch;
+        nbi_cpu_rows r;
         j->q_stride = stride_of(l->k);
+        j->q = scratch;
         j->q_sum = (int32_t *)(j->q + rows * j->q_stride * 2);
         j->q_scale = (float *)(j->q_sum + rows * l->groups);
+        if (t->coded && nbi_cpu_rows_at(&r, c, j->x, rows, l->k)) {
+            j->q = r.q;
+            j->q_scale = r.scale;
+        }
     }
     for (size_t i = 1; i < t->n; i++) {
         t->job[i].x = j->x;
@@ -135,6 +143,20 @@ static void prepare(const nbi_cpu *c, team *t, size_t rows, void *scratch)
         t->job[i].q_sum = j->q_sum;
         t->job[i].q_scale = j->q_scale;
     }
+}
+
+static void code_row(const nbi_cpu *c, const team *t, size_t row)
+{
+    const nbi_cpu_job *j = &t->job[0];
+    const nbi_linear *l = j->l;
+    if (l->kind == NBI_CPU_XNOR) {
+        c->kern->sign_row(j, row);
+        return;
+    }
+    if (!t->coded)
+        c->kern->quantize_row(j->x + row * l->k, l->k, j->q_stride, l->scheme.act == NBI_ACT_TENSOR ? l : NULL,
+                              j->q + row * j->q_stride * c->kern->q_bytes, j->q_scale + row);
+    c->kern->sum_row(j, row);
 }
 
 /* Pieces are handed out as threads ask for them: which thread computes one changes nothing in it. */
@@ -150,7 +172,7 @@ static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
         if (integer) {
 #pragma omp for schedule(static)
             for (size_t r = 0; r < rows; r++)
-                (l->kind == NBI_CPU_XNOR ? kern->sign_row : kern->quantize_row)(&t->job[0], r);
+                code_row(c, t, r);
         }
 #pragma omp for schedule(dynamic, chunk)
         for (size_t i = 0; i < pieces; i++) {
@@ -165,13 +187,11 @@ static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
     }
 }
 
-/* Activations have one form here, fp32. */
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
     float *column = y;
-    (void)forms;
     for (size_t i = 0; i < n && rows;) {
         team t = {.n = 0};
         size_t work = 0;
@@ -186,7 +206,7 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, c
             t.cut[k] = choose_cut(t.job[k].l, rows, (size_t)threads);
             t.first[k + 1] = t.first[k] + t.cut[k].n_panels * t.cut[k].n_rows;
         }
-        prepare(c, &t, rows, scratch);
+        prepare(c, &t, rows, forms, scratch);
         compute(c, &t, rows, threads);
     }
     return NB_OK;

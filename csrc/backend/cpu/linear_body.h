@@ -108,6 +108,8 @@ V16_INLINE v16 code_weight(v16u w, int i, v16 zero, int kind)
     const int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4; /* of INT4: pack.c draws the dword */
     if (kind == NBI_CPU_NF4)
         return v16_nf4(w, shift);
+    if (kind == NBI_CPU_W4F) /* the code first: targets subtract whole numbers by tricks */
+        return v16_sub(v16_code4z(w, shift, v16_zero_points(v16_set1(0), 4)), zero);
     return kind == NBI_CPU_W8 ? v16_code8(w, i, zero)
                               : (kind == NBI_CPU_W4 ? v16_code4(w, shift) : v16_code4z(w, shift, zero));
 }
@@ -139,7 +141,7 @@ V16_INLINE void load_zeros(const nbi_linear *l, size_t panel, size_t g, int kind
         zero[p] = v16_set1(bits == 8 ? 128 : 8);
         if (l->zeros)
             zero[p] = v16_load_u8(l->zeros + at + NBI_PANEL * p);
-        zero[p] = v16_zero_points(zero[p], bits);
+        zero[p] = kind == NBI_CPU_W4F ? v16_mul(zero[p], v16_set1(0x1p-4f)) : v16_zero_points(zero[p], bits);
     }
 }
 
@@ -233,8 +235,9 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
         v16d sum[MAX_P][MAX_M];
         UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) sum[p][m] = v16d_zero();
         /* A last dword that K does not fill multiplies the zeros that quantize_row() left beyond K. */
-        for (size_t k = k0; k < k1; k += per)
+        for (size_t k = k0; k < k1; k += per) {
             int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
+        }
         int_group(j, panel, row, g, P, M, sum, acc);
     }
     for (int m = 0; m < M; m++) {
@@ -305,6 +308,7 @@ LINEAR(linear_bf16, NBI_CPU_BF16)
 LINEAR(linear_w8, NBI_CPU_W8)
 LINEAR(linear_w4, NBI_CPU_W4)
 LINEAR(linear_w4z, NBI_CPU_W4Z)
+LINEAR(linear_w4f, NBI_CPU_W4F)
 LINEAR(linear_nf4, NBI_CPU_NF4)
 LINEAR(linear_q8, NBI_CPU_Q8)
 LINEAR(linear_q4, NBI_CPU_Q4)
@@ -320,29 +324,25 @@ LINEAR(linear_q1, NBI_CPU_Q1)
 #define LINEAR_KERNELS                                                                                                 \
     {                                                                                                                  \
         [NBI_CPU_F32] = linear_f32, [NBI_CPU_F16] = linear_f16, [NBI_CPU_BF16] = linear_bf16,                          \
-        [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_NF4] = linear_nf4,    \
-        [NBI_CPU_Q8] = linear_q8, [NBI_CPU_Q4] = linear_q4, [NBI_CPU_XNOR] = linear_xnor, [NBI_CPU_W2] = linear_w2,    \
-        [NBI_CPU_W2Z] = linear_w2z, [NBI_CPU_W3] = linear_w3, [NBI_CPU_W3Z] = linear_w3z, [NBI_CPU_W1] = linear_w1,    \
-        [NBI_CPU_Q2] = linear_q2, [NBI_CPU_Q3] = linear_q3, [NBI_CPU_Q1] = linear_q1                                   \
+        [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_W4F] = linear_w4f,    \
+        [NBI_CPU_NF4] = linear_nf4, [NBI_CPU_Q8] = linear_q8, [NBI_CPU_Q4] = linear_q4, [NBI_CPU_XNOR] = linear_xnor,  \
+        [NBI_CPU_W2] = linear_w2, [NBI_CPU_W2Z] = linear_w2z, [NBI_CPU_W3] = linear_w3, [NBI_CPU_W3Z] = linear_w3z,    \
+        [NBI_CPU_W1] = linear_w1, [NBI_CPU_Q2] = linear_q2, [NBI_CPU_Q3] = linear_q3, [NBI_CPU_Q1] = linear_q1         \
     }
 
 /* ---- activations to INT8 ---- */
 
-/* q[i] = clamp(rne(x[i]/s), lo, hi) + zero for n elements; returns their sum.  Adding and subtracting 1.5*2^23 rounds
- * to nearest even; lo and hi are integers, so clamping first changes nothing and keeps the sum in range. */
-static int32_t quantize(const float *x, size_t n, float s, int lo, int hi, int zero, nbi_qx *q)
+/* q[i] = clamp(rne(x[i]/s), lo, hi) + zero for n elements.  Adding and subtracting 1.5*2^23 rounds to nearest even; lo and
+ * hi are integers, so clamping first changes nothing and keeps the sum in range. */
+static void quantize(const float *x, size_t n, float s, int lo, int hi, int zero, nbi_qx *q)
 {
     const float flo = (float)lo, fhi = (float)hi;
-    int32_t sum = 0;
     for (size_t i = 0; i < n; i++) {
         float t = x[i] / s;
         t = t < flo ? flo : t;
         t = t > fhi ? fhi : t;
-        int32_t r = (int32_t)((t + 0x1.8p23f) - 0x1.8p23f) + zero;
-        q[i] = (nbi_qx)r;
-        sum += r;
+        q[i] = (nbi_qx)((int32_t)((t + 0x1.8p23f) - 0x1.8p23f) + zero);
     }
-    return sum;
 }
 
 /* The largest |x| as its bits: they order like integers, and those of a NaN or an infinity are the largest. */
@@ -358,33 +358,43 @@ static uint32_t absmax_bits(const float *x, size_t n)
     return most;
 }
 
-static void quantize_row(const nbi_cpu_job *j, size_t row)
+/* A row to codes by a grid of its own (act NULL) or by that of calibration; zeros up to the stride. */
+static void quantize_row(const float *x, size_t k, size_t stride, const nbi_linear *act, void *codes, float *scale)
 {
-    const nbi_linear *l = j->l;
-    const float *x = j->x + row * l->k;
-    nbi_qx *q = (nbi_qx *)j->q + row * j->q_stride;
-    int32_t *sums = j->q_sum + row * l->groups;
-    uint32_t most = absmax_bits(x, l->k);
-    int lo = -127, hi = 127;
+    nbi_qx *q = codes;
+    uint32_t most = absmax_bits(x, k);
+    int lo = -127, hi = 127, zero = 0;
     float s;
     memcpy(&s, &most, 4);
     if (most >= 0x7f800000u) {
-        memset(q, 0, j->q_stride * sizeof *q);
-        memset(sums, 0, l->groups * sizeof *sums);
+        memset(q, 0, stride * sizeof *q);
         most = 0x7fc00000u;
-        memcpy(j->q_scale + row, &most, 4);
+        memcpy(scale, &most, 4);
         return;
     }
     s = s / 127.0f;
     if (s < 0x1p-126f) /* a row of zeros, or so small that s would be subnormal: its codes are 0 */
         s = 1;
-    if (l->scheme.act == NBI_ACT_TENSOR) {
-        s = l->act_scale;
-        lo = -128 - l->act_zero;
-        hi = 127 - l->act_zero;
+    if (act) {
+        s = act->act_scale;
+        zero = act->act_zero;
+        lo = -128 - zero;
+        hi = 127 - zero;
     }
-    for (size_t g = 0; g < l->groups; g++)
-        sums[g] = quantize(x + g * l->group_len, l->group_len, s, lo, hi, l->act_zero, q + g * l->group_len);
-    memset(q + l->k, 0, (j->q_stride - l->k) * sizeof *q);
-    j->q_scale[row] = s;
+    quantize(x, k, s, lo, hi, zero, q);
+    memset(q + k, 0, (stride - k) * sizeof *q);
+    *scale = s;
+}
+
+/* The sum of each group's codes. */
+static void sum_row(const nbi_cpu_job *j, size_t row)
+{
+    const nbi_linear *l = j->l;
+    const nbi_qx *q = (const nbi_qx *)j->q + row * j->q_stride;
+    for (size_t g = 0; g < l->groups; g++) {
+        int32_t sum = 0;
+        for (size_t i = g * l->group_len; i < (g + 1) * l->group_len; i++)
+            sum += q[i];
+        j->q_sum[row * l->groups + g] = sum;
+    }
 }

@@ -66,11 +66,11 @@ static const nbi_cpu_packing nibbles = {8, 1, 8, pack_nibbles, nibble_at};
 
 /* NULL: not made of codes in dwords. */
 static const nbi_cpu_packing *const packings[NBI_CPU_N_KINDS] = {
-    [NBI_CPU_W8] = &bytes,         [NBI_CPU_W4] = &nibbles,        [NBI_CPU_W4Z] = &nibbles,
-    [NBI_CPU_NF4] = &nibbles,      [NBI_CPU_Q8] = &bytes,          [NBI_CPU_Q4] = &nibbles,
-    [NBI_CPU_W2] = &nbi_cpu_pack2, [NBI_CPU_W2Z] = &nbi_cpu_pack2, [NBI_CPU_Q2] = &nbi_cpu_pack2,
-    [NBI_CPU_W3] = &nbi_cpu_pack3, [NBI_CPU_W3Z] = &nbi_cpu_pack3, [NBI_CPU_Q3] = &nbi_cpu_pack3,
-    [NBI_CPU_W1] = &nbi_cpu_pack1, [NBI_CPU_Q1] = &nbi_cpu_pack1,
+    [NBI_CPU_W8] = &bytes,         [NBI_CPU_W4] = &nibbles,       [NBI_CPU_W4Z] = &nibbles,
+    [NBI_CPU_W4F] = &nibbles,      [NBI_CPU_NF4] = &nibbles,      [NBI_CPU_Q8] = &bytes,
+    [NBI_CPU_Q4] = &nibbles,       [NBI_CPU_W2] = &nbi_cpu_pack2, [NBI_CPU_W2Z] = &nbi_cpu_pack2,
+    [NBI_CPU_Q2] = &nbi_cpu_pack2, [NBI_CPU_W3] = &nbi_cpu_pack3, [NBI_CPU_W3Z] = &nbi_cpu_pack3,
+    [NBI_CPU_Q3] = &nbi_cpu_pack3, [NBI_CPU_W1] = &nbi_cpu_pack1, [NBI_CPU_Q1] = &nbi_cpu_pack1,
 };
 
 static bool is_xnor(const nbi_scheme *s)
@@ -118,6 +118,8 @@ static nbi_cpu_kind kind_of(const nbi_scheme *s, nbi_dtype dense, size_t k)
         return NBI_CPU_XNOR;
     if (s->kind == NBI_KIND_NF4)
         return NBI_CPU_NF4;
+    if (s->zero_frac)
+        return NBI_CPU_W4F;
     const nbi_cpu_kind kind = s->act != NBI_ACT_NONE ? integer_kind(s->bits) : float_kind(s->bits, s->symmetric);
     const size_t group = s->strategy == NBI_PER_GROUP ? s->group : k;
     if (s->bits < 4 && group != k && group % packings[kind]->codes) /* groups that are no whole blocks: 4 bits each */
@@ -165,6 +167,8 @@ static nb_status check_quantized(const nbi_weight *w, const nbi_cpu_packing *pac
                             "of %zu",
                             s->group, s->bits, packing->codes);
     }
+    if (nbi_scheme_check_zeros(s) != NB_OK)
+        return NB_EUNSUPPORTED;
     return s->act == NBI_ACT_NONE || is_xnor(s) ? NB_OK : nbi_weight_check_act(w, w->k / nbi_scheme_groups(s, w->k));
 }
 
@@ -223,7 +227,8 @@ static int32_t correction(const nbi_linear *l, size_t n, size_t g, unsigned zero
 
 static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
-    const unsigned offset = l->packing ? l->packing->offset : 0;
+    /* sixteenths have sixteen times the offset */
+    const unsigned offset = l->packing ? l->packing->offset << l->scheme.zero_frac : 0;
     for (size_t lane = 0; lane < NBI_PANEL && panel * NBI_PANEL + lane < l->n; lane++)
         for (size_t g = 0; g < l->groups; g++) {
             size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
@@ -427,8 +432,9 @@ void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
                 dst[k] = nbi_nf4[l->packing->code(codes, step, k)] * l->scales[at];
             continue;
         }
-        int zero = l->zeros ? l->zeros[at] : (int)l->packing->offset;
+        const float zero =
+            l->zeros ? (float)l->zeros[at] / (float)(1 << l->scheme.zero_frac) : (float)l->packing->offset;
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[l->perm ? l->perm[k] : k] = (float)((int)l->packing->code(codes, step, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = ((float)l->packing->code(codes, step, k) - zero) * l->scales[at];
     }
 }

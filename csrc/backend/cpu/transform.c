@@ -75,15 +75,17 @@ void nbi_cpu_transform_free(nbi_backend *b, nbi_transform *t)
 nb_status nbi_cpu_transform_in(nbi_backend *b, const nbi_transform *t, void *x, size_t rows, unsigned forms)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    (void)forms; /* activations have one form here */
-    if (!t->signs)
-        return NB_OK;
+    nbi_cpu_rows to;
+    if (!nbi_cpu_rows_at(&to, c, x, rows, t->k))
+        return nbi_fail(NB_EINTERNAL, "%zu rows of %zu are too large", rows, t->k);
 #pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * t->k : 0))
     for (size_t r = 0; r < rows; r++) {
-        float *row = (float *)x + r * t->k;
-        for (size_t i = 0; i < t->k; i++)
+        float *row = to.x + r * t->k;
+        for (size_t i = 0; i < t->k && t->signs; i++)
             row[i] *= t->signs[i];
-        c->kern->rotate_row(&t->rotation, row);
+        if (t->signs)
+            c->kern->rotate_row(&t->rotation, row);
+        nbi_cpu_rows_encode(c, &to, r, t->k, forms);
     }
     return NB_OK;
 }

@@ -24,6 +24,8 @@
 #define V16_INT_PANELS_8 0
 #define V16_INT_SUMS     12
 
+#define V16_ATT_SUMS 16 /* attention_body.h */
+
 typedef __m512 v16;
 typedef __m512i v16u;
 

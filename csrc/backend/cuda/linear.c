@@ -113,6 +113,7 @@ enum { N_TILES = sizeof tiles / sizeof tiles[0] };
 static enum nb_kernel gemm_kernel(const nbi_cuda *c, const nbi_linear *l, size_t t)
 {
     const enum nb_kernel first = l->p.kind == NB_W_NF4     ? NBI_K(c, nb_gemm_nf4_r16)
+                                 : l->p.kind == NB_W_W4F   ? NBI_K(c, nb_gemm_w4f_r16)
                                  : l->p.kind == NB_W_DENSE ? NBI_K(c, nb_gemm_dense_r16)
                                  : l->p.kind == NB_W_W8
                                      ? (l->integer ? NBI_K(c, nb_gemm_w8a8_r16) : NBI_K(c, nb_gemm_w8_r16))
@@ -123,6 +124,7 @@ static enum nb_kernel gemm_kernel(const nbi_cuda *c, const nbi_linear *l, size_t
 static enum nb_kernel gemv_kernel(const nbi_cuda *c, const nbi_linear *l)
 {
     return l->p.kind == NB_W_NF4     ? NBI_K(c, nb_gemv_nf4)
+           : l->p.kind == NB_W_W4F   ? NBI_K(c, nb_gemv_w4f)
            : l->p.kind == NB_W_DENSE ? NBI_K(c, nb_gemv_dense)
            : l->p.kind == NB_W_W8    ? (l->integer ? NBI_K(c, nb_gemv_w8a8) : NBI_K(c, nb_gemv_w8))
                                      : (l->integer ? NBI_K(c, nb_gemv_w4a8) : NBI_K(c, nb_gemv_w4));

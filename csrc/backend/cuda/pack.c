@@ -57,6 +57,8 @@ static nb_status check_quantized(const nbi_weight *w)
                             "groups of %u have no CUDA kernel: with %s activations the group must be a multiple of %u",
                             s->group, s->act == NBI_ACT_NONE ? "float" : "INT8", step);
     }
+    if (nbi_scheme_check_zeros(s) != NB_OK)
+        return NB_EUNSUPPORTED;
     return s->act == NBI_ACT_NONE || s->act == NBI_ACT_SIGN
                ? NB_OK
                : nbi_weight_check_act(w, w->k / nbi_scheme_groups(s, w->k));
@@ -88,7 +90,7 @@ static unsigned kind_of(const nbi_scheme *s)
 {
     if (s->bits && (s->kind == NBI_KIND_NF4 || s->act == NBI_ACT_SIGN))
         return s->kind == NBI_KIND_NF4 ? NB_W_NF4 : NB_W_XNOR;
-    return s->bits == 0 ? NB_W_DENSE : s->bits == 8 ? NB_W_W8 : NB_W_W4;
+    return s->bits == 0 ? NB_W_DENSE : s->bits == 8 ? NB_W_W8 : s->zero_frac ? NB_W_W4F : NB_W_W4;
 }
 
 /* Corrections have room wherever a scheme may want them, so that the plan does not depend on the zero point. */
@@ -219,13 +221,13 @@ static void pack_bits(const packing *p, size_t i, unsigned char *out)
         out[j / 8] = (unsigned char)(out[j / 8] | (w->codes[n * w->k + k0 + j] > 0) << j % 8);
 }
 
-/* What lies beyond the weight: 0, in 4 bits the zero point, of NF4 the code of 0. */
+/* What lies beyond the weight, where x is 0: 0, in 4 bits the zero point (of sixteenths: 0), of NF4 the code of 0. */
 static int8_t padding(const packing *p, size_t n)
 {
     const nbi_weight *w = p->w;
     if (w->scheme.kind == NBI_KIND_NF4)
         return -1;
-    return w->scheme.bits < 8 && w->zeros && n < w->n ? w->zeros[(n + 1) * p->groups - 1] : 0;
+    return w->scheme.bits < 8 && w->zeros && !w->scheme.zero_frac && n < w->n ? w->zeros[(n + 1) * p->groups - 1] : 0;
 }
 
 static bool pack_tile(const packing *p, size_t i, unsigned char *tile)
@@ -278,7 +280,7 @@ static void pack_numbers(const packing *p, int part, size_t i, unsigned char *ou
         const bool inside = n < w->n;
         if (part == ZEROS) {
             const int zero = inside && w->zeros ? w->zeros[at] : 0;
-            out[r] = (unsigned char)(zero + (w->scheme.bits < 8 ? 8 : 0));
+            out[r] = (unsigned char)(zero + (w->scheme.zero_frac ? 128 : w->scheme.bits < 8 ? 8 : 0));
         } else if (part == CORR) {
             const int32_t c = inside ? correction(p, n, g) : 0;
             memcpy(out + r * 4, &c, 4);
