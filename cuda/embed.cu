@@ -28,10 +28,10 @@ NB_DEVICE float2 nb_embed_dense(uint32_t two, uint32_t dtype)
 }
 
 /* q - z of position i (0..3: 2t, 2t+8, 2t+1, 2t+9). */
-NB_DEVICE float nb_embed_code(uint32_t w, uint32_t kind, uint32_t high, int i, int zero)
+NB_DEVICE float nb_embed_code(uint32_t w, uint32_t kind, uint32_t high, int i, float zero)
 {
     const int q = kind == NB_W_W8 ? (int)(int8_t)(w >> 8 * i) : (int)(w >> (8 * i + 4 * (int)high) & 15);
-    return (float)(q - zero);
+    return (float)q - zero;
 }
 
 /* A row-major table (--gemm cublaslt): a thread takes two neighbours. */
@@ -80,7 +80,9 @@ extern "C" __global__ void __launch_bounds__(128) nb_embed(const nb_embed_args a
                 const size_t g = nb_group_at(p, (uint32_t)panel, k / p.group_len, id % NB_TILE_N);
                 const float scale = p.scales[g];
                 const uint8_t stored = p.zeros ? ((const uint8_t *)p.zeros)[g] : 0;
-                const int zero = p.kind == NB_W_W8 ? nb_zero_value<NB_W_W8>(stored) : nb_zero_value<NB_W_W4>(stored);
+                const float zero = p.kind == NB_W_W8    ? (float)(int8_t)stored
+                                   : p.kind == NB_W_W4F ? (float)stored * 0.0625f
+                                                        : (float)stored;
                 lo = make_float2(nb_embed_code(two.x, p.kind, high, 0, zero) * scale,
                                  nb_embed_code(two.x, p.kind, high, 2, zero) * scale);
                 hi = make_float2(nb_embed_code(two.x, p.kind, high, 1, zero) * scale,

@@ -135,6 +135,12 @@ typedef struct nb_model_options {
     const char
         *gemm; /* who multiplies on a GPU: "nibble" (NULL), or "cublaslt", which is loaded at run time and gives up that
                          the same request gives the same bytes in any batch */
+    /* Packed weights in a file, which start a model faster than its own files, on the CPU: "auto" uses MODEL/.nibble where it is
+     * there and right, "on" also writes it, "off" does neither, a folder (with a slash in its name) is used in place of
+     * MODEL/.nibble and written to.  NULL: the environment's NB_PACK_CACHE, else "auto".  A file that cannot be used or written is
+     * told of in the log and is no error. */
+    const char *pack_cache;
+    const char *pin; /* "cores": each CPU thread keeps a core of its own (the caller's thread, too); "none" (NULL) */
 } nb_model_options;
 NB_API void nb_model_options_init(nb_model_options *o);
 

@@ -158,7 +158,9 @@ void check_last_token(const Attn &a, const Cache &c, const std::vector<float> &q
 std::vector<Attn> attn_cases()
 {
     std::vector<Attn> v;
-    for (size_t len : {1u, 15u, 16u, 17u, 127u, 128u, 129u, 300u})
+    const std::vector<size_t> lens =
+        emulated_cpu() ? std::vector<size_t>{17, 129} : std::vector<size_t>{1, 15, 16, 17, 127, 128, 129, 300};
+    for (size_t len : lens)
         for (nbi_kv_type t : kTypes) {
             v.push_back({4, 2, 64, t, len});
             v.push_back({9, 1, 20, t, len}); /* more heads than a pass takes, a tail in every vector */

@@ -64,6 +64,15 @@ nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads)
     return nbi_backend_open(out, &(nbi_backend_options){.device = device, .threads = threads});
 }
 
+nb_status nbi_backend_set_pin(nbi_backend *b, const char *pin)
+{
+    if (strcmp(b->name, "cpu") == 0)
+        return nbi_cpu_set_pin(b, pin);
+    return !pin || strcmp(pin, "none") == 0
+               ? NB_OK
+               : nbi_fail(NB_EINVAL, "pin \"%s\" is for threads of the CPU, but the device is %s", pin, b->description);
+}
+
 nb_status nbi_backend_set_gemm(nbi_backend *b, const char *gemm, char note[200])
 {
     note[0] = '\0';

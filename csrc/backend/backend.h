@@ -124,6 +124,20 @@ typedef enum nbi_dst {
     NBI_DST_F32       /* y = result, fp32 */
 } nbi_dst;
 
+/* A packed weight as a cache keeps it: what a canonical weight says besides its arrays, and the bytes that a backend made of
+ * these. */
+typedef struct nbi_packed {
+    size_t n, k;
+    nbi_scheme scheme;
+    nbi_dtype dense; /* bits == 0 */
+    bool bias;
+    float act_scale;
+    int32_t act_zero;
+    size_t nnz, n_outliers;
+    const void *block;
+    size_t bytes;
+} nbi_packed;
+
 /* How a token is chosen from a row of logits; engine/sampler.c has the rules. */
 typedef struct nbi_draw {
     float temperature, top_p, min_p; /* temperature 0: the best token */
@@ -173,6 +187,12 @@ typedef struct nbi_backend_ops {
      * NB_EUNSUPPORTED with the reason. */
     nb_status (*linear_create)(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
     void (*linear_free)(nbi_backend *b, nbi_linear *l);
+    /* For a cache of packed weights; NULL where a device has none.  layout names the bytes of blocks: equal names, equal bytes.
+     * A loaded weight reads p->block, 64-byte aligned, as long as it lives.  Of *p nothing is believed: NB_EFORMAT where
+     * the block cannot be what the rest says. */
+    const char *layout;
+    void (*linear_save)(const nbi_linear *l, nbi_packed *out);
+    nb_status (*linear_load)(nbi_backend *b, nbi_linear **out, const nbi_packed *p);
     size_t (*linear_bytes)(const nbi_linear *l);
     unsigned (*linear_form)(const nbi_linear *l); /* the form of its input that suits it best: one NBI_FORM bit */
     /* Makes room for all weights that linear_create() will be asked for, as planned; NULL where that gains nothing. */
@@ -273,6 +293,8 @@ typedef struct nbi_backend_options {
 nb_status nbi_backend_open(nbi_backend **out, const nbi_backend_options *o);
 nb_status nbi_backend_create(nbi_backend **out, const char *device, int threads); /* all else by default */
 
+/* nb_model_options.pin, before the first step. */
+nb_status nbi_backend_set_pin(nbi_backend *b, const char *pin);
 /* Before the first linear_create(): who multiplies matrices.  NULL or "nibble": our kernels.  "cublaslt" (CUDA only): NVIDIA's
  * library for the layers that it takes.  `note` gets a line for the log, or "". */
 nb_status nbi_backend_set_gemm(nbi_backend *b, const char *gemm, char note[200]);

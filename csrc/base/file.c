@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -43,6 +44,14 @@ void nbi_map_close(nbi_map *m)
     if (m->data)
         munmap((void *)m->data, m->size);
     *m = (nbi_map){0};
+}
+
+void nbi_map_forget(const void *data, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)data;
+    const uintptr_t first = at / page * page;
+    if (bytes)
+        (void)madvise((void *)first, at + bytes - first, MADV_DONTNEED);
 }
 
 nb_status nbi_read_file(char **out, size_t *bytes, const char *path, size_t limit)

@@ -15,6 +15,8 @@ typedef struct nbi_map {
 } nbi_map;
 nb_status nbi_map_open(nbi_map *m, const char *path);
 void nbi_map_close(nbi_map *m); /* zeroes it; closing twice is fine */
+/* The pages that hold these bytes of a map leave the memory that counts as ours; reading them again brings them back. */
+void nbi_map_forget(const void *data, size_t bytes);
 
 /* Reads a whole file, NUL-terminated beyond *bytes.  Refuses files over `limit` bytes.  free() it. */
 nb_status nbi_read_file(char **out, size_t *bytes, const char *path, size_t limit);

@@ -73,7 +73,7 @@ void cli_bytes(char out[24], uint64_t bytes); /* "12.3 MiB" */
 
 /* ---- flags that several commands have ---- */
 typedef struct cli_model_flags {
-    const char *device, *act_dtype, *gemm;
+    const char *device, *act_dtype, *gemm, *pack_cache, *pin;
     int64_t threads;
 } cli_model_flags;
 #define CLI_DEVICE_FLAGS(m)                                                                                            \
@@ -86,9 +86,12 @@ typedef struct cli_model_flags {
         "--kv-dtype", NULL, CLI_STRING, &(v), "T",                                                                     \
             "KV cache: f32, f16, int8 or int4 (default f32 on the CPU, f16 on a GPU)", 0, 0                            \
     }
+#define CLI_PACK_HELP "packed weights in MODEL/.nibble: auto (use), on (use or write), off, or FOLDER/ (default auto)"
 #define CLI_MODEL_FLAGS(m)                                                                                             \
     CLI_DEVICE_FLAGS(m),                                                                                               \
         {"--act-dtype", NULL, CLI_STRING, &(m).act_dtype, "T", "activations on a GPU: f16, bf16 (default f16)", 0, 0}, \
+        {"--pack-cache", NULL, CLI_STRING, &(m).pack_cache, "C", CLI_PACK_HELP, 0, 0},                                 \
+        {"--pin", NULL, CLI_STRING, &(m).pin, "P", "CPU threads: none, cores (each keeps one) (default none)", 0, 0},  \
     {                                                                                                                  \
         "--gemm", NULL, CLI_STRING, &(m).gemm, "G", "on a GPU: nibble, or cublaslt (gives up the same bytes)", 0, 0    \
     }

@@ -131,6 +131,8 @@ nb_model_options cli_model_options(const cli_model_flags *f)
     o.act_dtype = f->act_dtype;
     o.threads = (int32_t)f->threads;
     o.gemm = f->gemm;
+    o.pack_cache = f->pack_cache;
+    o.pin = f->pin;
     o.callbacks = cli_callbacks();
     return o;
 }

@@ -20,13 +20,16 @@
 #define MAX_VOCAB   (1 << 20) /* as many weights fit into 64 bits */
 #define EXP_MIN     (-30.0f)  /* e^-30 is less than one unit */
 #define BUCKETS     (30 * 16 + 1)
+#define BLOCK       32 /* tokens that share a maximum and a sum: most are passed over without being looked at */
 
 struct nbi_sampler {
-    size_t vocab;
-    uint32_t *count; /* [vocab] zero between calls */
-    uint32_t *id;    /* [vocab] candidates, ascending */
-    float *d, *w;    /* [vocab] (x - max) / T <= 0 of a candidate, and its weight */
-    uint32_t *heap;  /* [vocab] */
+    size_t vocab, blocks;
+    float *most;       /* [blocks] the largest logit */
+    uint64_t *mass_of; /* [blocks] the weight */
+    uint32_t *count;   /* [vocab] zero between calls */
+    uint32_t *id;      /* [vocab] candidates, ascending */
+    float *d, *w;      /* [vocab] (x - max) / T <= 0 of a candidate, and its weight */
+    uint32_t *heap;    /* [vocab] */
     uint64_t mass[BUCKETS];
 };
 
@@ -40,12 +43,15 @@ nb_status nbi_sampler_create(nbi_sampler **out, size_t vocab)
     if (!s)
         return nbi_fail_nomem("the sampler", sizeof *s);
     s->vocab = vocab;
+    s->blocks = (vocab + BLOCK - 1) / BLOCK;
+    s->most = malloc(s->blocks * sizeof *s->most);
+    s->mass_of = malloc(s->blocks * sizeof *s->mass_of);
     s->count = calloc(vocab, sizeof *s->count);
     s->id = malloc(bytes);
     s->d = malloc(bytes);
     s->w = malloc(bytes);
     s->heap = malloc(bytes);
-    if (!s->count || !s->id || !s->d || !s->w || !s->heap) {
+    if (!s->most || !s->mass_of || !s->count || !s->id || !s->d || !s->w || !s->heap) {
         nbi_sampler_free(s);
         return nbi_fail_nomem("the sampler", 5 * bytes);
     }
@@ -57,6 +63,8 @@ void nbi_sampler_free(nbi_sampler *s)
 {
     if (!s)
         return;
+    free(s->most);
+    free(s->mass_of);
     free(s->count);
     free(s->id);
     free(s->d);
@@ -124,21 +132,52 @@ static inline uint64_t units(float w)
     return (uint64_t)(int64_t)(w * (float)(1ull << WEIGHT_BITS)); /* by way of int64: one instruction */
 }
 
-/* The best token; false for NaN, +infinity or nothing finite. */
-static bool find_best(const float *x, size_t n, uint32_t *best)
+static inline size_t block_end(const nbi_sampler *s, size_t block)
 {
-    float max = -INFINITY;
-    bool sane = true;
-    uint32_t at = 0;
-    for (size_t i = 0; i < n; i++) {
-        sane &= x[i] < INFINITY;
-        if (x[i] > max) {
-            max = x[i];
-            at = (uint32_t)i;
-        }
+    const size_t end = (block + 1) * BLOCK;
+    return end < s->vocab ? end : s->vocab;
+}
+
+/* The largest of a whole block, and whether all are below +infinity. */
+static inline float most_of_block(const float *x, int *sane)
+{
+    float most = -INFINITY;
+    int bad = 0;
+#pragma omp simd reduction(max : most) reduction(| : bad)
+    for (int i = 0; i < BLOCK; i++) {
+        most = x[i] > most ? x[i] : most;
+        bad |= x[i] < INFINITY ? 0 : 1;
     }
-    *best = at;
-    return sane && max > -INFINITY;
+    *sane &= !bad;
+    return most;
+}
+
+/* The best token, and the largest logit of each block; false for NaN, +infinity or nothing finite. */
+static bool find_best(nbi_sampler *s, const float *x, uint32_t *best)
+{
+    const size_t whole = s->vocab / BLOCK;
+    float max = -INFINITY;
+    int sane = 1;
+    for (size_t b = 0; b < whole; b++)
+        s->most[b] = most_of_block(x + b * BLOCK, &sane);
+    if (whole < s->blocks)
+        s->most[whole] = -INFINITY;
+    for (size_t i = whole * BLOCK; i < s->vocab; i++) {
+        sane &= x[i] < INFINITY;
+        s->most[whole] = x[i] > s->most[whole] ? x[i] : s->most[whole];
+    }
+    if (!sane)
+        return false;
+    size_t at = 0;
+    for (size_t b = 0; b < s->blocks; b++)
+        if (s->most[b] > max) {
+            max = s->most[b];
+            at = b * BLOCK;
+        }
+    while (x[at] != max && max > -INFINITY)
+        at++;
+    *best = (uint32_t)at;
+    return max > -INFINITY;
 }
 
 /* A penalty moves a logit, it neither makes nor breaks an impossible token. */
@@ -205,40 +244,117 @@ static void heapify(uint32_t *heap, size_t n, const float *x, bool worst)
         sift_down(heap, n, i, x, worst);
 }
 
-/* The k <= n best of tokens 0 .. n-1 as a heap whose root is the k-th.  Ids come in ascending order, so an equal logit
- * never displaces an earlier token. */
-static void select_best(uint32_t *heap, size_t k, const float *x, size_t n)
+/* The k best tokens as a heap whose root is the k-th.  Ids come in ascending order, so an equal logit never displaces an
+ * earlier token.  k blocks have a token at or above the k-th largest maximum, and what lies below that is passed over. */
+static void select_best(nbi_sampler *s, size_t k, const float *x)
 {
-    for (size_t i = 0; i < k; i++)
-        heap[i] = (uint32_t)i;
-    heapify(heap, k, x, true);
-    for (size_t i = k; i < n; i++)
-        if (x[i] > x[heap[0]]) {
-            heap[0] = (uint32_t)i;
-            sift_down(heap, k, 0, x, true);
+    uint32_t *heap = s->heap;
+    float least = -INFINITY;
+    size_t have = 0;
+    if (k < s->blocks) {
+        for (size_t b = 0; b < k; b++)
+            heap[b] = (uint32_t)b;
+        heapify(heap, k, s->most, true);
+        for (size_t b = k; b < s->blocks; b++)
+            if (s->most[b] > s->most[heap[0]]) {
+                heap[0] = (uint32_t)b;
+                sift_down(heap, k, 0, s->most, true);
+            }
+        least = s->most[heap[0]];
+    }
+    for (size_t b = 0; b < s->blocks; b++) {
+        if (s->most[b] < least)
+            continue;
+        for (size_t i = b * BLOCK; i < block_end(s, b); i++) {
+            if (x[i] < least)
+                continue;
+            if (have < k) {
+                heap[have++] = (uint32_t)i;
+                if (have == k)
+                    heapify(heap, k, x, true);
+            } else if (x[i] > x[heap[0]]) {
+                heap[0] = (uint32_t)i;
+                sift_down(heap, k, 0, x, true);
+            }
         }
+    }
 }
 
-/* Temperature and top-k: fills id, d, w with the candidates in ascending order, returns how many. */
-static size_t candidates(nbi_sampler *s, const float *x, uint32_t best, const nbi_draw *p)
+/* What is drawn from: logits, the best of them, the temperature. */
+typedef struct row {
+    const float *x;
+    float best, temperature;
+} row;
+
+static inline float distance(const row *r, float x)
+{
+    return (x - r->best) / r->temperature;
+}
+
+/* Fills id, d, w with the tokens that have d >= least (EXP_MIN or more) and do not rank behind `last`, in ascending order;
+ * returns how many. */
+static size_t candidates(nbi_sampler *s, const row *r, float least, const uint32_t *last)
 {
     size_t n = 0;
-    bool cut = p->top_k > 0 && (size_t)p->top_k < s->vocab;
-    uint32_t last = 0;
-    if (cut) {
-        select_best(s->heap, (size_t)p->top_k, x, s->vocab);
-        last = s->heap[0];
-    }
-    for (size_t i = 0; i < s->vocab; i++) {
-        float d = (x[i] - x[best]) / p->temperature;
-        if (d >= EXP_MIN && !(cut && ranks_before(x, last, (uint32_t)i))) {
-            s->id[n] = (uint32_t)i;
-            s->d[n++] = d;
+    for (size_t b = 0; b < s->blocks; b++) {
+        if (!(distance(r, s->most[b]) >= least) || (last && s->most[b] < r->x[*last]))
+            continue;
+        for (size_t i = b * BLOCK; i < block_end(s, b); i++) {
+            s->id[n] = (uint32_t)i; /* kept if n moves on: no branch that nobody can predict */
+            s->d[n] = distance(r, r->x[i]);
+            n += s->d[n] >= least && !(last && ranks_before(r->x, *last, (uint32_t)i));
         }
     }
     for (size_t i = 0; i < n; i++)
         s->w[i] = exp_neg(s->d[i]);
     return n;
+}
+
+/* Distances that part the near tokens from the rest: a head of the ranking ends among the near ones most often. */
+enum { LEVELS = 3 };
+static const float levels[LEVELS] = {-4, -8, -16};
+
+/* The weight of n tokens (at most BLOCK), in loops that become vector instructions: units() in two steps of 32 bits, 20
+ * bits of w before the point and 23 behind, all of it exact.  Below EXP_MIN the weight is 0 as it is there.  near (or
+ * NULL): takes in the weights of those within each level. */
+static inline uint64_t mass_of_block(const row *r, const float *x, size_t n, uint64_t *near)
+{
+    float d[BLOCK];
+    int32_t high[BLOCK], low[BLOCK], sum_high = 0, sum_low = 0;
+    for (size_t i = 0; i < n; i++) {
+        d[i] = distance(r, x[i]);
+        d[i] = d[i] > EXP_MIN ? d[i] : EXP_MIN;
+    }
+#pragma omp simd reduction(+ : sum_high, sum_low)
+    for (size_t i = 0; i < n; i++) {
+        const float u = exp_neg(d[i]) * 0x1p20f;
+        high[i] = (int32_t)u;
+        low[i] = (int32_t)((u - (float)high[i]) * 0x1p23f);
+        sum_high += high[i];
+        sum_low += low[i];
+    }
+    for (int k = 0; near && k < LEVELS; k++) {
+        int32_t near_high = 0, near_low = 0;
+#pragma omp simd reduction(+ : near_high, near_low)
+        for (size_t i = 0; i < n; i++) {
+            near_high += d[i] >= levels[k] ? high[i] : 0;
+            near_low += d[i] >= levels[k] ? low[i] : 0;
+        }
+        near[k] += ((uint64_t)(uint32_t)near_high << (WEIGHT_BITS - 20)) + (uint32_t)near_low;
+    }
+    return ((uint64_t)(uint32_t)sum_high << (WEIGHT_BITS - 20)) + (uint32_t)sum_low;
+}
+
+/* The weight of all tokens, and of each block. */
+static inline uint64_t weigh(nbi_sampler *s, const row *r, uint64_t *near)
+{
+    const size_t whole = s->vocab / BLOCK;
+    uint64_t sum = 0;
+    for (size_t b = 0; b < whole; b++)
+        sum += s->mass_of[b] = mass_of_block(r, r->x + b * BLOCK, BLOCK, near);
+    if (whole < s->blocks)
+        sum += s->mass_of[whole] = mass_of_block(r, r->x + whole * BLOCK, s->vocab % BLOCK, near);
+    return sum;
 }
 
 static uint64_t total(const float *w, size_t n)
@@ -249,43 +365,59 @@ static uint64_t total(const float *w, size_t n)
     return sum;
 }
 
+/* Intervals of d that agree with the ranking; FINE of them make one of BUCKETS. */
+#define FINE 256
 static inline size_t bucket_of(float d)
 {
-    return (size_t)(d * -16.0f);
+    return (size_t)(d * (-16.0f * FINE)); /* a power of two: exact */
 }
 
-/* Keeps the shortest head of the ranking that holds a share top_p of the weight.  Only the bucket in which the share is
- * reached gets ordered: buckets are intervals of d, so they agree with the ranking. */
-static size_t keep_top_p(nbi_sampler *s, const float *x, uint32_t best, size_t n, float temperature, float top_p)
+/* The bucket in which the ranking comes to weigh `want`; *have is what the buckets before it weigh. */
+static size_t reached(const uint64_t *mass, uint64_t want, uint64_t *have)
 {
-    const uint64_t want = (uint64_t)((double)total(s->w, n) * (double)top_p);
+    size_t b = 0;
+    while (*have + mass[b] < want) /* the sum of all is at least that */
+        *have += mass[b++];
+    return b;
+}
+
+/* Keeps the shortest head of the ranking that weighs `want`, which n candidates do.  Only the bucket in which that is
+ * reached gets cut into finer ones, and only the one of these gets ordered. */
+static size_t keep_top_p(nbi_sampler *s, const row *r, size_t n, uint64_t want)
+{
+    const float *x = r->x;
+    uint64_t have = 0;
     memset(s->mass, 0, sizeof s->mass);
     for (size_t i = 0; i < n; i++)
-        s->mass[bucket_of(s->d[i])] += units(s->w[i]);
-    uint64_t have = 0;
-    size_t b = 0;
-    while (have + s->mass[b] < want) /* the sum of all is at least that */
-        have += s->mass[b++];
+        s->mass[bucket_of(s->d[i]) / FINE] += units(s->w[i]);
+    size_t b = reached(s->mass, want, &have);
+    memset(s->mass, 0, FINE * sizeof *s->mass);
+    for (size_t i = 0; i < n; i++)
+        if (bucket_of(s->d[i]) / FINE == b)
+            s->mass[bucket_of(s->d[i]) % FINE] += units(s->w[i]);
+    b = b * FINE + reached(s->mass, want, &have);
 
     size_t in_bucket = 0;
-    for (size_t i = 0; i < n; i++)
-        if (bucket_of(s->d[i]) == b)
-            s->heap[in_bucket++] = s->id[i];
+    for (size_t i = 0; i < n; i++) {
+        s->heap[in_bucket] = s->id[i];
+        in_bucket += bucket_of(s->d[i]) == b;
+    }
     heapify(s->heap, in_bucket, x, false);
     uint32_t last = s->heap[0];
     while (in_bucket > 0 && have < want) {
         last = s->heap[0];
-        have += units(exp_neg((x[last] - x[best]) / temperature));
+        have += units(exp_neg(distance(r, x[last])));
         s->heap[0] = s->heap[--in_bucket];
         sift_down(s->heap, in_bucket, 0, x, false);
     }
 
     size_t kept = 0;
-    for (size_t i = 0; i < n; i++)
-        if (!ranks_before(x, last, s->id[i])) {
-            s->id[kept] = s->id[i];
-            s->w[kept++] = s->w[i];
-        }
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t id = s->id[i];
+        s->id[kept] = id;
+        s->w[kept] = s->w[i];
+        kept += (x[id] > x[last]) | ((x[id] == x[last]) & (id <= last));
+    }
     return kept;
 }
 
@@ -300,50 +432,95 @@ static size_t keep_min_p(nbi_sampler *s, size_t n, float min_p)
     return kept;
 }
 
+/* The random share of a weight: all * share / 2^24, rounded down; below `all`. */
+static uint64_t share_of(uint64_t all, uint32_t share)
+{
+    return (all >> 24) * share + ((all & 0xffffff) * share >> 24);
+}
+
 /* The candidate in whose part of the cumulated weight, in ascending order of ids, the random share falls. */
 static uint32_t draw(const nbi_sampler *s, size_t n, uint32_t share)
 {
-    const uint64_t all = total(s->w, n);
-    const uint64_t at = (all >> 24) * share + ((all & 0xffffff) * share >> 24); /* all * share / 2^24, rounded down */
+    const uint64_t at = share_of(total(s->w, n), share);
     uint64_t have = 0;
     size_t i = 0;
-    while ((have += units(s->w[i])) <= at) /* at < all */
+    while ((have += units(s->w[i])) <= at)
         i++;
     return s->id[i];
 }
 
-static uint64_t sum_of_weights(nbi_sampler *s, const float *x, float best)
+/* The same among all tokens. */
+static uint32_t draw_of_all(nbi_sampler *s, const row *r, uint32_t share)
 {
-    uint64_t sum = 0;
-    for (size_t i = 0; i < s->vocab; i++) {
-        float d = x[i] - best;
-        s->w[i] = exp_neg(d > EXP_MIN ? d : EXP_MIN);
+    const uint64_t at = share_of(weigh(s, r, NULL), share);
+    uint64_t have = 0;
+    size_t b = 0;
+    while (have + s->mass_of[b] <= at)
+        have += s->mass_of[b++];
+    for (size_t i = b * BLOCK;; i++) {
+        const float d = distance(r, r->x[i]);
+        if ((have += d >= EXP_MIN ? units(exp_neg(d)) : 0) > at)
+            return (uint32_t)i;
     }
-    for (size_t i = 0; i < s->vocab; i++)
-        sum += x[i] - best >= EXP_MIN ? units(s->w[i]) : 0;
-    return sum;
+}
+
+/* All tokens at temperature alone: those that keep_top_p() may keep, and what they must weigh. */
+static size_t candidates_for_top_p(nbi_sampler *s, const row *r, float top_p, uint64_t *want)
+{
+    uint64_t near[LEVELS] = {0};
+    int k = 0;
+    *want = (uint64_t)((double)weigh(s, r, near) * (double)top_p);
+    while (k < LEVELS && near[k] < *want)
+        k++;
+    return candidates(s, r, k < LEVELS ? levels[k] : EXP_MIN, NULL);
+}
+
+/* Those that keep_min_p() may keep: a hundredth is more than e^x is off. */
+static size_t candidates_for_min_p(nbi_sampler *s, const row *r, float min_p)
+{
+    int k = 0;
+    while (k < LEVELS && exp_neg(levels[k]) > min_p * 0.99f)
+        k++;
+    return candidates(s, r, k < LEVELS ? levels[k] : EXP_MIN, NULL);
+}
+
+static uint32_t choose(nbi_sampler *s, const row *r, const nbi_draw *how)
+{
+    uint64_t want = 0;
+    size_t n;
+    if (how->top_k > 0 && (size_t)how->top_k < s->vocab) {
+        select_best(s, (size_t)how->top_k, r->x);
+        const uint32_t last = s->heap[0];
+        n = candidates(s, r, EXP_MIN, &last);
+        want = (uint64_t)((double)total(s->w, n) * (double)how->top_p);
+    } else if (how->top_p < 1) {
+        n = candidates_for_top_p(s, r, how->top_p, &want);
+    } else if (how->min_p > 0) {
+        n = candidates_for_min_p(s, r, how->min_p);
+    } else {
+        return draw_of_all(s, r, how->share);
+    }
+    if (how->top_p < 1)
+        n = keep_top_p(s, r, n, want);
+    if (how->min_p > 0)
+        n = keep_min_p(s, n, how->min_p);
+    return draw(s, n, how->share);
 }
 
 void nbi_sampler_draw(nbi_sampler *s, const float *x, const nbi_draw *how, nbi_drawn *out)
 {
-    uint32_t best, choice;
+    uint32_t best;
     *out = (nbi_drawn){.token = -1};
-    if (!find_best(x, s->vocab, &best))
+    if (!find_best(s, x, &best))
         return;
-    choice = best;
-    if (how->temperature > 0) {
-        size_t n = candidates(s, x, best, how);
-        if (how->top_p < 1)
-            n = keep_top_p(s, x, best, n, how->temperature, how->top_p);
-        if (how->min_p > 0)
-            n = keep_min_p(s, n, how->min_p);
-        choice = draw(s, n, how->share);
-    }
+    row r = {x, x[best], how->temperature};
+    const uint32_t choice = how->temperature > 0 ? choose(s, &r, how) : best;
     out->token = (int32_t)choice;
     out->logit = x[choice];
-    out->best = x[best];
+    out->best = r.best;
+    r.temperature = 1;
     if (how->want_sum)
-        out->sum = sum_of_weights(s, x, x[best]);
+        out->sum = weigh(s, &r, NULL);
 }
 
 /* ---- from a request's parameters to what is drawn, and back ---- */
@@ -377,7 +554,7 @@ nb_status nbi_draw_result(const nbi_drawn *d, size_t n_history, int32_t *token, 
 /* The n best tokens. */
 static void alternatives(nbi_sampler *s, const float *x, size_t n, const nbi_drawn *d, nb_logprob *top)
 {
-    select_best(s->heap, n, x, s->vocab);
+    select_best(s, n, x);
     for (; n > 0; n--) { /* the worst leaves first */
         top[n - 1].token = (int32_t)s->heap[0];
         top[n - 1].logprob = log_prob(x[s->heap[0]], d);

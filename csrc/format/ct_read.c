@@ -69,15 +69,29 @@ static nb_status read_packed(const source *s, const nbi_tensor *t)
     if ((st = nbi_part_expect_shape(t, 2, (const size_t[]){w->n, row})) != NB_OK ||
         (st = check_weight_shape(s)) != NB_OK || (st = nbi_weight_alloc(w)) != NB_OK)
         return st;
-    uint32_t *words = malloc(row * 4);
-    if (!words)
-        return nbi_fail_nomem(t->name, row * 4);
-    for (size_t r = 0; r < w->n; r++) {
-        memcpy(words, (const char *)t->data + r * row * 4, row * 4);
-        nbi_ct_unpack(w->codes + r * w->k, words, w->k, w->scheme.bits);
+    bool failed = false;
+#pragma omp parallel reduction(|| : failed)
+    {
+        uint32_t *words = malloc(row * 4);
+        failed = !words;
+#pragma omp for schedule(static)
+        for (size_t r = 0; r < w->n; r++) {
+            if (failed)
+                continue;
+            memcpy(words, (const char *)t->data + r * row * 4, row * 4);
+            nbi_ct_unpack(w->codes + r * w->k, words, w->k, w->scheme.bits);
+        }
+        free(words);
     }
-    free(words);
-    return NB_OK;
+    return failed ? nbi_fail_nomem(t->name, row * 4) : NB_OK;
+}
+
+static bool within(const int8_t *codes, size_t n, int lo, int hi)
+{
+    bool bad = false;
+    for (size_t i = 0; i < n; i++)
+        bad |= codes[i] < lo || codes[i] > hi;
+    return !bad;
 }
 
 /* One code a byte; below 8 bits a byte can hold what is not a code. */
@@ -91,8 +105,14 @@ static nb_status read_unpacked(const source *s, const nbi_tensor *t)
     if ((st = nbi_part_expect_shape(t, 2, (const size_t[]){w->n, w->k})) != NB_OK ||
         (st = nbi_weight_alloc(w)) != NB_OK)
         return st;
-    memcpy(w->codes, t->data, t->bytes);
-    for (size_t i = 0; w->scheme.bits < 8 && i < t->bytes; i++)
+    bool bad = false;
+#pragma omp parallel for schedule(static) reduction(|| : bad)
+    for (size_t r = 0; r < w->n; r++) {
+        int8_t *row = w->codes + r * w->k;
+        memcpy(row, (const int8_t *)t->data + r * w->k, w->k);
+        bad = bad || !within(row, w->k, lo, hi);
+    }
+    for (size_t i = 0; bad && i < t->bytes; i++)
         if (w->codes[i] < lo || w->codes[i] > hi)
             return nbi_fail(NB_EFORMAT, "%s: tensor %s: row %zu column %zu has the code %d, expected %d to %d", t->file,
                             t->name, i / w->k, i % w->k, w->codes[i], lo, hi);

@@ -11,8 +11,10 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/checked.h"
+#include "base/hash.h"
 #include "base/json.h"
 
 #define HEADER_LIMIT ((size_t)100000000) /* the reference reader's */
@@ -453,6 +455,34 @@ const nbi_tensor *nbi_checkpoint_find(const nbi_checkpoint *c, const char *name)
 {
     nbi_tensor key = {.name = name};
     return c->n ? bsearch(&key, c->tensors, c->n, sizeof key, by_name) : NULL;
+}
+
+uint64_t nbi_checkpoint_stamp(const nbi_checkpoint *c)
+{
+    uint64_t h = 0;
+    for (size_t i = 0; i < c->n_files; i++) {
+        const char *slash = strrchr(c->files[i], '/'), *name = slash ? slash + 1 : c->files[i];
+        struct stat s;
+        if (stat(c->files[i], &s) != 0)
+            memset(&s, 0, sizeof s);
+        const int64_t facts[] = {(int64_t)s.st_size, (int64_t)s.st_mtim.tv_sec, (int64_t)s.st_mtim.tv_nsec};
+        h = nbi_hash(nbi_hash(h, name, strlen(name)), facts, sizeof facts);
+    }
+    return h;
+}
+
+void nbi_checkpoint_forget(const nbi_checkpoint *c, const nbi_tensor *t)
+{
+    (void)c;
+    nbi_map_forget(t->data, t->bytes);
+}
+
+void nbi_checkpoint_forget_module(const nbi_checkpoint *c, const char *module)
+{
+    const size_t len = strlen(module);
+    for (size_t i = 0; i < c->n; i++)
+        if (strncmp(c->tensors[i].name, module, len) == 0 && c->tensors[i].name[len] == '.')
+            nbi_checkpoint_forget(c, &c->tensors[i]);
 }
 
 size_t nbi_checkpoint_count(const nbi_checkpoint *c)

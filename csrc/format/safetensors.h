@@ -30,6 +30,11 @@ void nbi_checkpoint_close(nbi_checkpoint *c);
 const nbi_tensor *nbi_checkpoint_find(const nbi_checkpoint *c, const char *name); /* NULL: not there */
 size_t nbi_checkpoint_count(const nbi_checkpoint *c);
 const nbi_tensor *nbi_checkpoint_at(const nbi_checkpoint *c, size_t i); /* sorted by name */
+/* A hash of the files' names, sizes and times. */
+uint64_t nbi_checkpoint_stamp(const nbi_checkpoint *c);
+/* The data of a tensor, or of all tensors of a module ("NAME.weight" ...), has been used: its pages may go.  It can be read again. */
+void nbi_checkpoint_forget(const nbi_checkpoint *c, const nbi_tensor *t);
+void nbi_checkpoint_forget_module(const nbi_checkpoint *c, const char *module);
 
 /* Writing: declare every tensor, then give the data in the order of declaration; memory stays at one tensor.
  * Tensors are split over shards of at most max_shard_bytes (0: one file); names model.safetensors, or

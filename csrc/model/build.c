@@ -47,13 +47,39 @@ static void describe(const census *c, char out[64])
     snprintf(out, 64, "%s%s", c->name[best], c->n > 1 ? " mixed" : "");
 }
 
+/* The weight of a module: from the cache, and then *out is it, packed; else from the source, and *out is NULL. */
+static nb_status read_weight(nb_model *m, const nbi_source *src, const char *module, size_t n, size_t k, bool bias,
+                             nbi_weight *w, nbi_linear **out)
+{
+    nbi_packed want = {.n = n, .k = k, .bias = bias};
+    *out = NULL;
+    if (m->pack) {
+        nb_status st = src->scheme(src->self, module, n, k, &want.scheme, &want.dense);
+        if (st != NB_OK)
+            return st;
+        if (nbi_pack_take(m->pack, m->be, module, &want, w, out))
+            return NB_OK;
+    }
+    return src->linear(src->self, module, n, k, bias, w);
+}
+
 static nb_status pack(nb_model *m, const nbi_weight *w, const char *module, nbi_linear **out)
 {
-    nb_status st = m->be->ops->linear_create(m->be, out, w);
+    nb_status st = *out ? NB_OK : m->be->ops->linear_create(m->be, out, w);
     if (st != NB_OK)
         return nbi_fail_in(st, "%s: ", module);
     m->weight_bytes += m->be->ops->linear_bytes(*out);
     return NB_OK;
+}
+
+/* For the cache: w is as the source gave it. */
+static nb_status note(nb_model *m, const nbi_source *src, const char *module, const nbi_weight *w, const nbi_linear *l)
+{
+    nbi_packed want = {.n = w->n, .k = w->k};
+    nb_status st = m->pack ? src->scheme(src->self, module, w->n, w->k, &want.scheme, &want.dense) : NB_OK;
+    if (m->pack && st == NB_OK)
+        nbi_pack_note(m->pack, m->be, module, &want, w, l);
+    return st;
 }
 
 /* The embedding, or lm_head where `in` collects what it asks of its input. */
@@ -62,13 +88,14 @@ static nb_status load_table(nb_model *m, const nbi_source *src, const char *modu
 {
     nbi_weight w = {0};
     nb_status st;
-    NB_TRY(src->linear(src->self, module, m->cfg.vocab, m->cfg.hidden, false, &w));
+    NB_TRY(read_weight(m, src, module, m->cfg.vocab, m->cfg.hidden, false, &w, out));
     if (w.out_signs || (!in && w.in_signs))
         NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, which only %s be", module,
                         in ? "its inputs may" : "linear layers may"));
     if (in)
         NB_TRY(nbi_port_input_add(in, &w, module));
     NB_TRY(pack(m, &w, module, out));
+    NB_TRY(note(m, src, module, &w, *out));
 done:
     nbi_weight_free(&w);
     return st;
@@ -90,12 +117,13 @@ static nb_status load_proj(nb_model *m, const nbi_source *src, uint32_t layer, n
 {
     nbi_layer *l = &m->layers[layer];
     nbi_weight w = {0};
+    float *behind = NULL; /* the bias, where it belongs behind a rotation */
     size_t n, k;
     char module[96];
     nb_status st;
     nbi_proj_shape(&m->cfg, p, &n, &k);
     nbi_module_name(module, layer, p);
-    NB_TRY(src->linear(src->self, module, n, k, nbi_proj_has_bias(&m->cfg, p), &w));
+    NB_TRY(read_weight(m, src, module, n, k, nbi_proj_has_bias(&m->cfg, p), &w, &l->proj[p]));
     if (seen)
         count_scheme(seen, &w);
     NB_TRY(nbi_port_input_add(in, &w, module));
@@ -104,10 +132,14 @@ static nb_status load_proj(nb_model *m, const nbi_source *src, uint32_t layer, n
             nbi_fail_in(st, "%s: ", module);
             goto done;
         }
-        free(w.bias);
+        behind = w.bias;
         w.bias = NULL;
     }
-    NB_TRY(pack(m, &w, module, &l->proj[p]));
+    st = pack(m, &w, module, &l->proj[p]);
+    if (behind)
+        w.bias = behind;
+    if (st == NB_OK)
+        st = note(m, src, module, &w, l->proj[p]);
 done:
     nbi_weight_free(&w);
     return st;
@@ -142,12 +174,13 @@ static nb_status load_expert(nb_model *m, const nbi_source *src, const nbi_modul
 {
     nbi_weight w = {0};
     nb_status st;
-    NB_TRY(src->linear(src->self, at->name, at->n, at->k, at->bias, &w));
+    NB_TRY(read_weight(m, src, at->name, at->n, at->k, at->bias, &w, out));
     if (w.scheme.rotate_in || w.scheme.rotate_out)
         NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: is rotated, which experts and their routers cannot be", at->name));
     if (seen && at->proj != NBI_ROUTER)
         count_scheme(seen, &w);
     NB_TRY(pack(m, &w, at->name, out));
+    NB_TRY(note(m, src, at->name, &w, *out));
 done:
     nbi_weight_free(&w);
     return st;
@@ -293,7 +326,12 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
     census seen = {0};
     NB_TRY(build_frame(m));
     NB_TRY(make_room(m, src));
+    /* the tables first: while one is packed it is in memory twice, and the rest is not there yet */
     NB_TRY(load_table(m, src, "model.embed_tokens", &m->embed, NULL));
+    if (c->tied)
+        m->head = m->embed;
+    else
+        NB_TRY(load_head(m, src));
     for (uint32_t i = 0; i < c->n_layers; i++) {
         if (nbi_progress(cb, "load", "layers", i, c->n_layers, 0)) {
             st = nbi_fail(NB_ECANCELLED, "loading was cancelled");
@@ -302,11 +340,9 @@ nb_status nbi_model_build(nb_model *m, const nbi_source *src, const nb_callbacks
         NB_TRY(load_layer(m, src, i, &seen));
     }
     NB_TRY(load_norm(m, src, "model.norm.weight", c->hidden, &m->final_norm));
-    if (c->tied)
-        m->head = m->embed;
-    else
-        NB_TRY(load_head(m, src));
     describe(&seen, m->scheme);
+    if (m->pack)
+        nbi_pack_save(m->pack, cb);
     (void)nbi_progress(cb, "load", "layers", c->n_layers, c->n_layers, 0);
 done:
     return st;
@@ -378,6 +414,8 @@ nb_status nbi_model_new(nb_model **out, const nb_model_options *o, nb_callbacks 
         return st;
     }
     st = nbi_backend_set_gemm(m->be, opt.gemm, note);
+    if (st == NB_OK)
+        st = nbi_backend_set_pin(m->be, opt.pin);
     if (st != NB_OK) {
         nb_model_free(m);
         return st;
@@ -401,6 +439,7 @@ void nb_model_free(nb_model *m)
     ops->linear_free(m->be, m->embed);
     if (m->head_in)
         ops->transform_free(m->be, m->head_in);
+    nbi_pack_close(m->pack);
     free(m->layers);
     free(m->inv_freq);
     nb_tokenizer_free(m->tok);

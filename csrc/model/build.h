@@ -7,7 +7,8 @@
 typedef struct nbi_source {
     /* What linear() will give: the scheme (bits 0: dense) and, where it is dense, the type.  Reads no weights. */
     nb_status (*scheme)(void *self, const char *module, size_t n, size_t k, nbi_scheme *scheme, nbi_dtype *dense);
-    /* The weight of a linear layer (or of the embedding, module "model.embed_tokens") as the architecture expects it. */
+    /* The weight of a linear layer (or of the embedding, module "model.embed_tokens") as the architecture expects it; views
+     * that it holds are good until the next call. */
     nb_status (*linear)(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out);
     /* A norm's vector as fp32, [n]. */
     nb_status (*vector)(void *self, const char *name, size_t n, float *out);

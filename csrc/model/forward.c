@@ -12,10 +12,10 @@ struct nbi_workspace {
     nbi_step *step;
     float *x;      /* [rows][hidden]  residual stream */
     void *h;       /* [rows][hidden]  normed input of the next linear layers */
-    void *qkv;     /* [rows][n_heads + 2 n_kv_heads][head_dim] */
-    void *att;     /* [rows][n_heads][head_dim] */
+    void *att;     /* [rows][n_heads][head_dim], in the place of h, which has been read when it is written */
+    void *act;     /* [rows][ffn], likewise */
     void *gate_up; /* [rows][2][ffn] */
-    void *act;     /* [rows][ffn] */
+    void *qkv;     /* [rows][n_heads + 2 n_kv_heads][head_dim], in the place of gate_up */
     float *router; /* [rows][n_experts], and what experts() needs; nothing where there are none */
     void *experts;
     float *out;    /* [rows][out_width]  what a transform is about to place; nothing where no layer has one */
@@ -25,7 +25,7 @@ struct nbi_workspace {
     void *drawing; /* of sample() */
 };
 
-enum { N_PARTS = 13 };
+enum { N_PARTS = 10 };
 typedef struct part {
     void **p;
     size_t bytes; /* SIZE_MAX: too large */
@@ -35,6 +35,11 @@ static size_t floats(size_t rows, size_t k)
 {
     size_t n;
     return nbi_mul(rows, k, &n) && nbi_mul(n, sizeof(float), &n) ? n : SIZE_MAX;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
 }
 
 nbi_experts nbi_experts_of(const nbi_config *c, const nbi_layer *l)
@@ -64,11 +69,8 @@ static size_t parts(part out[N_PARTS], nbi_workspace *w, const nb_model *m, size
     size_t (*act)(nbi_backend *, size_t, size_t) = m->be->ops->act_bytes;
     const part p[N_PARTS] = {
         {(void **)&w->x, floats(rows, c->hidden)},
-        {&w->h, act(m->be, most, c->hidden)},
-        {&w->qkv, act(m->be, rows, qkv)},
-        {&w->att, act(m->be, rows, q)},
-        {&w->gate_up, act(m->be, rows, 2 * ffn)},
-        {&w->act, act(m->be, rows, ffn)},
+        {&w->h, larger(act(m->be, most, c->hidden), larger(act(m->be, rows, q), act(m->be, rows, ffn)))},
+        {&w->gate_up, larger(act(m->be, rows, qkv), act(m->be, rows, 2 * ffn))},
         {(void **)&w->router, floats(rows, c->n_experts)},
         {&w->experts, experts_bytes(m, rows)},
         {(void **)&w->out, floats(rows, m->out_width)},
@@ -128,6 +130,8 @@ nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi
     for (int i = 0; i < N_PARTS; i++)
         if (p[i].bytes)
             NB_TRY(m->be->ops->alloc(m->be, p[i].p, p[i].bytes, "the workspace"));
+    w->att = w->act = w->h;
+    w->qkv = w->gate_up;
     const nbi_step_limits step = step_limits(m, lim);
     NB_TRY(m->be->ops->step_create(m->be, &w->step, &step));
     *out = w;
@@ -141,8 +145,8 @@ void nbi_workspace_free(nbi_workspace *w)
 {
     if (!w)
         return;
-    void *all[N_PARTS] = {w->x,       w->h,   w->qkv,  w->att,    w->gate_up, w->act,    w->router,
-                          w->experts, w->out, w->last, w->logits, w->scratch, w->drawing};
+    void *all[N_PARTS] = {w->x,   w->h,    w->gate_up, w->router,  w->experts,
+                          w->out, w->last, w->logits,  w->scratch, w->drawing};
     w->be->ops->step_free(w->be, w->step);
     for (int i = 0; i < N_PARTS; i++)
         w->be->ops->release(w->be, all[i]);

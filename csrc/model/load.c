@@ -1,13 +1,19 @@
 /* nb_model_load: a Hugging Face folder. */
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "backend/kv.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/options.h"
 #include "format/quantized.h"
 #include "format/safetensors.h"
 #include "model/build.h"
@@ -17,27 +23,42 @@
 typedef struct folder {
     nbi_checkpoint *ckpt;
     nbi_quant_config *quant; /* NULL: dense */
+    char last[128];          /* the module that linear() gave last: packed when the next one is asked for */
 } folder;
 
-/* Inf and NaN have all exponent bits set: one integer test an element. */
+/* Inf and NaN have all exponent bits set: one integer test an element, of n halves or (words) floats. */
+static bool any_bad(const unsigned char *p, size_t n, uint32_t mask, bool words)
+{
+    uint32_t bad = 0;
+    if (words)
+        for (size_t i = 0; i < n; i++) {
+            uint32_t u;
+            memcpy(&u, p + 4 * i, 4);
+            bad |= (u & mask) == mask;
+        }
+    else
+        for (size_t i = 0; i < n; i++) {
+            uint16_t u;
+            memcpy(&u, p + 2 * i, 2);
+            bad |= (u & mask) == mask;
+        }
+    return bad;
+}
+
 static size_t first_bad(const nbi_weight *w)
 {
-    size_t n = w->n * w->k;
+    const uint32_t mask = w->dense_dtype == NBI_F32 ? 0x7f800000u : w->dense_dtype == NBI_F16 ? 0x7c00u : 0x7f80u;
+    const size_t size = nbi_dtype_size(w->dense_dtype);
     const unsigned char *p = w->dense;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u = 0;
-        if (w->dense_dtype == NBI_F32) {
-            memcpy(&u, p + 4 * i, 4);
-            if ((u & 0x7f800000u) == 0x7f800000u)
-                return i;
-        } else {
-            uint32_t mask = w->dense_dtype == NBI_F16 ? 0x7c00u : 0x7f80u;
-            memcpy(&u, p + 2 * i, 2);
-            if ((u & mask) == mask)
-                return i;
-        }
-    }
-    return n;
+    size_t row = w->n;
+#pragma omp parallel for schedule(static) reduction(min : row)
+    for (size_t r = 0; r < w->n; r++)
+        if (r < row && any_bad(p + r * w->k * size, w->k, mask, size == 4))
+            row = r;
+    size_t i = row * w->k;
+    while (i < w->n * w->k && !any_bad(p + i * size, 1, mask, size == 4))
+        i++;
+    return i;
 }
 
 nb_status nbi_check_finite(const nbi_weight *w, const char *name)
@@ -90,6 +111,9 @@ static nb_status folder_scheme(void *self, const char *module, size_t n, size_t 
 static nb_status folder_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
 {
     folder *f = self;
+    if (f->last[0])
+        nbi_checkpoint_forget_module(f->ckpt, f->last);
+    snprintf(f->last, sizeof f->last, "%s", module);
     return nbi_read_linear(out, f->ckpt, f->quant, module, n, k, bias);
 }
 
@@ -103,6 +127,7 @@ static nb_status folder_vector(void *self, const char *name, size_t n, float *ou
         return nbi_fail(NB_EFORMAT, "%s: %s is %s with %u dimensions and %zu elements, expected float [%zu]", t->file,
                         name, nbi_dtype_name(t->dtype), t->n_dims, t->n_elements, n);
     nbi_to_f32(out, t->data, t->dtype, n);
+    nbi_checkpoint_forget(f->ckpt, t);
     for (size_t i = 0; i < n; i++)
         if (!isfinite(out[i]))
             return nbi_fail(NB_EFORMAT, "%s: element %zu of %s is NaN or infinite", t->file, i, name);
@@ -153,6 +178,7 @@ uint64_t nbi_model_fingerprint(const nbi_checkpoint *c, const json_t *config)
         size_t part = t->bytes < 64 ? t->bytes : 64, rest = t->bytes - part;
         for (int k = 0; k < 3; k++)
             h = mix(h, (const char *)t->data + rest / 2 * (size_t)k, part);
+        nbi_checkpoint_forget(c, t);
     }
     return h;
 }
@@ -190,6 +216,44 @@ done:
     return st;
 }
 
+/* The tokenizer is read beside the weights: it takes one core about as long as verifying 1 GB of packed weights takes all. */
+typedef struct reading {
+    pthread_t thread;
+    bool runs;
+    nb_model *m;
+    const char *path;
+    nb_status st;
+    char error[1024];
+} reading;
+
+static void *read_tokenizer(void *arg)
+{
+    reading *r = arg;
+    r->st = load_tokenizer(r->m, r->path);
+#ifdef __GLIBC__
+    (void)malloc_trim(0); /* the parsed file was several times its size */
+#endif
+    snprintf(r->error, sizeof r->error, "%s", r->st == NB_OK ? "" : nb_last_error());
+    return NULL;
+}
+
+static void start_tokenizer(reading *r, nb_model *m, const char *path)
+{
+    *r = (reading){.m = m, .path = path};
+    r->runs = pthread_create(&r->thread, NULL, read_tokenizer, r) == 0;
+    if (!r->runs)
+        read_tokenizer(r);
+}
+
+/* `st` is what became of the rest; the tokenizer's failure is told first, as files are read in that order. */
+static nb_status finish_tokenizer(reading *r, nb_status st)
+{
+    if (r->runs)
+        pthread_join(r->thread, NULL);
+    r->runs = false;
+    return r->st == NB_OK ? st : nbi_fail(r->st, "%s", r->error);
+}
+
 /* What the checkpoint says of the KV cache: how keys are stored, and the type where nobody asks for one. */
 static nb_status set_kv(nb_model *m, nbi_quant_model q, const char *where)
 {
@@ -198,12 +262,24 @@ static nb_status set_kv(nb_model *m, nbi_quant_model q, const char *where)
     return st == NB_OK ? st : nbi_fail_in(NB_EFORMAT, "%s: kv_cache: dtype: ", where);
 }
 
+static nb_status open_pack(nb_model *m, const nbi_checkpoint *c, const nb_model_options *given, const nb_callbacks *cb)
+{
+    nb_model_options o;
+    nb_model_options_init(&o);
+    nb_status st = nbi_take_options(&o, sizeof o, given, "nb_model_options");
+    if (st != NB_OK)
+        return st;
+    const uint64_t source[] = {m->hash, nbi_checkpoint_stamp(c)};
+    return nbi_pack_open(&m->pack, m->be, o.pack_cache, m->path, m->hash, nbi_hash(0, source, sizeof source), cb);
+}
+
 nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options *o)
 {
     nb_status st;
     nb_model *m = NULL;
     nb_callbacks cb = {0};
     folder f = {0};
+    reading r;
     json_t *config = NULL;
     char where[1100];
     if (!out || !path)
@@ -217,8 +293,11 @@ nb_status nb_model_load(nb_model **out, const char *path, const nb_model_options
     NB_TRY(set_kv(m, nbi_quant_model_of(f.quant), where));
     NB_TRY(nbi_checkpoint_open(&f.ckpt, path));
     m->hash = nbi_model_fingerprint(f.ckpt, config);
-    NB_TRY(load_tokenizer(m, path));
-    NB_TRY(nbi_model_build(m, &(nbi_source){folder_scheme, folder_linear, folder_vector, &f}, &cb));
+    start_tokenizer(&r, m, path);
+    st = open_pack(m, f.ckpt, o, &cb);
+    if (st == NB_OK)
+        st = nbi_model_build(m, &(nbi_source){folder_scheme, folder_linear, folder_vector, &f}, &cb);
+    NB_TRY(finish_tokenizer(&r, st));
     *out = m;
     m = NULL;
 done:

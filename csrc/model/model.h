@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
+#include "model/pack_cache.h"
 
 typedef struct nbi_layer {
     float *attn_norm, *ffn_norm;    /* device fp32 [hidden] */
@@ -26,6 +27,7 @@ struct nb_model {
     nbi_transform *head_in; /* of what lm_head reads; NULL: none */
     size_t out_width;       /* outputs of the widest layer with a transform behind it; 0: there is none */
     float *inv_freq;        /* host [head_dim/2] */
+    nbi_pack_cache *pack;   /* packed weights in a file; NULL: none */
     uint64_t weight_bytes;
     char path[1024];
     char scheme[64];

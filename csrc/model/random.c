@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/options.h"
 #include "base/rng.h"
 #include "model/build.h"
 #include "quant/recipe.h"
@@ -134,6 +135,16 @@ static nb_status dice_vector(void *self, const char *name, size_t n, float *out)
     return NB_OK;
 }
 
+static nb_status refuse_cache(const nb_model_options *given)
+{
+    nb_model_options o;
+    nb_model_options_init(&o);
+    nb_status st = nbi_take_options(&o, sizeof o, given, "nb_model_options");
+    return st != NB_OK || !o.pack_cache || strcmp(o.pack_cache, "off") == 0
+               ? st
+               : nbi_fail(NB_EINVAL, "pack_cache is \"%s\", but random weights come from no file", o.pack_cache);
+}
+
 nb_status nb_model_random(nb_model **out, const char *shape, const char *recipe, const nb_model_options *o)
 {
     nb_status st;
@@ -145,6 +156,7 @@ nb_status nb_model_random(nb_model **out, const char *shape, const char *recipe,
         return nbi_fail(NB_EINVAL, "nb_model_random: out and shape must not be NULL");
     *out = NULL;
     NB_TRY(nbi_model_new(&m, o, &cb));
+    NB_TRY(refuse_cache(o));
     snprintf(m->path, sizeof m->path, "%s", shape);
     NB_TRY(nbi_json_load(&config, shape));
     NB_TRY(nbi_config_parse(&m->cfg, config, shape));

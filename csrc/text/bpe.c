@@ -41,18 +41,19 @@ nb_status nbi_bpe_add(nbi_bpe *b, const nbi_vocab *v, uint32_t rank, const char 
     if (l < 0 || r < 0)
         return nbi_fail(NB_EFORMAT, "%s: merge %u joins \"%.*s\", which is not in the vocabulary", where, rank,
                         (int)((l < 0 ? nl : nr) & 0xff), l < 0 ? left : right);
-    nbi_str joined = {0};
-    size_t skip = b->prefix ? strlen(b->prefix) : 0;
-    nbi_str_add(&joined, left, nl);
-    nbi_str_add(&joined, right + (skip < nr ? skip : 0), nr - (skip < nr ? skip : 0));
-    int32_t id = joined.failed ? -1 : nbi_vocab_find(v, joined.data, joined.len);
+    char small[256], *joined = nl + nr < sizeof small ? small : malloc(nl + nr + 1);
+    const size_t prefix = b->prefix ? strlen(b->prefix) : 0, skip = prefix < nr ? prefix : 0;
     nb_status st = NB_OK;
-    if (joined.failed)
-        st = nbi_fail_nomem("a merge", nl + nr);
-    else if (id < 0)
-        st = nbi_fail(NB_EFORMAT, "%s: merge %u gives \"%.100s\", which is not in the vocabulary", where, rank,
-                      joined.data);
-    nbi_str_free(&joined);
+    if (!joined)
+        return nbi_fail_nomem("a merge", nl + nr);
+    memcpy(joined, left, nl);
+    memcpy(joined + nl, right + skip, nr - skip);
+    joined[nl + nr - skip] = 0;
+    int32_t id = nbi_vocab_find(v, joined, nl + nr - skip);
+    if (id < 0)
+        st = nbi_fail(NB_EFORMAT, "%s: merge %u gives \"%.100s\", which is not in the vocabulary", where, rank, joined);
+    if (joined != small)
+        free(joined);
     if (st != NB_OK)
         return st;
     uint64_t pair = (uint64_t)(uint32_t)l << 32 | (uint32_t)r;

@@ -51,7 +51,7 @@ class nb_callbacks(Structure):
 
 class nb_model_options(Structure):
     _fields_ = [("struct_size", c_size_t), ("device", c_char_p), ("threads", c_int32), ("callbacks", nb_callbacks),
-                ("act_dtype", c_char_p), ("gemm", c_char_p)]
+                ("act_dtype", c_char_p), ("gemm", c_char_p), ("pack_cache", c_char_p), ("pin", c_char_p)]
 
 
 class nb_model_info(Structure):

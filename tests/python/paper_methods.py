@@ -60,6 +60,32 @@ def on_grid(g, bits, symmetric, shrink):
     return (codes(g, s, z, bits) - z) * s.astype(np.float64)
 
 
+# ---- ranges of activations: docs/recipes.md, Migacz 2017 -----------------------------------------------------------------
+def clipped_error(x, bits, amax):
+    """Mean squared error on the symmetric grid of a clip"""
+    s = amax / ((2 ** bits - 1) / 2)
+    half = 1 << (bits - 1)
+    return ((np.clip(np.rint(x / s), -half, half - 1) * s - x) ** 2).mean()
+
+
+def entropies(bins, levels):
+    """KL(P || Q) of clips at the ends of bins levels .. len(bins) of |x|: P saturated, Q in levels."""
+    bins = bins.astype(np.float64)
+    bins[0] = bins[1]
+    out = {}
+    for i in range(levels, len(bins) + 1):
+        p, own = bins[:i].copy(), bins[:i]
+        p[-1] += bins[i:].sum()
+        level = np.arange(i) * levels // i
+        there = own > 0
+        mass, count = np.bincount(level, own, levels), np.bincount(level, there, levels)
+        q = np.where(there, (mass / np.maximum(count, 1))[level], 0)
+        p, q = p / p.sum(), q / q.sum()
+        at = p > 0
+        out[i] = np.inf if (q[at] == 0).any() else (p[at] * np.log(p[at] / q[at])).sum()
+    return out
+
+
 # ---- clips -----------------------------------------------------------------------------------------------------------
 def clip_weights_loss(w, bits, symmetric, group):
     """GPTQ's own search: 1 - i/100 for i = 0 .. 79, here with squares"""

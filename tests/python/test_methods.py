@@ -19,6 +19,10 @@ CTX = 128
 PROJ = list(tiny.PORTS)
 
 
+def windows(ids, size):
+    return [ids[at:at + size] for at in range(0, len(ids), size)]
+
+
 class Setup:
     """A model, its weights and text, and what every recipe makes of it."""
 
@@ -65,19 +69,22 @@ def one(nibble, tmp_path_factory, demo, demo_text):
     return Setup(nibble, tmp_path_factory.mktemp("one"), demo, demo_text)
 
 
+@pytest.fixture(scope="module")
+def inputs(one):
+    """name -> what the layer sees of the whole text, in double"""
+    seen = [tiny.forward(one.weights, w)[1] for w in windows(one.ids, CTX)]
+    return {name: np.concatenate([s[0, port] for s in seen]) for name, port in tiny.PORTS.items()}
+
+
 def weights(bits, symmetric=True, group=0, strategy=None):
     w = {"bits": bits, "symmetric": symmetric, "strategy": strategy or ("group" if group else "channel")}
     return w | ({"group_size": group} if group else {})
 
 
 # ---- what all start from ----------------------------------------------------------------------------------------------
-def test_statistics_are_those_of_the_model_in_double(one):
-    seen = {}
-    for at in range(0, len(one.ids), CTX):
-        for (_, port), x in tiny.forward(one.weights, one.ids[at:at + CTX])[1].items():
-            seen.setdefault(port, []).append(x)
-    for port, parts in seen.items():
-        x = np.concatenate(parts)
+def test_statistics_are_those_of_the_model_in_double(one, inputs):
+    for name in ("q_proj", "o_proj", "gate_proj", "down_proj"):
+        x, port = inputs[name], tiny.PORTS[name]
         get = lambda what: one.stats[f"layers.0.{port}.{what}"]
         h, diagonal = x.T @ x, np.sqrt((x * x).sum(0))
         assert np.abs(get("gram") - h).max(initial=0, where=np.outer(diagonal, diagonal) == 0) == 0
@@ -105,6 +112,39 @@ def test_rtn_of_a_whole_matrix(one):
     q, s, _ = paper.rtn(w.reshape(1, -1), 8, True)
     l = made.layer(tiny.module(0, "down_proj"), 8)
     assert (l.codes == q.reshape(w.shape)).all() and (l.scale == s).all()
+
+
+# ---- static activations -----------------------------------------------------------------------------------------------
+def static_scales(one, method, symmetric=True, **more):
+    made = one.quantize({"weights": weights(8), "activations": {"strategy": "tensor", "symmetric": symmetric},
+                         "calibration": {"method": method} | more}, calib=one.text, calib_ctx=CTX)
+    return {m["module"].rsplit(".", 1)[1]: (m["input_scale"], m["input_zero_point"]) for m in made.report["modules"]}
+
+
+def test_static_ranges_are_those_of_their_formulas(one, inputs):
+    """Extremes exactly; the others to what a histogram of 2048 bins resolves."""
+    for name, x in inputs.items():
+        width = 2.0 ** np.ceil(np.log2(np.abs(x).max())) / 2048
+        assert static_scales(one, "minmax")[name][0] == pytest.approx(np.abs(x).max() / 127.5, rel=1e-4)
+        scale, zero = static_scales(one, "minmax", symmetric=False)[name]
+        assert scale == pytest.approx((x.max() - x.min()) / 255, rel=1e-4)
+        assert abs(zero + 128 - (0 - x.min()) / scale) <= 0.51
+        got = 127.5 * static_scales(one, "percentile", percentile=99.0)[name][0]
+        assert abs(got - np.percentile(np.abs(x), 99)) <= 1.01 * width
+        got = paper.clipped_error(x, 8, 127.5 * static_scales(one, "mse")[name][0])
+        least = min(paper.clipped_error(x, 8, f * np.abs(x).max()) for f in np.linspace(0.05, 1, 191))
+        assert got <= 1.01 * least, name
+
+
+def test_the_entropy_of_a_clip_is_the_least(one, inputs):
+    for name in ("q_proj", "down_proj"):
+        x = np.abs(inputs[name])
+        width = 2.0 ** np.ceil(np.log2(x.max())) / 2048
+        kl = paper.entropies(np.bincount(np.minimum((x / width).astype(int), 2047).ravel(), minlength=2048), 128)
+        at = 127.5 * static_scales(one, "kl")[name][0] / width
+        last = int(np.ceil(x.max() / width))  # clips beyond the largest number are that number
+        assert abs(at - round(at)) < 1e-3 or round(at) == last, name
+        assert kl[round(at)] <= 1.01 * min(kl.values()), name
 
 
 # ---- clips ------------------------------------------------------------------------------------------------------------
@@ -354,7 +394,8 @@ def test_a_mixture_is_the_best_of_all_assignments(one, bits, by):
 def test_the_costs_of_a_mixture_are_errors_and_divergences(one):
     made = one.quantize({"weights": weights(4, False, 64), "search": {"target_bits": 5.5, "windows": 9, "choices": CHOICES}},
                         calib=one.text, **MIXED)
-    dense = [tiny.forward(one.weights, one.ids[at:at + CTX]) for at in range(0, 4 * CTX, CTX)]
+    text = windows(one.ids[:4 * CTX], CTX)
+    dense = [tiny.forward(one.weights, w) for w in text]
     for row, name in zip(made.report["search"]["modules"], PROJ):
         w, x = one.weight(name), np.concatenate([seen[0, tiny.PORTS[name]] for _, seen in dense])
         for i, c in enumerate(CHOICES[:4]):
@@ -365,7 +406,7 @@ def test_the_costs_of_a_mixture_are_errors_and_divergences(one):
             assert row["choices"][i]["error"] == pytest.approx(error, rel=1e-3)
             if i == 0 and name in ("k_proj", "down_proj"):
                 other = one.weights | {tiny.module(0, name) + ".weight": values}
-                kl = [tiny.divergence(d[0], tiny.forward(other, one.ids[at * CTX:(at + 1) * CTX])[0]) for at, d in enumerate(dense)]
+                kl = [tiny.divergence(d[0], tiny.forward(other, w)[0]) for d, w in zip(dense, text)]
                 assert row["choices"][i]["kl"] == pytest.approx(np.mean(kl), rel=0.02), name
         assert row["choices"][4]["error"] == row["choices"][4]["kl"] == 0
 
@@ -373,9 +414,8 @@ def test_the_costs_of_a_mixture_are_errors_and_divergences(one):
 # ---- the KV cache -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind, store", [("int8", paper.kv_int8), ("int4", paper.kv_int4)])
 def test_a_quantized_cache_moves_the_logits_as_its_formula_does(nibble, one, kind, store):
-    windows = [one.ids[at:at + CTX] for at in range(0, 4 * CTX, CTX)]
     want = [tiny.divergence(tiny.forward(one.weights, w)[0], tiny.forward(one.weights, w, store_k=store, store_v=store)[0])[:-1]
-            for w in windows]
+            for w in windows(one.ids[:4 * CTX], CTX)]
     with nibble.Model(one.model) as m, nibble.Model(one.model) as base:
         got = nibble.evaluate(m, one.text, ctx=CTX, base=base, max_windows=4, kv_dtype=kind)
     assert got["mean_kld"] == pytest.approx(np.mean(want), rel=0.02)

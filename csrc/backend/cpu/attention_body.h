@@ -16,7 +16,7 @@
 #define V16_ATT_SUMS 4 /* sums of sixteen lanes that a tile keeps in registers: 4 or 16 */
 #endif
 
-#define ATT_GROUP   4 /* pages that are made fp32 together */
+#define ATT_GROUP   4 /* most pages that are made fp32 together */
 #define ATT_CHUNK   NBI_ATTN_CHUNK
 #define CHUNK_PAGES (ATT_CHUNK / NBI_PAGE_TOKENS)
 #define ATT_BLOCK   8 /* queries that are packed side by side: q[d][8] */
@@ -24,6 +24,7 @@
 typedef struct att {
     const nbi_cpu_attend *a;
     size_t D, Dp, n; /* n queries; Dp: D rounded up to sixteen */
+    size_t group;    /* pages that are made fp32 together: no more than the first-level cache has room for */
     float *q;        /* [n/8][D][8], times the scale */
     float *s;        /* [n][ATT_CHUNK] scores, then p */
     float *o, *out;  /* [n][Dp] of a chunk; of all chunks so far */
@@ -150,9 +151,9 @@ typedef struct att_group {
 static void att_look_ahead(const att *t, att_group *g, bool values, size_t c, size_t at, size_t n)
 {
     const nbi_cpu_attend *a = t->a;
-    const bool last = at + ATT_GROUP >= n, turn = last && (!values || c + 1 < a->c1);
+    const bool last = at + t->group >= n, turn = last && (!values || c + 1 < a->c1);
     const void *cache = values != turn ? a->kv->v : a->kv->k;
-    size_t from = c * CHUNK_PAGES + (last ? 0 : at + ATT_GROUP), end = c * CHUNK_PAGES + n;
+    size_t from = c * CHUNK_PAGES + (last ? 0 : at + t->group), end = c * CHUNK_PAGES + n;
     if (turn && values) {
         from = (c + 1) * CHUNK_PAGES;
         end = from + 1; /* the next chunk has a page at least */
@@ -165,7 +166,7 @@ static void att_look_ahead(const att *t, att_group *g, bool values, size_t c, si
 static att_group att_open_group(const att *t, bool values, size_t c, size_t at, size_t n)
 {
     const nbi_kv_type type = t->a->kv->type;
-    att_group g = {.n = n - at < ATT_GROUP ? n - at : ATT_GROUP, .first = at};
+    att_group g = {.n = n - at < t->group ? n - at : t->group, .first = at};
     for (size_t i = 0; i < g.n; i++) {
         const char *block = att_block(t->a, values ? t->a->kv->v : t->a->kv->k, c * CHUNK_PAGES + at + i);
         float *to = t->pages + i * NBI_PAGE_TOKENS * t->Dp;
@@ -258,6 +259,8 @@ V16_INLINE void att_scores_of(const att *t, const att_group *g, const float *q, 
     size_t i = 0;
     for (; g->n - i >= (size_t)ATT_WIDTH(Q); i += ATT_WIDTH(Q))
         att_scores(t, g, i, q, s + 16 * i, Q, ATT_WIDTH(Q));
+    for (; ATT_WIDTH(Q) > 2 && g->n - i >= 2; i += 2)
+        att_scores(t, g, i, q, s + 16 * i, Q, ATT_WIDTH(Q) > 2 ? 2 : 1);
     for (; i < g->n; i++)
         att_scores(t, g, i, q, s + 16 * i, Q, 1);
 }
@@ -309,7 +312,7 @@ static void att_values_tile(const att *t, const att_group *g, att_span k, size_t
 
 static void att_chunk_scores(const att *t, size_t c, size_t n_pages)
 {
-    for (size_t at = 0; at < n_pages; at += ATT_GROUP) {
+    for (size_t at = 0; at < n_pages; at += t->group) {
         const att_group g = att_open_group(t, false, c, at, n_pages);
         for (size_t i = 0, step; i < t->n; i += step) {
             step = att_tile(t->n - i);
@@ -376,7 +379,7 @@ static void att_tile_values(const att *t, const att_group *g, size_t c, size_t f
 
 static void att_chunk_values(const att *t, size_t c, size_t n_pages)
 {
-    for (size_t at = 0; at < n_pages; at += ATT_GROUP) {
+    for (size_t at = 0; at < n_pages; at += t->group) {
         const att_group g = att_open_group(t, true, c, at, n_pages);
         for (size_t i = 0; g.scale[0] && i < t->n; i++)
             for (size_t p = 0; p < g.n; p++) {
@@ -432,8 +435,10 @@ static void att_finish(const att *t)
 static att att_open(const nbi_cpu_attend *a)
 {
     const size_t D = a->kv->head_dim, Dp = (D + 15) & ~(size_t)15, Q = NBI_CPU_ATT_QUERIES;
-    att t = {.a = a, .D = D, .Dp = Dp, .n = a->rows * a->heads};
+    att t = {.a = a, .D = D, .Dp = Dp, .n = a->rows * a->heads, .group = ATT_GROUP};
     float *at = a->scratch;
+    if (D > 64 && a->kv->type != NBI_KV_F32)
+        t.group = 2;
     t.q = at;
     t.s = at += Q * Dp;
     t.o = at += Q * ATT_CHUNK;

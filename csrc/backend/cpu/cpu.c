@@ -3,12 +3,13 @@
  * Activations are fp32 in host memory, so upload and download are copies and nothing is asynchronous. */
 #include "backend/cpu/cpu.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include "base/checked.h"
@@ -17,6 +18,8 @@
 
 static void destroy(nbi_backend *b)
 {
+    nbi_cpu_free_arena(nbi_cpu_of(b));
+    free(nbi_cpu_of(b)->pin);
     free(b);
 }
 
@@ -55,9 +58,13 @@ static const nbi_backend_ops cpu_ops = {
     .free_bytes = nbi_cpu_free_bytes,
     .act_bytes = nbi_cpu_act_bytes,
     .linear_create = nbi_cpu_linear_create,
+    .layout = NBI_CPU_LAYOUT,
+    .linear_save = nbi_cpu_linear_save,
+    .linear_load = nbi_cpu_linear_load,
     .linear_free = nbi_cpu_linear_free,
     .linear_bytes = nbi_cpu_linear_bytes,
     .linear_form = nbi_cpu_linear_form,
+    .reserve = nbi_cpu_reserve,
     .linear_plan = nbi_cpu_linear_plan,
     .scratch_bytes = nbi_cpu_scratch_bytes,
     .transform_create = nbi_cpu_transform_create,
@@ -98,12 +105,26 @@ static bool has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
            (c & bit_F16C);
 }
+static bool has_avxvnni(void)
+{
+    unsigned a = 0, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
 /* Without VNNI the AVX2 kernels serve: a 512-bit integer kernel of its own would gain little there. */
 static bool has_avx512(void)
 {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
+}
+#elif defined(__aarch64__)
+static bool has_dot(void)
+{
+    return getauxval(AT_HWCAP) & 1ul << 20; /* HWCAP_ASIMDDP; older headers lack these names */
+}
+static bool has_i8mm(void)
+{
+    return has_dot() && getauxval(AT_HWCAP2) & 1ul << 13; /* HWCAP2_I8MM */
 }
 #endif
 
@@ -113,42 +134,51 @@ static const struct {
 } isas[] = {
 #if defined(__x86_64__)
     {&nbi_cpu_avx512, has_avx512},
+    {&nbi_cpu_avxvnni, has_avxvnni},
+    /* its AVX-512 encoding: only ever asked for by name */
+    {&nbi_cpu_avxvnni_evex, has_avx512},
     {&nbi_cpu_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&nbi_cpu_neon_i8mm, has_i8mm},
+    {&nbi_cpu_neon_dot, has_dot},
+    {&nbi_cpu_neon, always},
 #endif
     {&nbi_cpu_scalar, always},
 };
+enum { N_ISAS = sizeof isas / sizeof *isas };
+
+const char *nbi_cpu_isa(size_t i)
+{
+    return i < N_ISAS ? isas[i].kern->isa : NULL;
+}
+
+/* "scalar, avx2, avxvnni or avx512" */
+static const char *isa_names(char *text, size_t size)
+{
+    size_t used = 0;
+    for (size_t i = N_ISAS; i-- > 0;)
+        if (i == 0 || strcmp(isas[i].kern->isa, isas[i - 1].kern->isa) != 0)
+            used += (size_t)snprintf(text + used, size - used, "%s%s", i == N_ISAS - 1 ? "" : (i ? ", " : " or "),
+                                     isas[i].kern->isa);
+    return text;
+}
 
 static nb_status choose_isa(const nbi_cpu_kernels **out)
 {
-    const char *want = getenv("NB_CPU_ISA");
-    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+    const char *want = getenv("NB_CPU_ISA"), *missing = NULL;
+    char names[128];
+    for (size_t i = 0; i < N_ISAS; i++) {
         if (want && *want && strcmp(want, isas[i].kern->isa) != 0)
             continue;
         if (isas[i].present()) {
             *out = isas[i].kern;
             return NB_OK;
         }
-        if (want && *want)
-            return nbi_fail(NB_ENODEVICE, "NB_CPU_ISA is \"%s\", but this machine has no %s", want, isas[i].kern->name);
+        missing = isas[i].kern->name;
     }
-    return nbi_fail(NB_EINVAL, "NB_CPU_ISA is \"%s\": expected scalar%s", want,
-#if defined(__x86_64__)
-                    ", avx2 or avx512"
-#else
-                    " on this kind of machine"
-#endif
-    );
-}
-
-/* The cores this process may run on, which taskset and container limits reduce. */
-static int available_cores(void)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) != 0)
-        return 1;
-    int n = CPU_COUNT(&set);
-    return n > 0 ? n : 1;
+    if (missing)
+        return nbi_fail(NB_ENODEVICE, "NB_CPU_ISA is \"%s\", but this machine has no %s", want, missing);
+    return nbi_fail(NB_EINVAL, "NB_CPU_ISA is \"%s\": expected %s", want, isa_names(names, sizeof names));
 }
 
 nb_status nbi_cpu_create(nbi_backend **out, int threads)
@@ -163,7 +193,7 @@ nb_status nbi_cpu_create(nbi_backend **out, int threads)
     if (!c)
         return nbi_fail_nomem("a backend", sizeof *c);
     c->kern = kern;
-    c->threads = threads ? threads : available_cores();
+    c->threads = threads ? threads : nbi_cpu_available_cores();
     c->base.ops = &cpu_ops;
     c->base.name = "cpu";
     c->base.threads = (uint32_t)c->threads;

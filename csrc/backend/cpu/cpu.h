@@ -1,7 +1,7 @@
 /* The CPU backend inside: packed weights, and the table of kernels that each instruction set fills.
  *
  * Body x targets: the kernels are written once (*_body.h) over sixteen lanes of fp32, and compiled once for each
- * instruction set on top of v16_scalar.h, v16_avx2.h or v16_avx512.h.  A lane sees the same fp32 operations in the same
+ * instruction set on top of v16_scalar.h, v16_avx2.h, v16_avx512.h or v16_neon.h.  A lane sees the same fp32 operations in the same
  * order everywhere, hence equal bits (docs/numerics.md).  A new instruction set is one v16_X.h, one cpu_X.c, and one
  * line in the list in cpu.c. */
 #ifndef NB_BACKEND_CPU_CPU_H
@@ -16,6 +16,9 @@
 #define NBI_CPU_SANITIZED 1
 #endif
 #endif
+
+/* Names the bytes of packed weights, for the cache of them: changes with pack.c (pack_cache_test has their hashes). */
+#define NBI_CPU_LAYOUT "cpu-1"
 
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
 #define NBI_SLAB  4  /* panels whose lines alternate: a single row of x reads one stream */
@@ -82,7 +85,7 @@ struct nbi_linear {
     float *bias;   /* [panels*16] or NULL */
     float act_scale;
     int32_t act_zero; /* zx */
-    void *block;      /* the one allocation that holds all of these */
+    void *block;      /* the one allocation that holds all of these, from w on; NULL: a cache has it */
     size_t bytes;
 };
 
@@ -185,8 +188,12 @@ typedef struct nbi_cpu_kernels {
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
 #if defined(__x86_64__)
-extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avx512;
+extern const nbi_cpu_kernels nbi_cpu_avx2, nbi_cpu_avxvnni, nbi_cpu_avxvnni_evex, nbi_cpu_avx512;
+#elif defined(__aarch64__)
+extern const nbi_cpu_kernels nbi_cpu_neon, nbi_cpu_neon_dot, nbi_cpu_neon_i8mm;
 #endif
+/* The names that NB_CPU_ISA knows here, best first (one may come twice in a row); NULL behind the last. */
+const char *nbi_cpu_isa(size_t i);
 
 /* A piece of attention's work: rows of one sequence, for every kv head. */
 typedef struct nbi_cpu_tile {
@@ -227,6 +234,12 @@ typedef struct nbi_cpu {
     nbi_backend base;
     const nbi_cpu_kernels *kern;
     int threads;
+    int *pin;        /* [threads]: the processor of each; NULL: any */
+    uint64_t pin_id; /* another one for each backend that pins */
+    struct {
+        unsigned char *base; /* NULL: none */
+        size_t size, used;
+    } arena; /* reserve(): weights, side by side; freed with the backend */
 } nbi_cpu;
 
 /* Activations [rows][k]: fp32, and behind them, for NBI_FORM_INT8, the same rows as codes per token. */
@@ -250,10 +263,21 @@ static inline int nbi_cpu_threads(const nbi_cpu *c, size_t work)
 
 nb_status nbi_cpu_create(nbi_backend **out, int threads);
 
+/* pin.c */
+int nbi_cpu_available_cores(void); /* that this process may run on, which taskset and container limits reduce */
+nb_status nbi_cpu_set_pin(nbi_backend *b, const char *how);
+void nbi_cpu_pin(const nbi_cpu *c); /* the calling thread and those that work for it */
+
 /* memory.c */
 nb_status nbi_cpu_alloc(nbi_backend *b, void **out, size_t bytes, const char *what);
 void nbi_cpu_release(nbi_backend *b, void *p);
 size_t nbi_cpu_free_bytes(nbi_backend *b);
+nb_status nbi_cpu_reserve(nbi_backend *b, size_t bytes);
+nb_status nbi_cpu_alloc_weight(nbi_backend *b, void **out, size_t bytes); /* zeroed; release() it */
+bool nbi_cpu_in_arena(const nbi_cpu *c, const void *p);
+void nbi_cpu_free_arena(nbi_cpu *c);
+void *
+nbi_cpu_map_huge(size_t bytes); /* zeroed pages from a multiple of 2 MiB on; munmap() them; NULL: there are none */
 
 /* forms.c */
 bool nbi_cpu_rows_at(nbi_cpu_rows *out, const nbi_cpu *c, const void *x, size_t rows, size_t k); /* false: too large */
@@ -268,6 +292,8 @@ nb_status nbi_cpu_attention_forms(nbi_backend *b, const nbi_step *s, const void 
 
 /* pack.c */
 nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *w);
+void nbi_cpu_linear_save(const nbi_linear *l, nbi_packed *out);
+nb_status nbi_cpu_linear_load(nbi_backend *b, nbi_linear **out, const nbi_packed *p);
 void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l);
 size_t nbi_cpu_linear_bytes(const nbi_linear *l);
 size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);

@@ -274,11 +274,11 @@ V16_INLINE void strip(const nbi_cpu_job *j, size_t p0, size_t p1, size_t row, in
             tile(j, p0, row, kind, 1, M);
 }
 
-/* All tiles of M rows that still fit; P 0: the machine has none. */
+/* All tiles of M rows that still fit; P 0: the machine has none.  Eight rows are twice four and not six and two. */
 V16_INLINE size_t strips(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r, size_t r1, int kind, int P, int M)
 {
     if (P)
-        for (; r1 - r >= (size_t)M; r += (size_t)M)
+        for (; r1 - r >= (size_t)M && !(M == 6 && r1 - r == 8); r += (size_t)M)
             strip(j, p0, p1, r, kind, P, M);
     return r;
 }

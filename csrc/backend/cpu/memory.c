@@ -1,41 +1,104 @@
-/* Memory of the CPU backend: aligned zeroed blocks, and how much is left for us. */
+/* Memory of the CPU backend: aligned zeroed blocks, in huge pages where they are large, and how much is left for us. */
 #include "backend/cpu/cpu.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/checked.h"
+#include "base/huge.h"
 
-#define ALIGN 64 /* a cache line, an AVX-512 register */
+#define ALIGN ((size_t)64) /* a cache line, an AVX-512 register */
 
-/*   calloc'ed     aligned to 64: what the caller gets
- *   |             |
- *   [pad][ raw * ][ bytes ...        ]
- * calloc and not aligned_alloc + memset: the pages of a large cache stay untouched until they are used. */
+/* What stands before each block that we hand out. */
+typedef struct header {
+    void *base;
+    size_t mapped; /* bytes of the map at base; 0: calloc'ed */
+} header;
+_Static_assert(sizeof(header) <= ALIGN, "a header keeps the alignment");
+
+static header *header_of(void *p)
+{
+    return (header *)((char *)p - ALIGN);
+}
+
+/*   calloc'ed or mapped   aligned to 64: what the caller gets
+ *   |                     |
+ *   [pad][ header         ][ bytes ...        ]
+ * calloc and not aligned_alloc + memset, maps likewise: the pages of a large cache stay untouched until they are used.
+ * AddressSanitizer sees the ends of calloc'ed blocks only. */
 nb_status nbi_cpu_alloc(nbi_backend *b, void **out, size_t bytes, const char *what)
 {
     (void)b;
     size_t total;
-    char *raw = nbi_add(bytes, ALIGN + sizeof(void *), &total) ? calloc(1, total) : NULL;
+    unsigned char *raw = NULL, *p = NULL;
+    bool mapped = false;
     *out = NULL;
+#ifndef NBI_CPU_SANITIZED
+    mapped = bytes >= NBI_HUGE_PAGE / 2;
+#endif
+    if (nbi_add(bytes, 2 * ALIGN, &total))
+        raw = mapped ? nbi_huge_map(total) : calloc(1, total);
     if (!raw)
         return nbi_fail_nomem(what, bytes);
-    char *p = raw + sizeof(void *);
+    p = raw + ALIGN;
     p += (ALIGN - (uintptr_t)p % ALIGN) % ALIGN;
-    memcpy(p - sizeof(void *), &raw, sizeof raw);
+    *header_of(p) = (header){raw, mapped ? total : 0};
     *out = p;
     return NB_OK;
 }
 
 void nbi_cpu_release(nbi_backend *b, void *p)
 {
-    (void)b;
-    void *raw;
-    if (!p)
+    if (!p || nbi_cpu_in_arena(nbi_cpu_of(b), p))
         return;
-    memcpy(&raw, (char *)p - sizeof raw, sizeof raw);
-    free(raw);
+    const header h = *header_of(p);
+    if (h.mapped)
+        munmap(h.base, h.mapped);
+    else
+        free(h.base);
+}
+
+/* ---- one map for all weights of a model: small ones share huge pages ---- */
+
+nb_status nbi_cpu_reserve(nbi_backend *b, size_t bytes)
+{
+    nbi_cpu *c = nbi_cpu_of(b);
+#ifndef NBI_CPU_SANITIZED
+    if (!c->arena.base && (c->arena.base = nbi_huge_map(bytes)))
+        c->arena.size = bytes;
+#else
+    (void)c;
+    (void)bytes;
+#endif
+    return NB_OK; /* without it each weight is allocated by itself */
+}
+
+nb_status nbi_cpu_alloc_weight(nbi_backend *b, void **out, size_t bytes)
+{
+    nbi_cpu *c = nbi_cpu_of(b);
+    size_t room;
+    if (c->arena.base && nbi_round_up(bytes, ALIGN, &room) && room <= c->arena.size) {
+        const size_t at = __atomic_fetch_add(&c->arena.used, room, __ATOMIC_RELAXED);
+        if (at <= c->arena.size - room) {
+            *out = c->arena.base + at;
+            return NB_OK;
+        }
+        __atomic_fetch_sub(&c->arena.used, room, __ATOMIC_RELAXED);
+    }
+    return nbi_cpu_alloc(b, out, bytes, "a packed weight");
+}
+
+bool nbi_cpu_in_arena(const nbi_cpu *c, const void *p)
+{
+    return (uintptr_t)p - (uintptr_t)c->arena.base < c->arena.size;
+}
+
+void nbi_cpu_free_arena(nbi_cpu *c)
+{
+    if (c->arena.base)
+        munmap(c->arena.base, c->arena.size);
 }
 
 /* The number in a file that holds only that ("max" and other words: no limit). */

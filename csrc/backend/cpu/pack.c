@@ -40,8 +40,15 @@
 static void pack_bytes(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
-    for (size_t k = 0; k < w->k; k++)
-        d[k / 4 * step + k % 4] = (unsigned char)(src[k] + 128);
+    const size_t whole = w->k / 4 * 4;
+    for (size_t k = 0; k < whole; k += 4, d += step) { /* a dword at once: code + 128 flips the upper bit */
+        uint32_t v;
+        memcpy(&v, src + k, 4);
+        v ^= 0x80808080u;
+        memcpy(d, &v, 4);
+    }
+    for (size_t k = whole; k < w->k; k++)
+        d[k % 4] = (unsigned char)(src[k] + 128);
 }
 
 static unsigned byte_at(const unsigned char *d, size_t step, size_t k)
@@ -52,8 +59,15 @@ static unsigned byte_at(const unsigned char *d, size_t step, size_t k)
 static void pack_nibbles(unsigned char *d, size_t step, const nbi_weight *w, size_t n)
 {
     const int8_t *src = w->codes + n * w->k;
-    for (size_t k = 0; k < w->k; k++)
-        d[k / 8 * step + k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
+    const size_t whole = w->k / 8 * 8;
+    for (size_t k = 0; k < whole; k += 8, d += step) { /* a dword at once: modulo 16, code + 8 flips bit 3 */
+        uint32_t v[2];
+        memcpy(v, src + k, 8);
+        v[0] = ((v[0] & 0x0f0f0f0fu) | (v[1] & 0x0f0f0f0fu) << 4) ^ 0x88888888u;
+        memcpy(d, v, 4);
+    }
+    for (size_t k = whole; k < w->k; k++)
+        d[k % 4] |= (unsigned char)(((src[k] + 8) & 15) << (k % 8 / 4 * 4));
 }
 
 static unsigned nibble_at(const unsigned char *d, size_t step, size_t k)
@@ -174,19 +188,27 @@ static nb_status check_quantized(const nbi_weight *w, const nbi_cpu_packing *pac
 
 /* ---- packing ---- */
 
+static void spread(unsigned char *dst, size_t step, const unsigned char *src, size_t n, size_t size)
+{
+    if (size == 4)
+        for (size_t k = 0; k < n; k++)
+            memcpy(dst + k * step, src + k * 4, 4);
+    else
+        for (size_t k = 0; k < n; k++)
+            memcpy(dst + k * step, src + k * 2, 2);
+}
+
+enum { RUN = 256 }; /* inputs of sixteen rows: what they fill stays in the cache */
+
 static void pack_dense(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
     const size_t size = nbi_dtype_size(w->dense_dtype), n0 = panel * NBI_PANEL, step = nbi_cpu_slab(l, panel) * l->line;
+    const unsigned char *src = (const unsigned char *)w->dense + n0 * l->k * size;
     unsigned char *dst = nbi_cpu_panel(l, panel);
-    for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++) {
-        const unsigned char *src = (const unsigned char *)w->dense + (n0 + lane) * l->k * size;
-        if (size == 4)
-            for (size_t k = 0; k < l->k; k++)
-                memcpy(dst + k * step + lane * 4, src + k * 4, 4);
-        else
-            for (size_t k = 0; k < l->k; k++)
-                memcpy(dst + k * step + lane * 2, src + k * 2, 2);
-    }
+    for (size_t k = 0; k < l->k; k += RUN)
+        for (size_t lane = 0; lane < NBI_PANEL && n0 + lane < l->n; lane++)
+            spread(dst + k * step + lane * size, step, src + (lane * l->k + k) * size, l->k - k < RUN ? l->k - k : RUN,
+                   size);
 }
 
 /* Where the dwords of a row begin, and how far they are apart. */
@@ -301,16 +323,17 @@ static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, 
            reserve(&p->total, bias ? lanes : 0, sizeof(float), &p->bias);
 }
 
-static nb_status allocate(nbi_backend *b, nbi_linear *l, const nbi_weight *w)
+/* Where the parts lie in `block`; NULL: in one of our own. */
+static nb_status place(nbi_backend *b, nbi_linear *l, const nbi_weight *w, const void *block)
 {
     const bool quantized = l->scheme.bits != 0, corrected = nbi_cpu_is_integer(l->kind) && l->act_zero != 0;
     parts p;
     if (!lay_out(&p, l, w->dense_dtype, w->zeros != NULL, corrected, w->bias != NULL))
         return nbi_fail(NB_ELIMIT, "a weight of %zu x %zu is too large", l->n, l->k);
-    nb_status st = nbi_cpu_alloc(b, &l->block, p.total, "a packed weight");
+    nb_status st = block ? NB_OK : nbi_cpu_alloc_weight(b, &l->block, p.total);
     if (st != NB_OK)
         return st;
-    unsigned char *base = l->block;
+    unsigned char *base = block ? (unsigned char *)block : l->block;
     l->bytes = p.total;
     l->panel_bytes = p.panel;
     l->line = line_of(&l->scheme, w->dense_dtype);
@@ -344,18 +367,12 @@ size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme 
                : SIZE_MAX;
 }
 
-nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
+/* All that is known before the contents of any array, of which only the presence is asked. */
+static nb_status describe(nbi_linear *l, const nbi_weight *w)
 {
-    nbi_weight packed = *weight;
-    const nbi_weight *w = &packed;
-    nb_status st = NB_OK;
-    packed.scheme = nbi_scheme_packed(&weight->scheme);
-    *out = NULL;
+    nb_status st;
     if (!w->n || !w->k)
         return nbi_fail(NB_EINVAL, "a weight of %zu x %zu has no elements", w->n, w->k);
-    nbi_linear *l = calloc(1, sizeof *l);
-    if (!l)
-        return nbi_fail_nomem("a packed weight", sizeof *l);
     l->n = w->n;
     l->k = w->k;
     l->panels = nbi_ceil_div(w->n, NBI_PANEL);
@@ -369,11 +386,26 @@ nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weig
     NB_TRY(w->scheme.bits ? check_quantized(w, l->packing) : check_dense(w));
     l->groups = w->scheme.bits ? nbi_scheme_groups(&w->scheme, w->k) : 1;
     l->group_len = w->k / l->groups;
-    NB_TRY(nbi_weight_check_order(w));
-    NB_TRY(nbi_weight_check_sparse(w));
     l->sparse.nnz = w->scheme.bits ? w->sparse.nnz : 0;
     l->n_outliers = w->scheme.bits ? w->n_outliers : 0;
-    NB_TRY(allocate(b, l, w));
+done:
+    return st;
+}
+
+nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
+{
+    nbi_weight packed = *weight;
+    const nbi_weight *w = &packed;
+    nb_status st;
+    packed.scheme = nbi_scheme_packed(&weight->scheme);
+    *out = NULL;
+    nbi_linear *l = calloc(1, sizeof *l);
+    if (!l)
+        return nbi_fail_nomem("a packed weight", sizeof *l);
+    NB_TRY(describe(l, w));
+    NB_TRY(nbi_weight_check_order(w));
+    NB_TRY(nbi_weight_check_sparse(w));
+    NB_TRY(place(b, l, w, NULL));
     if (l->bias)
         memcpy(l->bias, w->bias, w->n * sizeof(float));
     if (l->perm)
@@ -392,6 +424,80 @@ nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weig
     l = NULL;
 done:
     nbi_cpu_linear_free(b, l);
+    return st;
+}
+
+/* ---- as a cache keeps it ---- */
+
+void nbi_cpu_linear_save(const nbi_linear *l, nbi_packed *out)
+{
+    static const nbi_dtype dense[] = {[NBI_CPU_F32] = NBI_F32, [NBI_CPU_F16] = NBI_F16, [NBI_CPU_BF16] = NBI_BF16};
+    *out = (nbi_packed){.n = l->n,
+                        .k = l->k,
+                        .scheme = l->scheme,
+                        .dense = l->scheme.bits ? NBI_F32 : dense[l->kind],
+                        .bias = l->bias != NULL,
+                        .act_scale = l->act_scale,
+                        .act_zero = l->act_zero,
+                        .nnz = l->sparse.nnz,
+                        .n_outliers = l->n_outliers,
+                        .block = l->w,
+                        .bytes = l->bytes};
+}
+
+/* Indices are followed without a look when the layer runs. */
+static nb_status check_indices(const nbi_linear *l)
+{
+    const nbi_sparse *s = &l->sparse;
+    bool good = true;
+    for (size_t j = 0; l->perm && j < l->k; j++)
+        good = good && l->perm[j] < l->k;
+    for (size_t i = 0; s->nnz && i < (l->n_outliers ? l->n_outliers : s->nnz); i++)
+        good = good && s->col[i] < l->k;
+    if (s->nnz && !l->n_outliers) {
+        good = good && s->row[0] == 0 && s->row[l->n] == s->nnz;
+        for (size_t n = 0; n < l->n; n++)
+            good = good && s->row[n] <= s->row[n + 1];
+    }
+    return good ? NB_OK : nbi_fail(NB_EFORMAT, "an index of a packed weight of %zu x %zu is out of range", l->n, l->k);
+}
+
+nb_status nbi_cpu_linear_load(nbi_backend *b, nbi_linear **out, const nbi_packed *p)
+{
+    static uint8_t there; /* stands for any array: describe() and place() ask for no more */
+    const bool quantized = p->scheme.bits != 0;
+    nbi_weight w = {.n = p->n,
+                    .k = p->k,
+                    .scheme = nbi_scheme_packed(&p->scheme),
+                    .dense_dtype = p->dense,
+                    .dense = &there,
+                    .codes = (int8_t *)&there,
+                    .scales = (float *)(void *)&there,
+                    .zeros = quantized && !p->scheme.symmetric ? (int8_t *)&there : NULL,
+                    .perm = p->scheme.act_order ? (uint32_t *)(void *)&there : NULL,
+                    .bias = p->bias ? (float *)(void *)&there : NULL,
+                    .act_scale = p->act_scale,
+                    .act_zero = p->act_zero,
+                    .n_outliers = p->n_outliers,
+                    .sparse.nnz = p->nnz};
+    nb_status st;
+    *out = NULL;
+    nbi_linear *l = calloc(1, sizeof *l);
+    if (!l)
+        return nbi_fail_nomem("a packed weight", sizeof *l);
+    NB_TRY(describe(l, &w));
+    if ((p->nnz && !p->scheme.sparse) ||
+        (p->n_outliers && (!p->scheme.outliers || p->n_outliers > l->k || p->nnz / p->n_outliers != l->n)))
+        NB_TRY(nbi_fail(NB_EFORMAT, "single numbers beside a packed weight do not go with its scheme"));
+    NB_TRY(place(b, l, &w, p->block));
+    if (l->bytes != p->bytes)
+        NB_TRY(nbi_fail(NB_EFORMAT, "a packed weight of %zu x %zu has %zu bytes, expected %zu", l->n, l->k, p->bytes,
+                        l->bytes));
+    NB_TRY(check_indices(l));
+    *out = l;
+    l = NULL;
+done:
+    free(l); /* the block is the caller's */
     return st;
 }
 

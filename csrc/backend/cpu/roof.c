@@ -9,7 +9,8 @@
 #include "base/log.h"
 
 enum { PASSES = 6 };
-#define HUGE_PAGE ((size_t)2 << 20)
+#define HUGE_PAGE   ((size_t)2 << 20)
+#define FIELD_LEAST ((size_t)96 << 20) /* three times what today's caches of a few cores hold */
 
 /* A buffer that no cache holds, within a quarter of what is free. */
 static size_t buffer_bytes(nbi_backend *b, size_t slice)
@@ -23,30 +24,46 @@ static size_t buffer_bytes(nbi_backend *b, size_t slice)
     return bytes < slice ? slice : bytes / slice * slice;
 }
 
+/* What is read: the model's weights where no cache holds them, else a buffer of its own. */
+typedef struct field {
+    char *p, *own;
+    size_t part; /* of a thread */
+} field;
+
+static bool take_field(nbi_backend *b, field *f)
+{
+    const nbi_cpu *c = nbi_cpu_of(b);
+    const size_t slice = (size_t)c->threads * HUGE_PAGE, wanted = buffer_bytes(b, slice), used = c->arena.used;
+    if (used >= FIELD_LEAST && used >= slice) {
+        *f = (field){(char *)c->arena.base, NULL, (used < wanted ? used / slice * slice : wanted) / (size_t)c->threads};
+        return true;
+    }
+    *f = (field){.own = aligned_alloc(HUGE_PAGE, wanted), .part = wanted / (size_t)c->threads};
+    if (!(f->p = f->own))
+        return false;
+    (void)madvise(f->p, wanted, MADV_HUGEPAGE);
+    memset(f->p, 0, wanted);
+    return true;
+}
+
 static double read_roof(nbi_backend *b, float *sinks)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    const size_t threads = (size_t)c->threads, bytes = buffer_bytes(b, threads * HUGE_PAGE), part = bytes / threads;
-    char *p = aligned_alloc(HUGE_PAGE, bytes);
     double best = 0;
-    if (!p)
+    field f;
+    if (!take_field(b, &f))
         return 0;
-    (void)madvise(p, bytes, MADV_HUGEPAGE);
-    for (int pass = -1; pass < PASSES; pass++) { /* the first one touches the pages */
+    for (int pass = 0; pass < PASSES; pass++) {
         const double start = nbi_now();
 #pragma omp parallel num_threads(c->threads)
         {
             const size_t t = (size_t)omp_get_thread_num();
-            if (pass < 0)
-                memset(p + t * part, 0, part);
-            else
-                sinks[t] = c->kern->roof_read((const float *)(p + t * part), part / sizeof(float));
+            sinks[t] = c->kern->roof_read((const float *)(f.p + t * f.part), f.part / sizeof(float));
         }
-        const double speed = (double)bytes / (nbi_now() - start);
-        if (pass >= 0)
-            best = speed > best ? speed : best;
+        const double speed = (double)(f.part * (size_t)c->threads) / (nbi_now() - start);
+        best = speed > best ? speed : best;
     }
-    free(p);
+    free(f.own);
     return best;
 }
 

@@ -9,24 +9,29 @@
 #define V16_INT_SUMS 4
 #endif
 
-/* Reads n floats at p, n a multiple of 64 * ROOF_STREAMS. */
+/* Reads n floats at p, n a multiple of 64 * ROOF_STREAMS, and gives the largest, or 0: a maximum costs the same whatever the
+ * bits mean, a sum would stumble over subnormal ones. */
 static float roof_read(const float *p, size_t n)
 {
     const size_t len = n / ROOF_STREAMS;
-    v16 sum[ROOF_STREAMS];
-    UNROLL for (int s = 0; s < ROOF_STREAMS; s++) sum[s] = v16_set1(0);
+    float lane[16], largest = 0;
+    v16 most[ROOF_STREAMS];
+    UNROLL for (int s = 0; s < ROOF_STREAMS; s++) most[s] = v16_set1(0);
     for (size_t i = 0; i < len; i += 64)
         UNROLL for (int s = 0; s < ROOF_STREAMS; s++)
         {
             const float *at = p + (size_t)s * len + i;
-            UNROLL for (int line = 0; line < 4; line++) sum[s] = v16_add(sum[s], v16_load(at + 16 * line));
+            UNROLL for (int line = 0; line < 4; line++) most[s] = v16_max(most[s], v16_load(at + 16 * line));
         }
     for (int s = 1; s < ROOF_STREAMS; s++)
-        sum[0] = v16_add(sum[0], sum[s]);
-    return v16_sum(sum[0]);
+        most[0] = v16_max(most[0], most[s]);
+    v16_store(lane, most[0]);
+    for (int i = 0; i < 16; i++)
+        largest = lane[i] > largest ? lane[i] : largest;
+    return largest;
 }
 
-/* n rounds of dot products into all sums, 16 lanes each; returns the additions and multiplications done.  A product is 100,
+/* n rounds of dot products into all sums, 16 lanes each; returns the additions and multiplications done.  A product is 10,
  * and *sink the sum of them all. */
 static double roof_int8(size_t n, float *sink)
 {
@@ -35,9 +40,9 @@ static double roof_int8(size_t n, float *sink)
     nbi_qx x[2][8] = {{1, 1, 1, 1}, {1, 1, 1, 1}};
     v16q w[COLUMNS];
     v16d sum[2][COLUMNS];
-    memset(codes, 100, sizeof codes);
+    memset(codes, 10, sizeof codes);
     __asm__ volatile("" : "+m"(codes)); /* equal numbers would be one sum to a compiler, and equal rounds one product */
-    UNROLL for (int c = 0; c < COLUMNS; c++) w[c] = v16q_from8(v16u_load(codes[c]));
+    UNROLL for (int c = 0; c < COLUMNS; c++) w[c] = v16q_from4(v16u_load(codes[c]), 0);
     UNROLL for (int r = 0; r < 2; r++) UNROLL for (int c = 0; c < COLUMNS; c++) sum[r][c] = v16d_zero();
     for (size_t i = 0; i < n; i++) {
         __asm__ volatile("" : "+m"(x));

@@ -88,6 +88,7 @@ nb_status nbi_cpu_step_begin(nbi_backend *b, nbi_step *s, const nbi_batch *batch
 {
     if (batch->rows > s->max_rows)
         return nbi_fail(NB_EINTERNAL, "a batch of %zu rows in a step for %zu", batch->rows, s->max_rows);
+    nbi_cpu_pin(nbi_cpu_of(b));
     s->batch = batch;
     s->plan->n_heads = s->plan->n_kv_heads = 0;
     for (size_t q = 0; q < batch->n_seqs; q++) {

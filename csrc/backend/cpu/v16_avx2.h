@@ -1,4 +1,5 @@
-/* Sixteen lanes as two 256-bit registers: AVX2, FMA, F16C.  The names are explained in v16_scalar.h. */
+/* Sixteen lanes as two 256-bit registers: AVX2, FMA, F16C, and vpdpbusd where the file that includes this is compiled with it.
+ * The names are explained in v16_scalar.h. */
 #ifndef NB_BACKEND_CPU_V16_H
 #define NB_BACKEND_CPU_V16_H
 
@@ -16,12 +17,21 @@
 #define V16_PANELS_4     1
 #define V16_PANELS_6     0
 #define V16_PANELS_8     0
+#define V16_INT_PANELS_8 0
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+#define V16_VNNI
+#define V16_INT_PANELS_1 4
+#define V16_INT_PANELS_2 2
+#define V16_INT_PANELS_4 1
+#define V16_INT_PANELS_6 1
+#define V16_INT_SUMS     4
+#else /* a sum takes four registers */
 #define V16_INT_PANELS_1 2
 #define V16_INT_PANELS_2 1
 #define V16_INT_PANELS_4 0
 #define V16_INT_PANELS_6 0
-#define V16_INT_PANELS_8 0
 #define V16_INT_SUMS     2
+#endif
 
 typedef struct v16 {
     __m256 lo, hi;
@@ -247,8 +257,56 @@ V16_INLINE v16 v16_nf4(v16u w, int shift)
     return v16_make(v16_nf4_half(w.lo, shift), v16_nf4_half(w.hi, shift));
 }
 
-/* -- integer dot products --
- * Codes are widened to 16 bits and multiplied with pmaddwd, whose two products cannot overflow; a lane's four products
+/* -- integer dot products -- */
+V16_INLINE __m256i v16q_nibbles(__m256i w, int high)
+{
+    return _mm256_and_si256(_mm256_srli_epi32(w, 4 * high), _mm256_set1_epi8(15));
+}
+#if defined(V16_VNNI)
+/* In place: from the intrinsic GCC 12 makes a copy of every sum in every step.  One of two encodings: AVX-VNNI's, or that of
+ * AVX-512 for 256 bits. */
+V16_INLINE __m256i v16_dpbusd(__m256i acc, __m256i w, __m256i x)
+{
+#if defined(__AVXVNNI__)
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x));
+#else
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+#endif
+    return acc;
+}
+typedef int8_t nbi_qx;
+typedef v16u v16q;
+typedef v16u v16d;
+typedef __m256i v16x;
+
+V16_INLINE v16q v16q_from8(v16u w)
+{
+    return w;
+}
+V16_INLINE v16q v16q_from4(v16u w, int high)
+{
+    return (v16q){v16q_nibbles(w.lo, high), v16q_nibbles(w.hi, high)};
+}
+V16_INLINE v16x v16x_load(const nbi_qx *x)
+{
+    int four;
+    memcpy(&four, x, 4);
+    return _mm256_set1_epi32(four);
+}
+V16_INLINE v16d v16d_zero(void)
+{
+    return (v16d){_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
+{
+    return (v16d){v16_dpbusd(acc.lo, w.lo, x), v16_dpbusd(acc.hi, w.hi, x)};
+}
+V16_INLINE __m256i v16d_eight(v16d acc, int high)
+{
+    return high ? acc.hi : acc.lo;
+}
+#else
+/* Codes are widened to 16 bits and multiplied with pmaddwd, whose two products cannot overflow; a lane's four products
  * land in two neighbouring sums that the end adds.  (pmaddubsw would saturate at 255*127*2.) */
 typedef int16_t nbi_qx;
 typedef struct v16q {
@@ -269,9 +327,7 @@ V16_INLINE v16q v16q_from8(v16u w)
 }
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
-    const __m256i mask = _mm256_set1_epi8(15);
-    return v16q_widen(_mm256_and_si256(_mm256_srli_epi32(w.lo, 4 * high), mask),
-                      _mm256_and_si256(_mm256_srli_epi32(w.hi, 4 * high), mask));
+    return v16q_widen(v16q_nibbles(w.lo, high), v16q_nibbles(w.hi, high));
 }
 V16_INLINE v16x v16x_load(const nbi_qx *x)
 {
@@ -290,10 +346,14 @@ V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
         acc.a[i] = _mm256_add_epi32(acc.a[i], _mm256_madd_epi16(w.a[i], x));
     return acc;
 }
-V16_INLINE __m256 v16d_half(__m256i a, __m256i b, const int32_t *corr, __m256i zero, int32_t xsum)
+V16_INLINE __m256i v16d_eight(v16d acc, int high)
 {
     /* hadd leaves lanes 0 1 4 5 2 3 6 7: it works within 128 bits */
-    __m256i s = _mm256_permute4x64_epi64(_mm256_hadd_epi32(a, b), 0xd8);
+    return _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.a[2 * high], acc.a[2 * high + 1]), 0xd8);
+}
+#endif
+V16_INLINE __m256 v16d_half(__m256i s, const int32_t *corr, __m256i zero, int32_t xsum)
+{
     if (corr)
         s = _mm256_add_epi32(s, _mm256_loadu_si256((const __m256i *)corr));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_mullo_epi32(zero, _mm256_set1_epi32(xsum))));
@@ -306,8 +366,8 @@ V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, 
         zlo = _mm256_cvtepu8_epi32(b);
         zhi = _mm256_cvtepu8_epi32(_mm_srli_si128(b, 8));
     }
-    return v16_make(v16d_half(acc.a[0], acc.a[1], corr, zlo, xsum),
-                    v16d_half(acc.a[2], acc.a[3], corr ? corr + 8 : NULL, zhi, xsum));
+    return v16_make(v16d_half(v16d_eight(acc, 0), corr, zlo, xsum),
+                    v16d_half(v16d_eight(acc, 1), corr ? corr + 8 : NULL, zhi, xsum));
 }
 
 #endif

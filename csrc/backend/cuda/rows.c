@@ -112,9 +112,8 @@ nb_status nbi_cuda_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *ta
 {
     if (table->perm)
         return nbi_fail(NB_EUNSUPPORTED, "cuda: a table whose columns are in another order cannot be looked up");
-    if (table->p.kind == NB_W_NF4 || table->p.kind == NB_W_XNOR || table->p.kind == NB_W_W4F)
-        return nbi_fail(NB_EUNSUPPORTED, "cuda: a table of NF4 or one-bit weights, or with zero points in sixteenths, "
-                                         "cannot be looked up");
+    if (table->p.kind == NB_W_NF4 || table->p.kind == NB_W_XNOR)
+        return nbi_fail(NB_EUNSUPPORTED, "cuda: a table of NF4 or one-bit weights cannot be looked up");
     nbi_cuda *c = nbi_cuda_of(b);
     const nb_embed_args args = {.table = table->p, .step = s->args, .x = x, .rows = (uint32_t)s->rows, .k = table->p.k};
     nb_status st = check_rows("embed", s->rows, table->p.k);
