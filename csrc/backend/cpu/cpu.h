@@ -18,7 +18,7 @@
 #endif
 
 /* Names the bytes of packed weights, for the cache of them: changes with pack.c (pack_cache_test has their hashes). */
-#define NBI_CPU_LAYOUT "cpu-1"
+#define NBI_CPU_LAYOUT "cpu-2"
 
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
 #define NBI_SLAB  4  /* panels whose lines alternate: a single row of x reads one stream */

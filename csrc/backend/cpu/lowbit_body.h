@@ -152,7 +152,7 @@ V16_INLINE void lowbit_int_block(const unsigned char *w, size_t step, const nbi_
         {
             v16u line[3];
             load_lines(w + 64 * p, step, bits, line);
-            wq[p] = v16q_from8(lowbit_bytes(line, i, bits));
+            wq[p] = v16q_bytes(lowbit_bytes(line, i, bits));
         }
         UNROLL for (int m = 0; m < M; m++)
         {

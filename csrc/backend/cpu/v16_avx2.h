@@ -283,6 +283,10 @@ V16_INLINE v16q v16q_from8(v16u w)
 {
     return w;
 }
+V16_INLINE v16q v16q_bytes(v16u w)
+{
+    return v16q_from8(w);
+}
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
     return (v16q){v16q_nibbles(w.lo, high), v16q_nibbles(w.hi, high)};
@@ -324,6 +328,10 @@ V16_INLINE v16q v16q_widen(__m256i lo, __m256i hi)
 V16_INLINE v16q v16q_from8(v16u w)
 {
     return v16q_widen(w.lo, w.hi);
+}
+V16_INLINE v16q v16q_bytes(v16u w)
+{
+    return v16q_from8(w);
 }
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {

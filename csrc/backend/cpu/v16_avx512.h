@@ -213,6 +213,10 @@ V16_INLINE v16q v16q_from8(v16u w)
 {
     return w;
 }
+V16_INLINE v16q v16q_bytes(v16u w)
+{
+    return w;
+}
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
     return _mm512_and_si512(v16u_shift(w, 4 * high), _mm512_set1_epi8(15));

@@ -253,6 +253,10 @@ V16_INLINE v16q v16q_from8(v16u w)
 {
     return w;
 }
+V16_INLINE v16q v16q_bytes(v16u w) /* codes below 128, a byte each */
+{
+    return w;
+}
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
     V16_EACH w.u[i] = w.u[i] >> (4 * high) & 0x0f0f0f0fu;
