@@ -83,12 +83,11 @@ Codes cpu_codes(const float *x, size_t k, size_t groups = 1, float act_scale = 0
     l.act_zero = act_zero;
     nbi_cpu_job j = {};
     j.l = &l;
-    j.x = x;
     j.q = (unsigned char *)c.q.data();
     j.q_stride = c.q.size();
     j.q_sum = c.sums.data();
-    j.q_scale = &c.scale;
-    nbi_cpu_scalar.quantize_row(&j, 0);
+    nbi_cpu_scalar.quantize_row(x, k, c.q.size(), act_scale > 0 ? &l : nullptr, c.q.data(), &c.scale);
+    nbi_cpu_scalar.sum_row(&j, 0);
     return c;
 }
 

@@ -18,7 +18,7 @@
 #endif
 
 /* Names the bytes of packed weights, for the cache of them: changes with pack.c (pack_cache_test has their hashes). */
-#define NBI_CPU_LAYOUT "cpu-1"
+#define NBI_CPU_LAYOUT "cpu-2"
 
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
 #define NBI_SLAB  4  /* panels whose lines alternate: a single row of x reads one stream */
@@ -36,13 +36,21 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_Q8,
     NBI_CPU_Q4,
     NBI_CPU_XNOR, /* signs on both sides: xnor_body.h */
+    NBI_CPU_W2,   /* lowbit_body.h, here to the end */
+    NBI_CPU_W2Z,
+    NBI_CPU_W3,
+    NBI_CPU_W3Z,
+    NBI_CPU_W1, /* codes -1 and 1 */
+    NBI_CPU_Q2, /* ternary weights too */
+    NBI_CPU_Q3,
+    NBI_CPU_Q1,
     NBI_CPU_N_KINDS
 } nbi_cpu_kind;
 
 /* Kinds that read rows of x as codes. */
 static inline bool nbi_cpu_is_integer(nbi_cpu_kind kind)
 {
-    return kind >= NBI_CPU_Q8;
+    return (kind >= NBI_CPU_Q8 && kind <= NBI_CPU_XNOR) || kind >= NBI_CPU_Q2;
 }
 
 /* How the codes of a row lie in its lane of a panel: `codes` of them in `dwords` dwords, and so on to the end of the row;
@@ -290,6 +298,9 @@ void nbi_cpu_linear_free(nbi_backend *b, nbi_linear *l);
 size_t nbi_cpu_linear_bytes(const nbi_linear *l);
 size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);
 void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst); /* row n as fp32, as nbi_weight_row() */
+
+/* pack_lowbit.c: codes of 1, 2 and 3 bits */
+extern const nbi_cpu_packing nbi_cpu_pack1, nbi_cpu_pack2, nbi_cpu_pack3;
 
 /* linear.c */
 size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k);

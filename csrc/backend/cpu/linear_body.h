@@ -203,7 +203,7 @@ V16_INLINE void int_step(const unsigned char *w, const nbi_qx *q, size_t stride,
 }
 
 /* acc += (float)(exact sum of a group) * scale */
-V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t g, int kind, int P, int M,
+V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t g, int P, int M,
                           v16d sum[MAX_P][MAX_M], v16 acc[MAX_P][MAX_M])
 {
     const nbi_linear *l = j->l;
@@ -214,7 +214,7 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
         UNROLL for (int m = 0; m < M; m++)
         {
             v16 exact = v16d_finish(sum[p][m], l->corr ? l->corr + at : NULL, l->zeros ? l->zeros + at : NULL,
-                                    kind == NBI_CPU_Q8 ? 128 : 8, j->q_sum[(row + (size_t)m) * l->groups + g]);
+                                    l->packing->offset, j->q_sum[(row + (size_t)m) * l->groups + g]);
             acc[p][m] = v16_fma(exact, s, acc[p][m]);
         }
     }
@@ -238,7 +238,7 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
         for (size_t k = k0; k < k1; k += per) {
             int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
         }
-        int_group(j, panel, row, g, kind, P, M, sum, acc);
+        int_group(j, panel, row, g, P, M, sum, acc);
     }
     for (int m = 0; m < M; m++) {
         v16 sx = v16_set1(j->q_scale[row + (size_t)m]);
@@ -248,6 +248,8 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
     store_tile(j, panel, row, P, M, acc);
 }
 
+#include "backend/cpu/lowbit_body.h"
+
 /* ---- from tiles to matrices ---- */
 
 V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
@@ -256,8 +258,10 @@ V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, i
         dense_tile(j, panel, row, kind, P, M);
     else if (kind <= NBI_CPU_NF4)
         code_tile(j, panel, row, kind, P, M);
-    else
+    else if (kind <= NBI_CPU_Q4)
         int_tile(j, panel, row, kind, P, M);
+    else
+        lowbit_tile(j, panel, row, kind, P, M);
 }
 
 /* M rows of the panels [p0,p1), P at a time. */
@@ -308,12 +312,22 @@ LINEAR(linear_w4f, NBI_CPU_W4F)
 LINEAR(linear_nf4, NBI_CPU_NF4)
 LINEAR(linear_q8, NBI_CPU_Q8)
 LINEAR(linear_q4, NBI_CPU_Q4)
+LINEAR(linear_w2, NBI_CPU_W2)
+LINEAR(linear_w2z, NBI_CPU_W2Z)
+LINEAR(linear_w3, NBI_CPU_W3)
+LINEAR(linear_w3z, NBI_CPU_W3Z)
+LINEAR(linear_w1, NBI_CPU_W1)
+LINEAR(linear_q2, NBI_CPU_Q2)
+LINEAR(linear_q3, NBI_CPU_Q3)
+LINEAR(linear_q1, NBI_CPU_Q1)
 
 #define LINEAR_KERNELS                                                                                                 \
     {                                                                                                                  \
         [NBI_CPU_F32] = linear_f32, [NBI_CPU_F16] = linear_f16, [NBI_CPU_BF16] = linear_bf16,                          \
         [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_W4F] = linear_w4f,    \
-        [NBI_CPU_NF4] = linear_nf4, [NBI_CPU_Q8] = linear_q8, [NBI_CPU_Q4] = linear_q4, [NBI_CPU_XNOR] = linear_xnor   \
+        [NBI_CPU_NF4] = linear_nf4, [NBI_CPU_Q8] = linear_q8, [NBI_CPU_Q4] = linear_q4, [NBI_CPU_XNOR] = linear_xnor,  \
+        [NBI_CPU_W2] = linear_w2, [NBI_CPU_W2Z] = linear_w2z, [NBI_CPU_W3] = linear_w3, [NBI_CPU_W3Z] = linear_w3z,    \
+        [NBI_CPU_W1] = linear_w1, [NBI_CPU_Q2] = linear_q2, [NBI_CPU_Q3] = linear_q3, [NBI_CPU_Q1] = linear_q1         \
     }
 
 /* ---- activations to INT8 ---- */

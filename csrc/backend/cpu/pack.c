@@ -18,11 +18,14 @@
  *
  *   NF4     as INT4
  *
+ *   1, 2 and 3 bits: pack_lowbit.c
+ *
  *   XNOR    [N/16][16][words] of 64 bits: rows one after another, bit k % 64 of word k / 64 is 1 for the code 1; 512-bit
  *           blocks, filled up with zeros
  *
- * A group of elements with one scale begins at a whole dword (which is why its length must be a multiple of 4 or 8); K
- * itself is arbitrary, its last dword is filled up.  Scales, zero points and corrections: [N/16][groups][16]. */
+ * A group of elements with one scale begins at a whole dword (which is why its length must be a multiple of 4 or 8; codes of
+ * fewer bits whose groups are no whole blocks are kept in 4); K itself is arbitrary, its last dword is filled up.  Scales, zero
+ * points and corrections: [N/16][groups][16]. */
 #include "backend/cpu/cpu.h"
 
 #include <math.h>
@@ -77,8 +80,11 @@ static const nbi_cpu_packing nibbles = {8, 1, 8, pack_nibbles, nibble_at};
 
 /* NULL: not made of codes in dwords. */
 static const nbi_cpu_packing *const packings[NBI_CPU_N_KINDS] = {
-    [NBI_CPU_W8] = &bytes,    [NBI_CPU_W4] = &nibbles, [NBI_CPU_W4Z] = &nibbles, [NBI_CPU_W4F] = &nibbles,
-    [NBI_CPU_NF4] = &nibbles, [NBI_CPU_Q8] = &bytes,   [NBI_CPU_Q4] = &nibbles,
+    [NBI_CPU_W8] = &bytes,         [NBI_CPU_W4] = &nibbles,       [NBI_CPU_W4Z] = &nibbles,
+    [NBI_CPU_W4F] = &nibbles,      [NBI_CPU_NF4] = &nibbles,      [NBI_CPU_Q8] = &bytes,
+    [NBI_CPU_Q4] = &nibbles,       [NBI_CPU_W2] = &nbi_cpu_pack2, [NBI_CPU_W2Z] = &nbi_cpu_pack2,
+    [NBI_CPU_Q2] = &nbi_cpu_pack2, [NBI_CPU_W3] = &nbi_cpu_pack3, [NBI_CPU_W3Z] = &nbi_cpu_pack3,
+    [NBI_CPU_Q3] = &nbi_cpu_pack3, [NBI_CPU_W1] = &nbi_cpu_pack1, [NBI_CPU_Q1] = &nbi_cpu_pack1,
 };
 
 static bool is_xnor(const nbi_scheme *s)
@@ -93,8 +99,32 @@ static size_t bit_words(size_t k)
 
 /* ---- what has a kernel ---- */
 
-/* 2 and 3 bits are kept as 4: the kernels are those of 4 bits, a file is smaller, memory is not. */
-static nbi_cpu_kind kind_of(const nbi_scheme *s, nbi_dtype dense)
+static nbi_cpu_kind integer_kind(unsigned bits)
+{
+    return bits == 8   ? NBI_CPU_Q8
+           : bits == 3 ? NBI_CPU_Q3
+           : bits == 2 ? NBI_CPU_Q2
+           : bits == 1 ? NBI_CPU_Q1
+                       : NBI_CPU_Q4;
+}
+
+static nbi_cpu_kind float_kind(unsigned bits, bool symmetric)
+{
+    switch (bits) {
+    case 1:
+        return NBI_CPU_W1;
+    case 2:
+        return symmetric ? NBI_CPU_W2 : NBI_CPU_W2Z;
+    case 3:
+        return symmetric ? NBI_CPU_W3 : NBI_CPU_W3Z;
+    case 8:
+        return NBI_CPU_W8;
+    default:
+        return symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z;
+    }
+}
+
+static nbi_cpu_kind kind_of(const nbi_scheme *s, nbi_dtype dense, size_t k)
 {
     if (!s->bits)
         return dense == NBI_F32 ? NBI_CPU_F32 : (dense == NBI_F16 ? NBI_CPU_F16 : NBI_CPU_BF16);
@@ -104,9 +134,11 @@ static nbi_cpu_kind kind_of(const nbi_scheme *s, nbi_dtype dense)
         return NBI_CPU_NF4;
     if (s->zero_frac)
         return NBI_CPU_W4F;
-    if (s->act != NBI_ACT_NONE)
-        return s->bits == 8 ? NBI_CPU_Q8 : NBI_CPU_Q4;
-    return s->bits == 8 ? NBI_CPU_W8 : (s->symmetric ? NBI_CPU_W4 : NBI_CPU_W4Z);
+    const nbi_cpu_kind kind = s->act != NBI_ACT_NONE ? integer_kind(s->bits) : float_kind(s->bits, s->symmetric);
+    const size_t group = s->strategy == NBI_PER_GROUP ? s->group : k;
+    if (s->bits < 4 && group != k && group % packings[kind]->codes) /* groups that are no whole blocks: 4 bits each */
+        return s->act != NBI_ACT_NONE ? integer_kind(4) : float_kind(4, s->symmetric);
+    return kind;
 }
 
 static nb_status check_dense(const nbi_weight *w)
@@ -324,7 +356,7 @@ size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme 
     nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = nbi_scheme_packed(scheme)};
     parts p;
     (void)b;
-    l.kind = kind_of(&l.scheme, dense);
+    l.kind = kind_of(&l.scheme, dense, k);
     l.packing = packings[l.kind];
     l.groups = scheme->bits ? nbi_scheme_groups(scheme, k) : 1;
     l.sparse.nnz = scheme->bits && scheme->sparse ? scheme->nnz : 0;
@@ -345,7 +377,7 @@ static nb_status describe(nbi_linear *l, const nbi_weight *w)
     l->k = w->k;
     l->panels = nbi_ceil_div(w->n, NBI_PANEL);
     l->scheme = w->scheme;
-    l->kind = kind_of(&w->scheme, w->dense_dtype);
+    l->kind = kind_of(&w->scheme, w->dense_dtype, w->k);
     l->packing = packings[l->kind];
     if (w->scheme.bits && w->scheme.act == NBI_ACT_TENSOR) {
         l->act_scale = w->act_scale;

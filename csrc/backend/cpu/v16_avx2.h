@@ -195,6 +195,22 @@ V16_INLINE v16u v16u_load(const void *p)
 {
     return (v16u){_mm256_load_si256(p), _mm256_load_si256((const __m256i *)p + 1)};
 }
+V16_INLINE v16u v16u_shift(v16u w, int right)
+{
+    return right < 0 ? (v16u){_mm256_slli_epi32(w.lo, -right), _mm256_slli_epi32(w.hi, -right)}
+                     : (v16u){_mm256_srli_epi32(w.lo, right), _mm256_srli_epi32(w.hi, right)};
+}
+V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
+{
+    const __m256i m = _mm256_set1_epi32((int)mask);
+    return (v16u){_mm256_and_si256(w.lo, m), _mm256_and_si256(w.hi, m)};
+}
+V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask)
+{
+    const __m256i m = _mm256_set1_epi32((int)mask);
+    return (v16u){_mm256_or_si256(_mm256_and_si256(m, a.lo), _mm256_andnot_si256(m, b.lo)),
+                  _mm256_or_si256(_mm256_and_si256(m, a.hi), _mm256_andnot_si256(m, b.hi))};
+}
 V16_INLINE v16 v16_zero_points(v16 zero, int bits)
 {
     return (void)bits, v16_add(zero, v16_set1(0x1p23f));
@@ -215,6 +231,18 @@ V16_INLINE v16 v16_code4z(v16u w, int shift, v16 zero)
 V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
+}
+V16_INLINE v16 v16_table(const float t[8])
+{
+    return v16_make(_mm256_loadu_ps(t), _mm256_loadu_ps(t));
+}
+V16_INLINE v16 v16_pick4(v16u index, v16 table)
+{
+    return v16_make(_mm256_permutevar_ps(table.lo, index.lo), _mm256_permutevar_ps(table.lo, index.hi));
+}
+V16_INLINE v16 v16_pick8(v16u index, v16 table)
+{
+    return v16_make(_mm256_permutevar8x32_ps(table.lo, index.lo), _mm256_permutevar8x32_ps(table.lo, index.hi));
 }
 /* vpermps looks at the low 3 bits of an index; bit 3, moved to the sign, chooses between two tables. */
 V16_INLINE __m256 v16_nf4_half(__m256i w, int shift)
@@ -254,6 +282,10 @@ typedef __m256i v16x;
 V16_INLINE v16q v16q_from8(v16u w)
 {
     return w;
+}
+V16_INLINE v16q v16q_bytes(v16u w)
+{
+    return v16q_from8(w);
 }
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
@@ -296,6 +328,10 @@ V16_INLINE v16q v16q_widen(__m256i lo, __m256i hi)
 V16_INLINE v16q v16q_from8(v16u w)
 {
     return v16q_widen(w.lo, w.hi);
+}
+V16_INLINE v16q v16q_bytes(v16u w)
+{
+    return v16q_from8(w);
 }
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {

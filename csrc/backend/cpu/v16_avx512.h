@@ -147,7 +147,16 @@ V16_INLINE void v16_pow2_halves(v16 t, v16 *a, v16 *b)
 typedef uint32_t v16_dwords __attribute__((vector_size(64)));
 V16_INLINE v16u v16u_shift(v16u w, int right)
 {
-    return (v16u)((v16_dwords)w >> (uint32_t)right);
+    return (v16u)(right < 0 ? (v16_dwords)w << (uint32_t)-right : (v16_dwords)w >> (uint32_t)right);
+}
+V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
+{
+    return _mm512_and_si512(w, _mm512_set1_epi32((int)mask));
+}
+V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask)
+{
+    return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi32((int)mask),
+                                     0xe4); /* a is overwritten: no copy of the mask */
 }
 V16_INLINE v16u v16u_load(const void *p)
 {
@@ -177,6 +186,18 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_nibble(w, shift, -8);
 }
+V16_INLINE v16 v16_table(const float t[8])
+{
+    return _mm512_broadcast_f32x8(_mm256_loadu_ps(t));
+}
+V16_INLINE v16 v16_pick4(v16u index, v16 table)
+{
+    return _mm512_permutevar_ps(table, index);
+}
+V16_INLINE v16 v16_pick8(v16u index, v16 table)
+{
+    return _mm512_permutexvar_ps(index, table);
+}
 V16_INLINE v16 v16_nf4(v16u w, int shift)
 {
     return _mm512_permutexvar_ps(v16u_shift(w, shift), _mm512_loadu_ps(nbi_nf4));
@@ -189,6 +210,10 @@ typedef __m512i v16d;
 typedef __m512i v16x;
 
 V16_INLINE v16q v16q_from8(v16u w)
+{
+    return w;
+}
+V16_INLINE v16q v16q_bytes(v16u w)
 {
     return w;
 }

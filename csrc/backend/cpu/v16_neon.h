@@ -199,6 +199,46 @@ V16_INLINE v16u v16u_load(const void *p)
     const uint32_t *u = p;
     return (v16u){{vld1q_u32(u), vld1q_u32(u + 4), vld1q_u32(u + 8), vld1q_u32(u + 12)}};
 }
+V16_INLINE v16u v16u_shift(v16u w, int right)
+{
+    V16_EACH w.r[i] = right < 0 ? w.r[i] << (uint32_t)-right : w.r[i] >> (uint32_t)right;
+    return w;
+}
+V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
+{
+    V16_EACH w.r[i] = vandq_u32(w.r[i], vdupq_n_u32(mask));
+    return w;
+}
+V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask)
+{
+    V16_EACH a.r[i] = vbslq_u32(vdupq_n_u32(mask), a.r[i], b.r[i]);
+    return a;
+}
+V16_INLINE v16 v16_table(const float t[8])
+{
+    return (v16){{vld1q_f32(t), vld1q_f32(t + 4), vld1q_f32(t), vld1q_f32(t + 4)}};
+}
+/* A number's four bytes are looked up by 4 u, 4 u + 1 ... in a table of two registers. */
+V16_INLINE v16 v16_pick(v16u index, v16 table, uint32_t mask)
+{
+    const uint8x16x2_t t = {{vreinterpretq_u8_f32(table.r[0]), vreinterpretq_u8_f32(table.r[1])}};
+    v16 r;
+    V16_EACH
+    {
+        const uint32x4_t u = vandq_u32(index.r[i], vdupq_n_u32(mask));
+        const uint32x4_t at = vmlaq_n_u32(vdupq_n_u32(0x03020100), u, 0x04040404);
+        r.r[i] = vreinterpretq_f32_u8(vqtbl2q_u8(t, vreinterpretq_u8_u32(at)));
+    }
+    return r;
+}
+V16_INLINE v16 v16_pick4(v16u index, v16 table)
+{
+    return v16_pick(index, table, 3);
+}
+V16_INLINE v16 v16_pick8(v16u index, v16 table)
+{
+    return v16_pick(index, table, 7);
+}
 /* Written as C, since the intrinsic takes a shift that is constant only after unrolling. */
 V16_INLINE uint32x4_t v16_bits(uint32x4_t w, int shift, uint32_t mask)
 {
@@ -255,6 +295,10 @@ V16_INLINE v16q v16q_from8(v16u w)
 #if !defined(__ARM_FEATURE_MATMUL_INT8)
     V16_EACH w.r[i] = veorq_u32(w.r[i], vdupq_n_u32(0x80808080));
 #endif
+    return w;
+}
+V16_INLINE v16q v16q_bytes(v16u w)
+{
     return w;
 }
 V16_INLINE v16q v16q_from4(v16u w, int high)

@@ -181,6 +181,40 @@ V16_INLINE v16u v16u_load(const void *p)
     memcpy(r.u, p, sizeof r.u);
     return r;
 }
+V16_INLINE v16u v16u_shift(v16u w, int right) /* logical; negative: to the left */
+{
+    V16_EACH w.u[i] = right < 0 ? w.u[i] << -right : w.u[i] >> right;
+    return w;
+}
+V16_INLINE v16u v16u_and(v16u w, uint32_t mask)
+{
+    V16_EACH w.u[i] &= mask;
+    return w;
+}
+V16_INLINE v16u v16u_merge(v16u a, v16u b, uint32_t mask) /* bits of the mask from a, others from b */
+{
+    V16_EACH a.u[i] = (a.u[i] & mask) | (b.u[i] & ~mask);
+    return a;
+}
+/* Numbers to choose from by an index; for v16_pick4 the second four are the first again. */
+V16_INLINE v16 v16_table(const float t[8])
+{
+    v16 r;
+    V16_EACH r.f[i] = t[i % 8];
+    return r;
+}
+V16_INLINE v16 v16_pick4(v16u index, v16 table) /* by the lowest two bits of a lane's index, whatever the others are */
+{
+    v16 r;
+    V16_EACH r.f[i] = table.f[index.u[i] & 3];
+    return r;
+}
+V16_INLINE v16 v16_pick8(v16u index, v16 table) /* by the lowest three */
+{
+    v16 r;
+    V16_EACH r.f[i] = table.f[index.u[i] & 7];
+    return r;
+}
 /* The zero points of a group in the form that v16_code8 (bits 8) or v16_code4z (4) takes. */
 V16_INLINE v16 v16_zero_points(v16 zero, int bits)
 {
@@ -216,6 +250,10 @@ typedef v16u v16d;
 typedef const nbi_qx *v16x;
 
 V16_INLINE v16q v16q_from8(v16u w)
+{
+    return w;
+}
+V16_INLINE v16q v16q_bytes(v16u w) /* codes below 128, a byte each */
 {
     return w;
 }
