@@ -164,7 +164,7 @@ static void run(bench *t)
 {
     for (size_t round = 0; round < t->rounds; round++) {
         nbi_roofs roofs = {0};
-        must(t->b->ops->roofs(t->b, &roofs));
+        must(t->b->ops->roofs(t->b, NULL, 0, &roofs));
         t->read[round] = roofs.read;
         t->int8[round] = roofs.int8;
         for (size_t m = 0; m < t->n_rows; m++)

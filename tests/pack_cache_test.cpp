@@ -62,6 +62,11 @@ std::vector<Case> all_cases()
     binary.kind = NBI_KIND_BINARY;
     v.push_back({nf4, NBI_F32});
     v.push_back({binary, NBI_F32});
+    binary.act = NBI_ACT_NONE;
+    v.push_back({binary, NBI_F32});
+    for (unsigned bits : {2u, 3u})
+        for (nbi_act act : {NBI_ACT_NONE, NBI_ACT_TOKEN})
+            v.push_back({scheme(bits, 64, act != NBI_ACT_NONE, act, true), NBI_F32});
     return v;
 }
 

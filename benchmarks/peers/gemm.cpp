@@ -160,7 +160,7 @@ int main(int argc, char **argv)
         for (int round = -1; round < rounds; round++) { /* the first one warms up */
             nbi_roofs r = {};
             if (round % 4 == 0) {
-                must(nibble.b->ops->roofs(nibble.b, &r));
+                must(nibble.b->ops->roofs(nibble.b, NULL, 0, &r));
                 read.push_back(r.read / 1e9);
                 int8.push_back(r.int8 / 1e9);
             }

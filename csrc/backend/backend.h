@@ -278,7 +278,7 @@ typedef struct nbi_backend_ops {
     nb_status (*upload_act)(nbi_backend *b, void *dst, const float *src, size_t n);
     /* Measures what all its threads reach together, for benchmarks (a fifth of a second); NULL where a device has no such
      * measurement. */
-    nb_status (*roofs)(nbi_backend *b, nbi_roofs *out);
+    nb_status (*roofs)(nbi_backend *b, const nbi_linear *const *weights, size_t n, nbi_roofs *out);
 } nbi_backend_ops;
 
 typedef struct nbi_backend_options {

@@ -266,6 +266,24 @@ static json_t *row(const bench *b, const nbi_roofs *roofs, const double *seconds
     return j;
 }
 
+/* The roofs, memory's by reading the layers' weights. */
+static nb_status measure_roofs(const nb_model *m, nbi_roofs *out)
+{
+    const size_t most = (size_t)m->cfg.n_layers * NBI_N_PROJ + 1;
+    const nbi_linear **l = malloc(most * sizeof *l);
+    size_t n = 0;
+    if (!l)
+        return nbi_fail_nomem("the benchmark", most * sizeof *l);
+    for (uint32_t i = 0; i < m->cfg.n_layers; i++)
+        for (int p = 0; p < NBI_N_PROJ; p++)
+            if (m->layers[i].proj[p])
+                l[n++] = m->layers[i].proj[p];
+    l[n++] = m->head;
+    nb_status st = m->be->ops->roofs(m->be, l, n, out);
+    free((void *)l);
+    return st;
+}
+
 /* One line of the table. */
 static nb_status measure(const nb_model *m, nbi_kv_type kv, size_t n_prompt, size_t n_gen, size_t n_seqs, uint32_t reps,
                          json_t *out, const nb_callbacks *cb)
@@ -278,7 +296,7 @@ static nb_status measure(const nb_model *m, nbi_kv_type kv, size_t n_prompt, siz
         NB_TRY(nbi_fail(NB_EINVAL, "a test of %zu tokens, expected at most the model's context of %u",
                         n_prompt > n_gen ? n_prompt : n_gen, m->cfg.max_context));
     if (m->be->ops->roofs)
-        NB_TRY(m->be->ops->roofs(m->be, &roofs));
+        NB_TRY(measure_roofs(m, &roofs));
     NB_TRY(bench_open(&b));
     for (uint32_t i = 0; i <= reps; i++) { /* the first one is the warm-up */
         if (nbi_progress(cb, n_prompt ? "bench prefill" : "bench decode", "runs", i, reps + 1, 0))

@@ -323,7 +323,7 @@ nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *s, const void *qkv, 
                             float scale, void *y, unsigned forms);
 
 /* roof.c */
-nb_status nbi_cpu_roofs(nbi_backend *b, nbi_roofs *out);
+nb_status nbi_cpu_roofs(nbi_backend *b, const nbi_linear *const *weights, size_t n, nbi_roofs *out);
 
 /* transform.c */
 struct nbi_transform {

@@ -10,7 +10,7 @@
 
 enum { PASSES = 6 };
 #define HUGE_PAGE   ((size_t)2 << 20)
-#define FIELD_LEAST ((size_t)96 << 20) /* three times what today's caches of a few cores hold */
+#define FIELD_LEAST ((size_t)48 << 20) /* weights that are read instead of a buffer: more than caches of a few cores hold */
 
 /* A buffer that no cache holds, within a quarter of what is free. */
 static size_t buffer_bytes(nbi_backend *b, size_t slice)
@@ -24,46 +24,50 @@ static size_t buffer_bytes(nbi_backend *b, size_t slice)
     return bytes < slice ? slice : bytes / slice * slice;
 }
 
-/* What is read: the model's weights where no cache holds them, else a buffer of its own. */
-typedef struct field {
-    char *p, *own;
-    size_t part; /* of a thread */
-} field;
-
-static bool take_field(nbi_backend *b, field *f)
+/* One pass of a thread over its share of each weight; gives the bytes. */
+static size_t read_weights(const nbi_cpu *c, const nbi_linear *const *weights, size_t n, size_t thread, float *sink)
 {
-    const nbi_cpu *c = nbi_cpu_of(b);
-    const size_t slice = (size_t)c->threads * HUGE_PAGE, wanted = buffer_bytes(b, slice), used = c->arena.used;
-    if (used >= FIELD_LEAST && used >= slice) {
-        *f = (field){(char *)c->arena.base, NULL, (used < wanted ? used / slice * slice : wanted) / (size_t)c->threads};
-        return true;
+    const size_t unit = 4096;
+    size_t bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        const size_t part = weights[i]->panels * weights[i]->panel_bytes / (size_t)c->threads / unit * unit;
+        if (part)
+            *sink =
+                c->kern->roof_read((const float *)(const void *)(weights[i]->w + thread * part), part / sizeof(float));
+        bytes += part;
     }
-    *f = (field){.own = aligned_alloc(HUGE_PAGE, wanted), .part = wanted / (size_t)c->threads};
-    if (!(f->p = f->own))
-        return false;
-    (void)madvise(f->p, wanted, MADV_HUGEPAGE);
-    memset(f->p, 0, wanted);
-    return true;
+    return bytes;
 }
 
-static double read_roof(nbi_backend *b, float *sinks)
+/* Reads the weights, where no cache holds them, else a buffer of its own. */
+static double read_roof(nbi_backend *b, const nbi_linear *const *weights, size_t n, float *sinks)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
+    const size_t slice = (size_t)c->threads * HUGE_PAGE;
+    nbi_linear own = {.panels = 1};
+    const nbi_linear *one = &own;
+    size_t all = 0;
     double best = 0;
-    field f;
-    if (!take_field(b, &f))
-        return 0;
+    for (size_t i = 0; i < n; i++)
+        all += weights[i]->panels * weights[i]->panel_bytes;
+    if (all < FIELD_LEAST) {
+        own.panel_bytes = buffer_bytes(b, slice);
+        if (!(own.w = aligned_alloc(HUGE_PAGE, own.panel_bytes)))
+            return 0;
+        (void)madvise(own.w, own.panel_bytes, MADV_HUGEPAGE);
+        memset(own.w, 0, own.panel_bytes);
+        weights = &one;
+        n = 1;
+    }
     for (int pass = 0; pass < PASSES; pass++) {
+        size_t bytes = 0;
         const double start = nbi_now();
-#pragma omp parallel num_threads(c->threads)
-        {
-            const size_t t = (size_t)omp_get_thread_num();
-            sinks[t] = c->kern->roof_read((const float *)(f.p + t * f.part), f.part / sizeof(float));
-        }
-        const double speed = (double)(f.part * (size_t)c->threads) / (nbi_now() - start);
+#pragma omp parallel num_threads(c->threads) reduction(+ : bytes)
+        bytes += read_weights(c, weights, n, (size_t)omp_get_thread_num(), sinks + omp_get_thread_num());
+        const double speed = (double)bytes / (nbi_now() - start);
         best = speed > best ? speed : best;
     }
-    free(f.own);
+    free(own.w);
     return best;
 }
 
@@ -87,14 +91,14 @@ static double int8_roof(nbi_backend *b, float *sinks)
     return best;
 }
 
-nb_status nbi_cpu_roofs(nbi_backend *b, nbi_roofs *out)
+nb_status nbi_cpu_roofs(nbi_backend *b, const nbi_linear *const *weights, size_t n, nbi_roofs *out)
 {
     const size_t bytes = (size_t)nbi_cpu_of(b)->threads * sizeof(float);
     float *sinks = malloc(bytes);
     *out = (nbi_roofs){0};
     if (!sinks)
         return nbi_fail_nomem("the roofs", bytes);
-    *out = (nbi_roofs){.read = read_roof(b, sinks), .int8 = int8_roof(b, sinks)};
+    *out = (nbi_roofs){.read = read_roof(b, weights, n, sinks), .int8 = int8_roof(b, sinks)};
     free(sinks);
     return NB_OK;
 }
