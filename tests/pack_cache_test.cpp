@@ -62,6 +62,11 @@ std::vector<Case> all_cases()
     binary.kind = NBI_KIND_BINARY;
     v.push_back({nf4, NBI_F32});
     v.push_back({binary, NBI_F32});
+    binary.act = NBI_ACT_NONE;
+    v.push_back({binary, NBI_F32});
+    for (unsigned bits : {2u, 3u})
+        for (nbi_act act : {NBI_ACT_NONE, NBI_ACT_TOKEN})
+            v.push_back({scheme(bits, 64, act != NBI_ACT_NONE, act, true), NBI_F32});
     return v;
 }
 
@@ -112,7 +117,7 @@ TEST(PackedWeights, BytesHaveTheNameOfTheirLayout)
     }
     char text[64];
     snprintf(text, sizeof text, "%s %016llx", b->layout, (unsigned long long)h);
-    EXPECT_STREQ("cpu-2 89d8009705579bb1", text)
+    EXPECT_STREQ("cpu-2 f4cb78601790ca75", text)
         << "packed weights have other bytes than before: give NBI_CPU_LAYOUT (cpu.h) the "
            "next number, so that files of old ones are not used, and this test the hash";
 }

@@ -427,6 +427,7 @@ const Shipped kShipped[] = {
     {"w4a8kv4-rotated", "W4A8 g128", nullptr},
     {"mixed", "W4A16 g64 asym", nullptr},
     {"ternary", "W2A16 channel", nullptr},
+    {"ternary-a8", "W2A8 channel", nullptr},
     {"binary", "binary W1A1 channel", nullptr},
     {"w4-quip", "E8P W4A16 tensor rot", nullptr},
     {"w2-quip", "E8P W2A16 tensor rot", nullptr},
