@@ -9,8 +9,9 @@
 #include "base/log.h"
 
 enum { PASSES = 6 };
-#define HUGE_PAGE   ((size_t)2 << 20)
-#define FIELD_LEAST ((size_t)48 << 20) /* weights that are read instead of a buffer: more than caches of a few cores hold */
+#define HUGE_PAGE ((size_t)2 << 20)
+#define FIELD_LEAST                                                                                                    \
+    ((size_t)48 << 20) /* weights that are read instead of a buffer: more than caches of a few cores hold */
 
 /* A buffer that no cache holds, within a quarter of what is free. */
 static size_t buffer_bytes(nbi_backend *b, size_t slice)
