@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(128) nb_embed(const nb_embed_args a
     const uint32_t r = blockIdx.x, id = (uint32_t)a.step.ids[r], high = id >> 3 & 1;
     if (a.step.pos[r] < 0)
         return;
-    if (p.kind >= NB_W_PLAIN) {
+    if (p.kind == NB_W_PLAIN || p.kind == NB_W_PLAIN8) {
         nb_embed_plain(a, r, id);
         return;
     }

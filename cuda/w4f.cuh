@@ -1,7 +1,7 @@
 /* Codes of 4 bits minus zero points in sixteenths, made into A fragments.  u - z is a number of sixteenths below 2^8 in magnitude:
  * exact in half and in bfloat16.
  *
- * Instructions for 8 codes of a lane: half 3 shift 4 lop3 4 sub 11, bfloat16 3 shift 4 lop3 8 fma 15 (W4: 9 and 11). */
+ * Instructions for 8 codes of a lane: half 3 shift 4 lop3 4 sub 11, bfloat16 3 shift 2 prmt 4 lop3 8 fma 17 (W4: 9 and 11). */
 #ifndef NB_CUDA_W4F_CUH
 #define NB_CUDA_W4F_CUH
 
@@ -32,7 +32,8 @@ struct nb_weight<NB_W_W4F, __nv_bfloat16> {
     {
         const __nv_bfloat162 a = __float2bfloat162_rn((float)-g * 0.0625f),
                              b = __float2bfloat162_rn((float)-g8 * 0.0625f);
-        return {*(const uint32_t *)&a, *(const uint32_t *)&b};
+        /* side by side in one register: with two of them the large tile spills */
+        return {__byte_perm(*(const uint32_t *)&a, *(const uint32_t *)&b, 0x5410), 0};
     }
     static __device__ __forceinline__ uint32_t pair(uint32_t w, uint32_t minus_zero)
     {
@@ -42,7 +43,8 @@ struct nb_weight<NB_W_W4F, __nv_bfloat16> {
     static __device__ __forceinline__ void fragment(uint32_t a[4], const uint4 *unit, int step, nb_zeros z)
     {
         const uint32_t w = nb_word(unit[0], step);
-        a[0] = pair(w, z.g), a[1] = pair(w >> 4, z.g8), a[2] = pair(w >> 8, z.g), a[3] = pair(w >> 12, z.g8);
+        const uint32_t g = __byte_perm(z.g, 0, 0x1010), g8 = __byte_perm(z.g, 0, 0x3232);
+        a[0] = pair(w, g), a[1] = pair(w >> 4, g8), a[2] = pair(w >> 8, g), a[3] = pair(w >> 12, g8);
     }
 };
 

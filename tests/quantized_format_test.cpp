@@ -40,8 +40,6 @@ std::vector<nbi_scheme> own_schemes()
         with(w4, [](nbi_scheme &s) { s.rotate_out = true; }),
         with(w3, [](nbi_scheme &s) { s.sparse = true; }),
         with(w3, [](nbi_scheme &s) { s.sparse = s.act_order = true; }),
-        with(w3, [](nbi_scheme &s) { s.zero_frac = 4; }),
-        with(w3, [](nbi_scheme &s) { s.zero_frac = 4, s.act_order = true; }),
         with(w3, [](nbi_scheme &s) { s.nested = true; }),
         with(w3, [](nbi_scheme &s) { s.nested = s.sparse = s.act_order = true; }),
         with(w3, [](nbi_scheme &s) { s.nested = s.rotate_in = true; }),
@@ -60,6 +58,8 @@ std::vector<nbi_scheme> own_schemes()
         of_kind(NBI_KIND_BINARY, 1, NBI_PER_CHANNEL, 0, NBI_ACT_SIGN),
         of_kind(NBI_KIND_BINARY, 1, NBI_PER_CHANNEL, 0, NBI_ACT_TOKEN),
         scheme(2, true, NBI_PER_TENSOR, 0, NBI_ACT_SIGN),
+        with(w3, [](nbi_scheme &s) { s.zero_frac = 4; }),
+        with(w3, [](nbi_scheme &s) { s.zero_frac = 4, s.act_order = true; }),
     };
     return v;
 }
