@@ -3,33 +3,10 @@
 #if defined(__x86_64__)
 #include "backend/cpu/v16_avx2.h"
 
-#include "backend/cpu/linear_body.h"
-#include "backend/cpu/roof_body.h"
-#include "backend/cpu/rows_body.h"
-#include "backend/cpu/sparse_body.h"
-#include "backend/cpu/xnor_body.h"
-
-#include "backend/cpu/attention_body.h" /* stands on rows_body.h */
-
-const nbi_cpu_kernels nbi_cpu_avxvnni_evex = {
-    .name = "avx2-vnni",
-    .isa = "avxvnni",
-    .q_bytes = sizeof(nbi_qx),
-    .linear = LINEAR_KERNELS,
-    .sparse = sparse_rows,
-    .outliers = outlier_columns,
-    .quantize_row = quantize_row,
-    .sum_row = sum_row,
-    .sign_row = sign_row,
-    .rmsnorm_row = rmsnorm_row,
-    .swiglu = swiglu,
-    .exp = exp_n,
-    .attend = attend,
-    .attend_join = attend_join,
-    .rotate_row = rotate_row,
-    .roof_read = roof_read,
-    .roof_int8 = roof_int8,
-};
+#define NBI_CPU_TABLE nbi_cpu_avxvnni_evex
+#define NBI_CPU_NAME  "avx2-vnni"
+#define NBI_CPU_ISA   "avxvnni"
+#include "backend/cpu/kernels_body.h"
 #else
 typedef int nbi_cpu_avxvnni_evex_is_for_x86_64; /* a translation unit is never empty */
 #endif

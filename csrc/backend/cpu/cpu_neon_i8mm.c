@@ -2,33 +2,10 @@
 #if defined(__aarch64__)
 #include "backend/cpu/v16_neon.h"
 
-#include "backend/cpu/linear_body.h"
-#include "backend/cpu/roof_body.h"
-#include "backend/cpu/rows_body.h"
-#include "backend/cpu/sparse_body.h"
-#include "backend/cpu/xnor_body.h"
-
-#include "backend/cpu/attention_body.h" /* stands on rows_body.h */
-
-const nbi_cpu_kernels nbi_cpu_neon_i8mm = {
-    .name = "neon-i8mm",
-    .isa = "neon-i8mm",
-    .q_bytes = sizeof(nbi_qx),
-    .linear = LINEAR_KERNELS,
-    .sparse = sparse_rows,
-    .outliers = outlier_columns,
-    .quantize_row = quantize_row,
-    .sum_row = sum_row,
-    .sign_row = sign_row,
-    .rmsnorm_row = rmsnorm_row,
-    .swiglu = swiglu,
-    .exp = exp_n,
-    .attend = attend,
-    .attend_join = attend_join,
-    .rotate_row = rotate_row,
-    .roof_read = roof_read,
-    .roof_int8 = roof_int8,
-};
+#define NBI_CPU_TABLE nbi_cpu_neon_i8mm
+#define NBI_CPU_NAME  "neon-i8mm"
+#define NBI_CPU_ISA   "neon-i8mm"
+#include "backend/cpu/kernels_body.h"
 #else
 typedef int nbi_cpu_neon_i8mm_is_for_aarch64; /* a translation unit is never empty */
 #endif

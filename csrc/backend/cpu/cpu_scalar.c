@@ -1,30 +1,7 @@
 /* The kernels in plain C: see cpu.h. */
 #include "backend/cpu/v16_scalar.h"
 
-#include "backend/cpu/linear_body.h"
-#include "backend/cpu/roof_body.h"
-#include "backend/cpu/rows_body.h"
-#include "backend/cpu/sparse_body.h"
-#include "backend/cpu/xnor_body.h"
-
-#include "backend/cpu/attention_body.h" /* stands on rows_body.h */
-
-const nbi_cpu_kernels nbi_cpu_scalar = {
-    .name = "scalar",
-    .isa = "scalar",
-    .q_bytes = sizeof(nbi_qx),
-    .linear = LINEAR_KERNELS,
-    .sparse = sparse_rows,
-    .outliers = outlier_columns,
-    .quantize_row = quantize_row,
-    .sum_row = sum_row,
-    .sign_row = sign_row,
-    .rmsnorm_row = rmsnorm_row,
-    .swiglu = swiglu,
-    .exp = exp_n,
-    .attend = attend,
-    .attend_join = attend_join,
-    .rotate_row = rotate_row,
-    .roof_read = roof_read,
-    .roof_int8 = roof_int8,
-};
+#define NBI_CPU_TABLE nbi_cpu_scalar
+#define NBI_CPU_NAME  "scalar"
+#define NBI_CPU_ISA   "scalar"
+#include "backend/cpu/kernels_body.h"
