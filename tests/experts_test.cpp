@@ -236,9 +236,10 @@ TEST(Experts, of_any_kinds_side_by_side_give_the_bits_that_linear_layers_give_on
 {
     for (const Moe &m : {Moe{23, 3, true, 64, 48, 9}, Moe{23, 2, false, 64, 80, 1}, Moe{12, 4, true, 32, 32, 270}}) {
         std::vector<Weight> w;
-        for (size_t i = 0; i < 3 * m.n; i++) /* the layers of the last experts are of three kinds */
-            w.push_back(of_kind(i / 3 + 2 >= m.n ? i % 10 : i / 3 % 10, i % 3 == 2 ? m.hidden : m.ffn,
-                                i % 3 == 2 ? m.ffn : m.hidden, 5 + 10 * i));
+        for (size_t i = 0; i < 3 * m.n; i++) { /* layers of the last but one are of three kinds, of the last of two */
+            const size_t e = i / 3, kind = e + 1 == m.n ? (i % 3 == 2 ? 8 : 1) : e + 2 == m.n ? i % 10 : e % 10;
+            w.push_back(of_kind(kind, i % 3 == 2 ? m.hidden : m.ffn, i % 3 == 2 ? m.ffn : m.hidden, 5 + 10 * i));
+        }
         std::vector<float> x = noise(m.rows * m.hidden, 1), logits = noise(m.rows * m.n, 2, 3.0f),
                            y = noise(m.rows * m.hidden, 3);
         for (size_t i = 0; i < m.n; i++) /* one expert with all rows, and one with none */

@@ -238,13 +238,19 @@ static void compute_piece(const nbi_cpu_kernels *kern, const pool *p, size_t i)
     kern->linear[o->job.l->kind](&o->job, p0, p1, r0, o->rows - r0 < p->rows ? o->rows : r0 + p->rows);
 }
 
-/* Here to run_wave(): called by all threads of a team. */
+/* Here to run_wave(): called by all threads of a team.  Pieces of few rows cost what reading them costs, and are handed out in long
+ * streams that become short at the end; those of many rows cost what their expert has rows. */
 static void compute(const wave *w, const pool *p)
 {
-    const size_t share = p->pieces / ((size_t)w->threads * 8), chunk = share ? share : 1;
-#pragma omp for schedule(dynamic, chunk)
-    for (size_t i = 0; i < p->pieces; i++)
-        compute_piece(w->c->kern, p, i);
+    if (w->rows < 4 * (w->e1 - w->e0)) {
+#pragma omp for schedule(guided, 1)
+        for (size_t i = 0; i < p->pieces; i++)
+            compute_piece(w->c->kern, p, i);
+    } else {
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < p->pieces; i++)
+            compute_piece(w->c->kern, p, i);
+    }
 }
 
 /* The rows that experts want, side by side. */
@@ -271,7 +277,7 @@ static void gather(const wave *w)
 /* Few long rows are cut in blocks, so that they feed all threads. */
 static void activate(const wave *w)
 {
-    const size_t n = w->e->ffn, block = w->rows < 2 * (size_t)w->threads ? 1024 : n, blocks = nbi_ceil_div(n, block);
+    const size_t n = w->e->ffn, block = w->rows < 2 * (size_t)w->threads ? 512 : n, blocks = nbi_ceil_div(n, block);
 #pragma omp for schedule(static)
     for (size_t i = 0; i < w->rows * blocks; i++) {
         const size_t r = i / blocks, at = i % blocks * block;
