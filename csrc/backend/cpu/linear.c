@@ -88,7 +88,7 @@ static void add_sparse(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, size_t
 }
 
 /* Whether two layers read rows of x as the same numbers, so that one preparation serves both. */
-static bool same_input(const nbi_linear *a, const nbi_linear *b)
+bool nbi_cpu_same_input(const nbi_linear *a, const nbi_linear *b)
 {
     const bool integer = nbi_cpu_is_integer(a->kind);
     if (a->perm || b->perm || integer != nbi_cpu_is_integer(b->kind) || a->n_outliers != b->n_outliers ||
@@ -137,15 +137,14 @@ static void prepare(const nbi_cpu *c, team *t, size_t rows, unsigned forms, void
     }
 }
 
-static void code_row(const nbi_cpu *c, const team *t, size_t row)
+void nbi_cpu_code_row(const nbi_cpu *c, const nbi_cpu_job *j, bool coded, size_t row)
 {
-    const nbi_cpu_job *j = &t->job[0];
     const nbi_linear *l = j->l;
     if (l->kind == NBI_CPU_XNOR) {
         c->kern->sign_row(j, row);
         return;
     }
-    if (!t->coded)
+    if (!coded)
         c->kern->quantize_row(j->x + row * l->k, l->k, j->q_stride, l->scheme.act == NBI_ACT_TENSOR ? l : NULL,
                               j->q + row * j->q_stride * c->kern->q_bytes, j->q_scale + row);
     c->kern->sum_row(j, row);
@@ -179,7 +178,7 @@ static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
         if (integer) {
 #pragma omp for schedule(static)
             for (size_t r = 0; r < rows; r++)
-                code_row(c, t, r);
+                nbi_cpu_code_row(c, &t->job[0], t->coded, r);
         }
 #pragma omp for schedule(static) nowait
         for (size_t i = 0; i < fixed; i++)
@@ -202,7 +201,7 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, c
         team t = {.n = 0};
         size_t work = 0;
         const size_t from = i;
-        for (; i < n && (i == from || same_input(l[from], l[i])); column += l[i++]->n) {
+        for (; i < n && (i == from || nbi_cpu_same_input(l[from], l[i])); column += l[i++]->n) {
             t.job[t.n++] = (nbi_cpu_job){
                 .l = l[i], .x = x, .given = x, .y = column, .ldy = ldy, .accumulate = dst == NBI_DST_RESIDUAL};
             work += rows * l[i]->n * l[i]->k;
