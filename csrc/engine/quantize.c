@@ -29,6 +29,7 @@ typedef struct module {
     char name[96];
     uint32_t layer;
     nbi_proj proj;
+    bool outside; /* of the layers: the embedding, lm_head */
     bool is_head, bias;
     size_t n, k;
     nbi_scheme scheme;
@@ -91,7 +92,11 @@ static nb_status list_modules(job *j)
 {
     const nbi_config *c = &j->cfg;
     const size_t each = nbi_layer_modules(c);
-    j->modules = calloc(c->n_layers * each + 1, sizeof *j->modules);
+    nbi_scheme table;
+    nb_status st = nbi_recipe_scheme(j->recipe, NBI_EMBEDDING, c->hidden, &table);
+    if (st != NB_OK)
+        return st;
+    j->modules = calloc(c->n_layers * each + 2, sizeof *j->modules);
     if (!j->modules)
         return nbi_fail_nomem("the list of layers", c->n_layers * each * sizeof *j->modules);
     for (uint32_t i = 0; i < c->n_layers; i++)
@@ -104,8 +109,10 @@ static nb_status list_modules(job *j)
         }
     if (!c->tied) {
         module *m = &j->modules[j->n_modules++];
-        *m = (module){.name = "lm_head", .is_head = true, .n = c->vocab, .k = c->hidden};
+        *m = (module){.name = "lm_head", .outside = true, .is_head = true, .n = c->vocab, .k = c->hidden};
     }
+    if (table.bits)
+        j->modules[j->n_modules++] = (module){.name = NBI_EMBEDDING, .outside = true, .n = c->vocab, .k = c->hidden};
     qsort(j->modules, j->n_modules, sizeof *j->modules, by_name);
     return NB_OK;
 }
@@ -117,7 +124,7 @@ static nb_status set_schemes(job *j)
     for (size_t i = 0; i < j->n_modules; i++) {
         module *m = &j->modules[i];
         NB_TRY(nbi_recipe_scheme(j->recipe, m->name, m->k, &m->scheme));
-        if (nbi_recipe_rotates(j->recipe) && !m->is_head && m->proj == NBI_DOWN && m->scheme.bits)
+        if (nbi_recipe_rotates(j->recipe) && !m->outside && m->proj == NBI_DOWN && m->scheme.bits)
             m->scheme.rotate_in = true;
         if (m->is_head && m->scheme.act == NBI_ACT_TENSOR)
             NB_TRY(nbi_fail(NB_EUNSUPPORTED, "the recipe gives lm_head static activations, expected dynamic or none"));
@@ -159,7 +166,7 @@ static nb_status list_schemes(job *j)
     if (!(j->schemes = calloc(n, sizeof *j->schemes)))
         return nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes);
     for (size_t i = 0; i < j->n_modules; i++)
-        if (!j->modules[i].is_head)
+        if (!j->modules[i].outside)
             j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
     return nbi_recipe_rotates(j->recipe) ? nbi_rotation_create(&j->rotation, &j->cfg, j->ckpt, j->schemes, j->threads)
                                          : NB_OK;
@@ -379,9 +386,9 @@ static nb_status round_one(job *j, const module *m, const nbi_weight *src, const
                                 .scale_dtype = j->scale_dtype,
                                 .options = j->method_options,
                                 .be = j->be,
-                                .module = m->is_head ? m->name : strchr(m->name + strlen("model.layers."), '.') + 1,
+                                .module = m->outside ? m->name : strchr(m->name + strlen("model.layers."), '.') + 1,
                                 .layer = m->layer,
-                                .port = m->is_head ? NBI_N_PORTS : (unsigned)nbi_port_of(m->proj),
+                                .port = m->outside ? NBI_N_PORTS : (unsigned)nbi_port_of(m->proj),
                                 .threads = j->threads};
     if (in || (!j->method->needs && strcmp(j->method->name, "rtn") != 0))
         return j->method->quantize(q, &job);
@@ -397,7 +404,7 @@ static nb_status quantize_one(job *j, const module *m)
     nbi_inputs in = {0};
     bool known = false;
     nb_status st;
-    if (j->walk && !m->is_head) {
+    if (j->walk && !m->outside) {
         nbi_weight *made = &j->quantized.w[m->proj];
         NB_TRY(nbi_quant_write(j->format, j->writer, m->name, made, j->scale_dtype));
         if (!j->done_rows)
@@ -407,7 +414,7 @@ static nb_status quantize_one(job *j, const module *m)
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
     if (j->rotation)
         NB_TRY(nbi_rotation_linear(j->rotation, m->name, &src));
-    if (j->walk && calibrates_head(j)) {
+    if (j->walk && m->is_head && calibrates_head(j)) {
         NB_TRY(nbi_calibrated_head(j->walk, &in, &known));
         if (!known)
             nbi_log(&j->o.callbacks, NB_LOG_WARN, "%s has nothing of lm_head, which is rounded to nearest", j->o.stats);
