@@ -2,7 +2,7 @@
  *
  *   --n N --k K          of the weight (4096 4096)
  *   --rows M,..          rows of activations (1,16,32,64,128,512)
- *   --kinds KIND,..      w8a8, w4a8, w8a16, w4a16, w2a16, w2a8, f16 (w8a8)
+ *   --kinds KIND,..      w8a8, w4a8, w8a16, w4a16, w2a16, w2a8, w2-e8p, w4-e8p, f16 (w8a8)
  *   --threads T          (all cores)     --rounds R     every kind and M once in each, one after the other (7)
  *   --json               instead of the table
  *
@@ -17,10 +17,12 @@
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
+#include "base/e8p.h"
 #include "base/log.h"
 #include "base/rng.h"
 
 enum { MAX_LIST = 16, MAX_ROUNDS = 101 };
+#define E8P          UINT32_MAX          /* in place of a group */
 #define COPIES_BYTES ((size_t)192 << 20) /* of all copies of a weight together */
 
 static const struct {
@@ -28,9 +30,9 @@ static const struct {
     uint8_t bits;
     uint32_t group;
     nbi_act act;
-} all_kinds[] = {{"w8a8", 8, 0, NBI_ACT_TOKEN},   {"w4a8", 4, 128, NBI_ACT_TOKEN}, {"w8a16", 8, 0, NBI_ACT_NONE},
-                 {"w4a16", 4, 128, NBI_ACT_NONE}, {"w2a16", 2, 0, NBI_ACT_NONE},   {"w2a8", 2, 0, NBI_ACT_TOKEN},
-                 {"f16", 0, 0, NBI_ACT_NONE}};
+} all_kinds[] = {{"w8a8", 8, 0, NBI_ACT_TOKEN},   {"w4a8", 4, 128, NBI_ACT_TOKEN},  {"w8a16", 8, 0, NBI_ACT_NONE},
+                 {"w4a16", 4, 128, NBI_ACT_NONE}, {"w2a16", 2, 0, NBI_ACT_NONE},    {"w2a8", 2, 0, NBI_ACT_TOKEN},
+                 {"f16", 0, 0, NBI_ACT_NONE},     {"w2-e8p", 2, E8P, NBI_ACT_NONE}, {"w4-e8p", 4, E8P, NBI_ACT_NONE}};
 enum { N_KINDS = sizeof all_kinds / sizeof *all_kinds };
 
 typedef struct kind {
@@ -76,13 +78,17 @@ static void *alloc(bench *t, size_t bytes)
 
 static nbi_linear *make_weight(const bench *t, int id, uint64_t seed)
 {
+    const bool e8p = all_kinds[id].group == E8P;
     nbi_weight w = {.n = t->n,
                     .k = t->k,
                     .dense_dtype = NBI_F16,
                     .scheme = {.bits = all_kinds[id].bits,
+                               .kind = e8p ? NBI_KIND_E8P : NBI_KIND_INT,
                                .symmetric = true,
-                               .strategy = all_kinds[id].group ? NBI_PER_GROUP : NBI_PER_CHANNEL,
-                               .group = all_kinds[id].group,
+                               .strategy = e8p                   ? NBI_PER_TENSOR
+                                           : all_kinds[id].group ? NBI_PER_GROUP
+                                                                 : NBI_PER_CHANNEL,
+                               .group = e8p ? 0 : all_kinds[id].group,
                                .act = all_kinds[id].act,
                                .act_symmetric = true}};
     nbi_linear *l;
@@ -94,6 +100,8 @@ static nbi_linear *make_weight(const bench *t, int id, uint64_t seed)
             w.codes[i] = (int8_t)((int)(nbi_rng(seed, i) & (uint64_t)(2 * half - 1)) - half);
         for (size_t i = 0; i < t->n * groups; i++)
             w.scales[i] = 0.01f;
+        for (size_t i = 0; e8p && i < t->n * t->k / 8 * nbi_e8p_words(w.scheme.bits); i++)
+            w.words[i] = (uint16_t)nbi_rng(seed, i);
         must(t->b->ops->linear_create(t->b, &l, &w));
         nbi_weight_free(&w);
     } else {

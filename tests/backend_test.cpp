@@ -29,7 +29,7 @@ std::vector<Shape> shapes_for(const Case &c, size_t index)
         size_t k = ks[(index * 5 + i) % 12];
         if (c.s.group)
             k = c.s.group * (c.s.group > 300 ? 2 : (index + i) % 5 * 2 + 1);
-        v.push_back({ns[(index + i) % 7], k});
+        v.push_back({ns[(index + i) % 7], whole(c.s, k)});
     }
     return v;
 }
@@ -177,7 +177,7 @@ TEST(Linear, the_order_is_the_documented_one)
     for (const std::string &isa : isas())
         for (const Case &c : all_cases()) {
             Backend b(isa.c_str());
-            size_t k = c.s.group ? c.s.group * 3 : 1100 + index++ % 3, n = 18;
+            size_t k = c.s.group ? c.s.group * 3 : whole(c.s, 1100 + index++ % 3), n = 18;
             Weight w = make_weight(c.s, c.dtype, n, k, 61 + index, index % 2);
             std::vector<float> x = noise(2 * k, index), y = linear_on(b, w.w, x.data(), 2), want;
             for (size_t i = 0; i < 2 * n; i++)
@@ -196,11 +196,12 @@ TEST(Linear, one_flipped_code_is_seen)
             Backend b(isa.c_str());
             Weight w = make_weight(c.s, c.dtype, 33, k, 9, false);
             std::vector<float> x = noise(k, 10);
-            w.w.codes[17 * k + 5] = 7;
+            if (!w.w.words)
+                w.w.codes[17 * k + 5] = 7;
             x[5] = 1;
             std::vector<float> y = linear_on(b, w.w, x.data(), 1);
             ASSERT_EQ(0u, count_outside(w.w, x, y));
-            w.w.codes[17 * k + 5] = -8;
+            w.w.codes[17 * k + 5] = w.w.words ? (int8_t)(w.w.codes[17 * k + 5] - 8) : -8;
             EXPECT_EQ(1u, count_outside(w.w, x, y)) << c.name() << " " << isa;
         }
 }
@@ -264,7 +265,7 @@ TEST(Linear, a_row_with_nan_or_infinity_spoils_only_itself)
     const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
     for (const std::string &isa : isas())
         for (const Case &c : all_cases()) {
-            size_t k = c.s.group ? c.s.group * 3 : 100, n = 18, rows = 9;
+            size_t k = c.s.group ? c.s.group * 3 : whole(c.s, 100), n = 18, rows = 9;
             Backend b(isa.c_str()), ref("scalar");
             Weight w = make_weight(c.s, c.dtype, n, k, 41, false);
             std::vector<float> x = noise(rows * k, 42);
@@ -301,7 +302,7 @@ TEST(Linear, embedding_rows_mean_what_the_weight_means)
 {
     for (const std::string &isa : isas())
         for (const Case &c : all_cases()) {
-            size_t k = c.s.group ? c.s.group * 2 : 61, n = 50;
+            size_t k = c.s.group ? c.s.group * 2 : whole(c.s, 61), n = 50;
             Backend b(isa.c_str(), 2);
             Weight w = make_weight(c.s, c.dtype, n, k, 51, false);
             Packed p(b, w.w);

@@ -40,7 +40,7 @@ std::vector<Shape> shapes_for(const Case &c, size_t index)
         size_t k = ks[(index * 3 + i) % 8];
         if (c.s.group)
             k = c.s.group * (c.s.group > 300 ? 2 : (index + i) % 4 * 2 + 1);
-        v.push_back({ns[(index * 4 + i) % 7], k});
+        v.push_back({ns[(index * 4 + i) % 7], whole(c.s, k)});
     }
     return v;
 }

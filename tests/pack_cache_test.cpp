@@ -117,7 +117,7 @@ TEST(PackedWeights, BytesHaveTheNameOfTheirLayout)
     }
     char text[64];
     snprintf(text, sizeof text, "%s %016llx", b->layout, (unsigned long long)h);
-    EXPECT_STREQ("cpu-2 f4cb78601790ca75", text)
+    EXPECT_STREQ("cpu-3 b3b743f2852a45a7", text)
         << "packed weights have other bytes than before: give NBI_CPU_LAYOUT (cpu.h) the "
            "next number, so that files of old ones are not used, and this test the hash";
 }
@@ -196,7 +196,7 @@ std::vector<std::string> generate(const std::string &model, const std::vector<st
 
 struct Quantized {
     TempDir d;
-    std::string path = d / "model", pack = path + "/.nibble/cpu-2.pack";
+    std::string path = d / "model", pack = path + "/.nibble/" NBI_CPU_LAYOUT ".pack";
     explicit Quantized(const char *recipe = "w4a8")
     {
         Result r = nibble({"quantize", DEMO, "-o", path, "-r", recipe, "--device", "cpu"});
@@ -206,11 +206,12 @@ struct Quantized {
 
 TEST(PackCache, IsWrittenWhenAskedAndUsedWhenThere)
 {
-    for (const char *recipe : {"w4a8", "w8a8-dynamic", "w4a16-g32-asym", "w4a8kv4-rotated", "w4-spqr", "nf4"}) {
+    for (const char *recipe :
+         {"w4a8", "w8a8-dynamic", "w4a16-g32-asym", "w4a8kv4-rotated", "w4-spqr", "nf4", "w2-quip"}) {
         TempDir d;
-        std::string path = d / "m", pack = path + "/.nibble/cpu-2.pack";
+        std::string path = d / "m", pack = path + "/.nibble/" NBI_CPU_LAYOUT ".pack";
         std::vector<std::string> q{"quantize", DEMO, "-o", path, "-r", recipe, "--device", "cpu"};
-        if (std::string(recipe) == "w4-spqr" || std::string(recipe) == "w4a8kv4-rotated")
+        if (std::set<std::string>{"w4-spqr", "w4a8kv4-rotated", "w2-quip"}.count(recipe))
             q.insert(q.end(), {"--calib", repo_file("configs/demo/val.txt"), "--calib-tokens", "512"});
         const Result made = nibble(q);
         ASSERT_EQ(0, made.status) << recipe << made.err;

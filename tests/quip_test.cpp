@@ -405,8 +405,8 @@ TEST(Quip, what_it_cannot_do_is_said)
     EXPECT_FAILS(NB_EFORMAT, "activations", nbi_quip_scheme(&bad, "here"));
 }
 
-/* A backend takes the codes as INT8: rows come back as they are in the weight. */
-TEST(Quip, a_backend_packs_the_codes_as_int8)
+/* Rows come back from a backend as they are in the weight. */
+TEST(Quip, a_backend_packs_the_words)
 {
     for (unsigned bits : {2u, 4u}) {
         Problem p(37, 72, 9);

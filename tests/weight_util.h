@@ -3,6 +3,10 @@
 
 #include "backend_util.h"
 
+extern "C" {
+#include "base/e8p.h"
+}
+
 namespace
 {
 
@@ -33,6 +37,11 @@ inline Weight make_weight(nbi_scheme s, nbi_dtype dtype, size_t n, size_t k, uin
         int half = 1 << (s.bits - 1);
         for (size_t i = 0; i < n * k; i++)
             w.codes[i] = (int8_t)((int)(nbi_rng(seed, i) % (2u * (unsigned)half)) - half);
+        if (w.words) {
+            for (size_t i = 0; i < n * (k / 8) * (s.bits / 2); i++)
+                w.words[i] = (uint16_t)nbi_rng(seed + 5, i);
+            nbi_e8p_decode(w.codes, w.words, n * (k / 8), s.bits);
+        }
         for (size_t i = 0; i < n * groups; i++) {
             w.scales[i] = 0.001f + 0.01f * nbi_rng_uniform(seed + 2, s.strategy == NBI_PER_TENSOR ? 0 : i);
             if (w.zeros)
@@ -66,6 +75,12 @@ inline nbi_scheme scheme(unsigned bits, uint32_t group, bool sym, nbi_act act, b
     s.act = act;
     s.act_symmetric = act_sym;
     return s;
+}
+
+/* K, or the next one that a scheme has words for. */
+inline size_t whole(const nbi_scheme &s, size_t k)
+{
+    return s.bits && s.kind == NBI_KIND_E8P ? (k + 7) / 8 * 8 : k;
 }
 
 struct Case {
@@ -102,7 +117,7 @@ inline std::vector<Case> common_cases()
             f.zero_frac = 4;
             v.push_back({f, NBI_F32});
         }
-    for (unsigned bits : {2u, 4u}) { /* packed as INT8 */
+    for (unsigned bits : {2u, 4u}) {
         nbi_scheme e8p = scheme(bits, 0, true, NBI_ACT_NONE, true, true);
         e8p.kind = NBI_KIND_E8P;
         v.push_back({e8p, NBI_F32});

@@ -73,11 +73,12 @@ static inline size_t nbi_scheme_groups(const nbi_scheme *s, size_t k)
     return s->strategy == NBI_PER_GROUP ? k / s->group : 1;
 }
 
-/* What a scheme is in memory: E8P's codes are packed as the INT8 that they are, whatever their bits in a file. */
+/* What a scheme is in memory: E8P's codes are multiplied with INT8 activations as the INT8 that they are; with others they stay
+ * words. */
 static inline nbi_scheme nbi_scheme_packed(const nbi_scheme *s)
 {
     nbi_scheme p = *s;
-    if (s->bits && s->kind == NBI_KIND_E8P) {
+    if (s->bits && s->kind == NBI_KIND_E8P && s->act != NBI_ACT_NONE) {
         p.kind = NBI_KIND_INT;
         p.bits = 8;
     }

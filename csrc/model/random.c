@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/e8p.h"
 #include "base/json.h"
 #include "base/options.h"
 #include "base/rng.h"
@@ -44,15 +45,20 @@ static nb_status random_codes(nbi_weight *w, uint64_t seed)
     if (st != NB_OK)
         return st;
     size_t n = w->n * w->k, groups = w->n * nbi_scheme_groups(&w->scheme, w->k);
-    int shift = 8 - w->scheme.bits;
+    const int shift = w->words ? 0 : 8 - w->scheme.bits;
 #pragma omp parallel for
     for (size_t i = 0; i < n; i += 8) {
         uint64_t r = nbi_rng(seed, i);
         for (size_t j = i; j < n && j < i + 8; j++, r >>= 8)
             w->codes[j] = (int8_t)((int8_t)r >> shift);
     }
+    if (w->words) { /* any word is one */
+        memcpy(w->words, w->codes, n / 8 * nbi_e8p_words(w->scheme.bits) * sizeof *w->words);
+        nbi_e8p_decode(w->codes, w->words, n / 8, w->scheme.bits);
+    }
     for (size_t g = 0; g < groups; g++) {
-        w->scales[g] = 0.035f / (float)(1 << (w->scheme.bits - 1));
+        w->scales[g] =
+            w->words ? 0.02f / (float)nbi_e8p_unit(w->scheme.bits) : 0.035f / (float)(1 << (w->scheme.bits - 1));
         if (w->zeros)
             w->zeros[g] = (int8_t)(nbi_rng(seed, ~g) & 1);
     }

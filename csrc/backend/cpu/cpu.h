@@ -18,7 +18,7 @@
 #endif
 
 /* Names the bytes of packed weights, for the cache of them: changes with pack.c (pack_cache_test has their hashes). */
-#define NBI_CPU_LAYOUT "cpu-2"
+#define NBI_CPU_LAYOUT "cpu-3"
 
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
 #define NBI_SLAB  4  /* panels whose lines alternate: a single row of x reads one stream */
@@ -41,6 +41,8 @@ typedef enum nbi_cpu_kind {
     NBI_CPU_W3,
     NBI_CPU_W3Z,
     NBI_CPU_W1, /* codes -1 and 1 */
+    NBI_CPU_E2, /* e8p_body.h: E8P of 2 and 4 bits */
+    NBI_CPU_E4,
     NBI_CPU_Q2, /* ternary weights too */
     NBI_CPU_Q3,
     NBI_CPU_Q1,
@@ -299,8 +301,8 @@ size_t nbi_cpu_linear_bytes(const nbi_linear *l);
 size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias);
 void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst); /* row n as fp32, as nbi_weight_row() */
 
-/* pack_lowbit.c: codes of 1, 2 and 3 bits */
-extern const nbi_cpu_packing nbi_cpu_pack1, nbi_cpu_pack2, nbi_cpu_pack3;
+/* pack_lowbit.c: codes of 1, 2 and 3 bits; pack_e8p.c */
+extern const nbi_cpu_packing nbi_cpu_pack1, nbi_cpu_pack2, nbi_cpu_pack3, nbi_cpu_pack_e8p2, nbi_cpu_pack_e8p4;
 
 /* linear.c */
 size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k);

@@ -306,6 +306,8 @@ V16_INLINE void matrix(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, si
     }
 }
 
+#include "backend/cpu/e8p_body.h"
+
 #define LINEAR(name, kind)                                                                                             \
     static void name(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, size_t r1)                                 \
     {                                                                                                                  \
@@ -336,7 +338,8 @@ LINEAR(linear_q1, NBI_CPU_Q1)
         [NBI_CPU_W8] = linear_w8, [NBI_CPU_W4] = linear_w4, [NBI_CPU_W4Z] = linear_w4z, [NBI_CPU_W4F] = linear_w4f,    \
         [NBI_CPU_NF4] = linear_nf4, [NBI_CPU_Q8] = linear_q8, [NBI_CPU_Q4] = linear_q4, [NBI_CPU_XNOR] = linear_xnor,  \
         [NBI_CPU_W2] = linear_w2, [NBI_CPU_W2Z] = linear_w2z, [NBI_CPU_W3] = linear_w3, [NBI_CPU_W3Z] = linear_w3z,    \
-        [NBI_CPU_W1] = linear_w1, [NBI_CPU_Q2] = linear_q2, [NBI_CPU_Q3] = linear_q3, [NBI_CPU_Q1] = linear_q1         \
+        [NBI_CPU_W1] = linear_w1, [NBI_CPU_E2] = linear_e2, [NBI_CPU_E4] = linear_e4, [NBI_CPU_Q2] = linear_q2,        \
+        [NBI_CPU_Q3] = linear_q3, [NBI_CPU_Q1] = linear_q1                                                             \
     }
 
 /* ---- activations to INT8 ---- */

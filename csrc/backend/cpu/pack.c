@@ -18,7 +18,7 @@
  *
  *   NF4     as INT4
  *
- *   1, 2 and 3 bits: pack_lowbit.c
+ *   1, 2 and 3 bits: pack_lowbit.c; E8P: pack_e8p.c
  *
  *   XNOR    [N/16][16][words] of 64 bits: rows one after another, bit k % 64 of word k / 64 is 1 for the code 1; 512-bit
  *           blocks, filled up with zeros
@@ -32,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/cpu/e8p.h"
 #include "base/checked.h"
 #include "base/nf4.h"
 
@@ -80,11 +81,23 @@ static const nbi_cpu_packing nibbles = {8, 1, 8, pack_nibbles, nibble_at};
 
 /* NULL: not made of codes in dwords. */
 static const nbi_cpu_packing *const packings[NBI_CPU_N_KINDS] = {
-    [NBI_CPU_W8] = &bytes,         [NBI_CPU_W4] = &nibbles,       [NBI_CPU_W4Z] = &nibbles,
-    [NBI_CPU_W4F] = &nibbles,      [NBI_CPU_NF4] = &nibbles,      [NBI_CPU_Q8] = &bytes,
-    [NBI_CPU_Q4] = &nibbles,       [NBI_CPU_W2] = &nbi_cpu_pack2, [NBI_CPU_W2Z] = &nbi_cpu_pack2,
-    [NBI_CPU_Q2] = &nbi_cpu_pack2, [NBI_CPU_W3] = &nbi_cpu_pack3, [NBI_CPU_W3Z] = &nbi_cpu_pack3,
-    [NBI_CPU_Q3] = &nbi_cpu_pack3, [NBI_CPU_W1] = &nbi_cpu_pack1, [NBI_CPU_Q1] = &nbi_cpu_pack1,
+    [NBI_CPU_W8] = &bytes,
+    [NBI_CPU_W4] = &nibbles,
+    [NBI_CPU_W4Z] = &nibbles,
+    [NBI_CPU_W4F] = &nibbles,
+    [NBI_CPU_NF4] = &nibbles,
+    [NBI_CPU_Q8] = &bytes,
+    [NBI_CPU_Q4] = &nibbles,
+    [NBI_CPU_W2] = &nbi_cpu_pack2,
+    [NBI_CPU_W2Z] = &nbi_cpu_pack2,
+    [NBI_CPU_Q2] = &nbi_cpu_pack2,
+    [NBI_CPU_W3] = &nbi_cpu_pack3,
+    [NBI_CPU_W3Z] = &nbi_cpu_pack3,
+    [NBI_CPU_Q3] = &nbi_cpu_pack3,
+    [NBI_CPU_W1] = &nbi_cpu_pack1,
+    [NBI_CPU_Q1] = &nbi_cpu_pack1,
+    [NBI_CPU_E2] = &nbi_cpu_pack_e8p2,
+    [NBI_CPU_E4] = &nbi_cpu_pack_e8p4,
 };
 
 static bool is_xnor(const nbi_scheme *s)
@@ -132,6 +145,8 @@ static nbi_cpu_kind kind_of(const nbi_scheme *s, nbi_dtype dense, size_t k)
         return NBI_CPU_XNOR;
     if (s->kind == NBI_KIND_NF4)
         return NBI_CPU_NF4;
+    if (s->kind == NBI_KIND_E8P)
+        return s->bits == 2 ? NBI_CPU_E2 : NBI_CPU_E4;
     if (s->zero_frac)
         return NBI_CPU_W4F;
     const nbi_cpu_kind kind = s->act != NBI_ACT_NONE ? integer_kind(s->bits) : float_kind(s->bits, s->symmetric);
@@ -154,8 +169,13 @@ static nb_status check_dense(const nbi_weight *w)
 static nb_status check_quantized(const nbi_weight *w, const nbi_cpu_packing *packing)
 {
     const nbi_scheme *s = &w->scheme;
-    if (s->kind == NBI_KIND_E8P)
-        return nbi_fail(NB_EUNSUPPORTED, "weights that are not on an even grid have no CPU kernel");
+    if (s->kind == NBI_KIND_E8P &&
+        ((s->bits != 2 && s->bits != 4) || s->strategy != NBI_PER_TENSOR || !s->symmetric || w->k % 8 || !w->words))
+        return nbi_fail(
+            NB_EUNSUPPORTED,
+            "E8P weights of %u bits, with groups or zero points, without words or with %zu inputs have no CPU "
+            "kernel: expected 2 or 4 bits, one scale, and inputs that are a multiple of 8",
+            s->bits, w->k);
     if (s->kind == NBI_KIND_NF4 && (s->bits != 4 || s->act != NBI_ACT_NONE || s->act_order))
         return nbi_fail(NB_EUNSUPPORTED,
                         "NF4 weights of %u bits, with quantized activations or in another order have no CPU kernel",
@@ -379,6 +399,7 @@ static nb_status describe(nbi_linear *l, const nbi_weight *w)
     l->scheme = w->scheme;
     l->kind = kind_of(&w->scheme, w->dense_dtype, w->k);
     l->packing = packings[l->kind];
+    nbi_cpu_e8p_build();
     if (w->scheme.bits && w->scheme.act == NBI_ACT_TENSOR) {
         l->act_scale = w->act_scale;
         l->act_zero = w->act_zero;
@@ -473,6 +494,7 @@ nb_status nbi_cpu_linear_load(nbi_backend *b, nbi_linear **out, const nbi_packed
                     .dense = &there,
                     .codes = (int8_t *)&there,
                     .scales = (float *)(void *)&there,
+                    .words = (uint16_t *)(void *)&there,
                     .zeros = quantized && !p->scheme.symmetric ? (int8_t *)&there : NULL,
                     .perm = p->scheme.act_order ? (uint32_t *)(void *)&there : NULL,
                     .bias = p->bias ? (float *)(void *)&there : NULL,

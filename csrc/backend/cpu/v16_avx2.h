@@ -232,6 +232,16 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
 }
+V16_INLINE __m256 v16_odd4_half(__m256i w, int shift)
+{
+    const __m256i twice = shift ? _mm256_srli_epi32(w, shift - 1) : _mm256_slli_epi32(w, 1);
+    const __m256i u = _mm256_or_si256(_mm256_and_si256(twice, _mm256_set1_epi32(30)), _mm256_set1_epi32(0x4b000000));
+    return _mm256_sub_ps(_mm256_castsi256_ps(u), _mm256_set1_ps(0x1p23f + 15));
+}
+V16_INLINE v16 v16_odd4(v16u w, int shift)
+{
+    return v16_make(v16_odd4_half(w.lo, shift), v16_odd4_half(w.hi, shift));
+}
 V16_INLINE v16 v16_table(const float t[8])
 {
     return v16_make(_mm256_loadu_ps(t), _mm256_loadu_ps(t));

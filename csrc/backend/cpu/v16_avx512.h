@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "backend/cpu/e8p.h"
 #include "base/nf4.h"
 
 #define V16_INLINE static inline __attribute__((always_inline))
@@ -162,6 +163,10 @@ V16_INLINE v16u v16u_load(const void *p)
 {
     return _mm512_load_si512(p);
 }
+V16_INLINE void v16u_store(void *p, v16u a)
+{
+    _mm512_store_si512(p, a);
+}
 V16_INLINE v16 v16_nibble(v16u w, int shift, float offset)
 {
     const v16 table =
@@ -201,6 +206,58 @@ V16_INLINE v16 v16_pick8(v16u index, v16 table)
 V16_INLINE v16 v16_nf4(v16u w, int shift)
 {
     return _mm512_permutexvar_ps(v16u_shift(w, shift), _mm512_loadu_ps(nbi_nf4));
+}
+
+/* -- E8P: cpu/e8p.h --
+ * A table of 256 words is looked up in pieces of 64, two registers, by the lower six bits of each word; a word's upper two bits
+ * choose. */
+#define V16_E8P
+V16_INLINE v16u v16_e8p_look_up(const uint16_t *table, v16u index)
+{
+    return _mm512_permutex2var_epi16(_mm512_load_si512(table), index, _mm512_load_si512(table + 32));
+}
+/* Element i of both words of a lane: four bits of line[i / 4] from bit 4 (i % 4) on, of the upper word from 16 bits above.  The
+ * lower two are the class, then the sign and whether 1/4 is taken away. */
+V16_INLINE void v16_e8p(const nbi_cpu_e8p *t, v16u w, v16u line[2])
+{
+    const __m512i row = _mm512_srli_epi16(w, 8);
+    const __mmask32 second = _mm512_test_epi16_mask(w, _mm512_set1_epi16(0x4000));
+    const __m512i c = _mm512_mask_blend_epi16(
+        _mm512_movepi16_mask(w),
+        _mm512_mask_blend_epi16(second, v16_e8p_look_up(t->classes, row), v16_e8p_look_up(t->classes + 64, row)),
+        _mm512_mask_blend_epi16(second, v16_e8p_look_up(t->classes + 128, row),
+                                v16_e8p_look_up(t->classes + 192, row)));
+    __m512i s = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(w, _mm512_set1_epi16(0x40)),
+                                        v16_e8p_look_up(t->signs, w), v16_e8p_look_up(t->signs + 64, w));
+    s = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(w, _mm512_set1_epi16(0x80)), s,
+                                _mm512_or_si512(s, _mm512_set1_epi16((short)0xaaaa)));
+    line[0] = v16u_merge(c, _mm512_slli_epi16(s, 2), 0x33333333u);
+    line[1] = v16u_merge(_mm512_srli_epi16(c, 2), s, 0x33333333u);
+}
+/* What these four bits stand for. */
+V16_INLINE v16 v16_e8p_number(v16u line, int shift)
+{
+    const v16 table = _mm512_setr_ps(3, 7, 11, -5, -1, -5, -9, 7, 1, 5, 9, -7, -3, -7, -11, 5);
+    return _mm512_permutexvar_ps(v16u_shift(line, shift), table);
+}
+/* Of two words for eight weights: codes, and 135 more, in bytes. */
+V16_INLINE v16u v16_e8p_bytes(v16u first, v16u second, int shift)
+{
+    static const uint8_t seven[16] = {126, 154, 182, 70, 98, 70, 42, 154, 112, 140, 168, 56, 84, 56, 28, 140};
+    static const uint8_t two[16] = {36, 44, 52, 20, 28, 20, 12, 44, 32, 40, 48, 16, 24, 16, 8, 40};
+    const __m512i a = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)seven)),
+                  b = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)two));
+    return _mm512_add_epi8(_mm512_shuffle_epi8(a, v16u_and(v16u_shift(first, shift), 0x0f0f0f0fu)),
+                           _mm512_shuffle_epi8(b, v16u_and(v16u_shift(second, shift), 0x0f0f0f0fu)));
+}
+
+/* Byte i as a number.  Without a shift where it can be: bit 8 of 2^15 as fp32 is worth 1. */
+V16_INLINE v16 v16_e8p_byte(v16u w, int i)
+{
+    const int at = i % 2 * 8;
+    const v16u bits = _mm512_ternarylogic_epi32(v16u_shift(w, i / 2 * 16), _mm512_set1_epi32(255 << at),
+                                                _mm512_set1_epi32(0x4b000000 - (at << 23)), 0xea);
+    return _mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps((float)((1 << (23 - at)) + 135)));
 }
 
 /* -- integer dot products: vpdpbusd adds four products of an unsigned and a signed byte to a lane -- */

@@ -269,6 +269,10 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
 {
     return v16_code4z(w, shift, v16_set1(0x1p23f + 8));
 }
+V16_INLINE v16 v16_odd4(v16u w, int shift)
+{
+    return v16_code(v16u_shift(w, shift - 1), 0, 30, v16_set1(0x1p23f + 15));
+}
 /* The table is 64 bytes, four registers: a number's four bytes are looked up by 4 u, 4 u + 1 ... */
 V16_INLINE v16 v16_nf4(v16u w, int shift)
 {

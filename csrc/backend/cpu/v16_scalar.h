@@ -236,6 +236,12 @@ V16_INLINE v16 v16_code4(v16u w, int shift)
     V16_EACH r.f[i] = (float)((int)(w.u[i] >> shift & 15) - 8);
     return r;
 }
+V16_INLINE v16 v16_odd4(v16u w, int shift) /* twice the nibble at bit `shift`, minus 15 */
+{
+    v16 r;
+    V16_EACH r.f[i] = (float)(2 * (int)(w.u[i] >> shift & 15) - 15);
+    return r;
+}
 V16_INLINE v16 v16_nf4(v16u w, int shift) /* the number that the nibble at bit `shift` stands for */
 {
     v16 r;

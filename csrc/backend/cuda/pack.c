@@ -12,6 +12,17 @@
 #include "backend/cuda/cublaslt.h"
 #include "base/checked.h"
 
+/* E8P's codes are packed as the INT8 that they are, whatever their bits in a file. */
+static nbi_scheme packed_scheme(const nbi_scheme *s)
+{
+    nbi_scheme p = *s;
+    if (s->bits && s->kind == NBI_KIND_E8P) {
+        p.kind = NBI_KIND_INT;
+        p.bits = 8;
+    }
+    return p;
+}
+
 /* ---- what has a kernel ---- */
 
 #define MAX_K ((size_t)1 << 26) /* kernels count the bytes of 16 rows in 32 bits */
@@ -132,7 +143,7 @@ static size_t order_bytes(const nbi_scheme *s, size_t k)
 
 size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
-    const nbi_scheme s = nbi_scheme_packed(scheme);
+    const nbi_scheme s = packed_scheme(scheme);
     layout l;
     (void)dense; /* becomes the type of the activations */
     const size_t beside = nbi_cuda_sparse_bytes(scheme, n, k, scheme->bits && scheme->sparse ? scheme->nnz : 0);
@@ -389,7 +400,7 @@ nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_wei
     nbi_linear *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("a packed weight", sizeof *l);
-    packed.scheme = nbi_scheme_packed(&weight->scheme);
+    packed.scheme = packed_scheme(&weight->scheme);
     NB_TRY(check(w));
     l->scheme = w->scheme;
     l->integer = w->scheme.bits && w->scheme.act != NBI_ACT_NONE && w->scheme.act != NBI_ACT_SIGN;
