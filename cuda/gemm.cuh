@@ -39,7 +39,7 @@ struct nb_gemm_shape {
     static const int kind = kind_, P = P_, R = R_;
     static const int rows = 8 * R, n = NB_GEMM_WARPS * P * NB_TILE_N;
     static const int row_bytes = NB_TILE_K * operand::bytes, row_chunks = row_bytes / 16;
-    static const int units = NB_UNITS(kind), steps = operand::steps;
+    static const int units = NB_UNITS(kind), tiles = NB_TILES(kind), steps = operand::steps;
     static const bool quantized = kind != NB_W_DENSE;
     /* a stage: x, then units, scales and zero points of each warp's panels */
     static const int w_at = rows * row_bytes;
@@ -50,7 +50,22 @@ struct nb_gemm_shape {
     /* copies of 16 bytes that a thread makes for a stage */
     static const int passes = (rows * row_chunks + 127) / 128, pass_rows = 128 / row_chunks;
     static const int copies = passes + P * units + (quantized ? 2 : 0);
+    /* A block of several tiles comes with the first of them and stays until the last is multiplied: the stages' places for
+     * weights are a ring of their own, of as many as are under way or read. */
+    static const int w_places = (stages + 2 * tiles - 2) / tiles;
 };
+
+/* A lane's words of tile `tile` of a block (layout.h), where those of its first tile are. */
+template <int tiles>
+NB_DEVICE uint4 nb_tile_first(uint4 u, uint32_t tile)
+{
+    const bool second = tile & 1, upper = tile & 2;
+    if (tiles == 2)
+        return make_uint4(second ? u.z : u.x, second ? u.w : u.y, 0, 0);
+    if (tiles == 4)
+        return make_uint4(upper ? (second ? u.w : u.z) : (second ? u.y : u.x), 0, 0, 0);
+    return u;
+}
 
 /* 16-byte chunk c of row r, in bytes from the beginning of x in a stage */
 template <typename S>
@@ -71,6 +86,7 @@ struct nb_gemm_source {
     uint32_t rows_left, panels_left;                  /* beyond its first row and panel; 0: nothing to read there */
     uint32_t mapped[S::Rows::mapped ? S::passes : 1]; /* where its rows begin, in 16 bytes, if they are anywhere */
     uint32_t x_to, w_to, scales_to, zeros_to;
+    uint32_t w_place;                      /* where in the ring, of the next block of several tiles */
     uint32_t k, at, group_len, next_group; /* at, next_group: where the next tile and group begin */
     bool scale_lane, zero_lane;            /* copies a piece of the scales, of the zero points */
     bool group_there;                      /* of a panel that exists */
@@ -84,7 +100,7 @@ struct nb_gemm_source {
         const uint32_t x_row = S::operand::bytes == 1 ? p.k_tiles * NB_TILE_K : a.k * 2;
         const uint32_t panels = (p.n + NB_TILE_N - 1) / NB_TILE_N, panel = place.n0 / NB_TILE_N + warp * S::P;
         k = a.k;
-        at = next_group = 0;
+        at = next_group = w_place = 0;
         rows_left = row0 + row < a.rows ? a.rows - row0 - row : 0;
         x = (const uint8_t *)a.x + (uint64_t)(rows_left ? row0 + row : 0) * x_row + chunk * 16;
         x_pass = S::pass_rows * x_row;
@@ -98,7 +114,7 @@ struct nb_gemm_source {
         }
         x_to = nb_gemm_x_at<S>(row, chunk);
         panels_left = panel < panels ? panels - panel : 0;
-        w_panel = (uint64_t)p.k_tiles * S::units * NB_UNIT;
+        w_panel = (uint64_t)NB_PANEL_UNITS(S::kind, p.k_tiles) * NB_UNIT;
         w = (const uint8_t *)p.w + (panels_left ? panel : 0) * w_panel + lane * 16;
         w_to = S::w_at + warp * S::P * S::units * NB_UNIT + lane * 16;
         if (!S::quantized)
@@ -127,31 +143,38 @@ struct nb_gemm_source {
         return min(at + NB_TILE_K, k);
     }
 
-    /* op(i, offset in the stage, source, whether there is one; else zeros) for each of this thread's copies. */
-    template <typename Op>
-    __device__ __forceinline__ void each(Op op) const
+    __device__ __forceinline__ bool block_begins() const
     {
+        return S::tiles == 1 || at / NB_TILE_K % S::tiles == 0;
+    }
+
+    /* op(i, offset in the ring, source, whether there is one; else zeros) for each of this thread's copies to a stage. */
+    template <typename Op>
+    __device__ __forceinline__ void each(uint32_t stage, Op op) const
+    {
+        const uint32_t w_stage = S::tiles == 1 ? stage : w_place;
         const bool inside = S::operand::bytes == 1 || at + threadIdx.x % S::row_chunks * 8 < k;
         const uint32_t rows = inside ? rows_left : 0;
 #pragma unroll
         for (int i = 0; i < S::passes; i++)
             if (S::rows * S::row_chunks >= 128 || threadIdx.x < S::rows * S::row_chunks)
-                op(i, x_to + i * S::pass_rows * S::row_bytes,
+                op(i, stage + x_to + i * S::pass_rows * S::row_bytes,
                    x + (S::Rows::mapped ? (uint64_t)mapped[i] * 16 : (uint64_t)x_pass * i),
                    (uint32_t)(i * S::pass_rows) < rows);
+        if (block_begins())
 #pragma unroll
-        for (int p = 0; p < S::P; p++)
+            for (int p = 0; p < S::P; p++)
 #pragma unroll
-            for (int u = 0; u < S::units; u++)
-                op(S::passes + p * S::units + u, w_to + (p * S::units + u) * NB_UNIT, w + p * w_panel + u * NB_UNIT,
-                   (uint32_t)p < panels_left);
+                for (int u = 0; u < S::units; u++)
+                    op(S::passes + p * S::units + u, w_stage + w_to + (p * S::units + u) * NB_UNIT,
+                       w + p * w_panel + u * NB_UNIT, (uint32_t)p < panels_left);
         if (!S::quantized || next_group >= end())
             return;
         const uint32_t j = threadIdx.x % 16;
         if (scale_lane && next_group + j / 4 * group_len < end())
-            op(S::copies - 2, scales_to, scales, group_there);
+            op(S::copies - 2, stage + scales_to, scales, group_there);
         if (zero_lane && next_group + j * group_len < end())
-            op(S::copies - 1, zeros_to, zeros, group_there);
+            op(S::copies - 1, stage + zeros_to, zeros, group_there);
     }
 
     __device__ __forceinline__ void advance()
@@ -161,9 +184,13 @@ struct nb_gemm_source {
                 scales += NB_TILE_N * 4;
                 zeros += NB_TILE_N;
             }
+        if (S::tiles > 1 && block_begins()) {
+            w += S::units * NB_UNIT;
+            w_place = w_place == (S::w_places - 1) * S::stage ? 0 : w_place + S::stage;
+        }
         at += NB_TILE_K;
         x += S::row_bytes;
-        w += S::units * NB_UNIT;
+        w += S::tiles > 1 ? 0 : S::units * NB_UNIT;
     }
 };
 
@@ -179,9 +206,8 @@ struct nb_gemm_pipe {
     __device__ __forceinline__ void fetch()
     {
         if (from.more()) {
-            unsigned char *stage = ring + filling;
-            from.each([&](int, uint32_t to, const void *source, bool there) {
-                nb_cp_async_16(stage + to, source, there ? 16 : 0);
+            from.each(filling, [&](int, uint32_t to, const void *source, bool there) {
+                nb_cp_async_16(ring + to, source, there ? 16 : 0);
             });
             from.advance();
         }
@@ -219,7 +245,7 @@ struct nb_gemm_pipe {
     __device__ __forceinline__ void load()
     {
         if (from.more())
-            from.each([&](int i, uint32_t, const void *source, bool there) {
+            from.each(0, [&](int i, uint32_t, const void *source, bool there) {
                 if (i >= first && i < first + half)
                     waiting[i - first] = there ? __ldg((const uint4 *)source) : make_uint4(0, 0, 0, 0);
             });
@@ -227,11 +253,10 @@ struct nb_gemm_pipe {
     template <int first>
     __device__ __forceinline__ void store()
     {
-        unsigned char *stage = ring + (S::stage - reading);
         if (from.more())
-            from.each([&](int i, uint32_t to, const void *, bool) {
+            from.each(S::stage - reading, [&](int i, uint32_t to, const void *, bool) {
                 if (i >= first && i < first + half)
-                    *(uint4 *)(stage + to) = waiting[i - first];
+                    *(uint4 *)(ring + to) = waiting[i - first];
             });
     }
     __device__ __forceinline__ void start()
@@ -272,6 +297,7 @@ struct nb_gemm_sums {
     nb_zeros zero[S::P];
     nb_segment segment;
     uint32_t cut, x_lane; /* k where the next segment begins; of ldmatrix */
+    uint32_t w_place;     /* of the block that is read, if it has several tiles */
     typename S::Rows rows;
 
     __device__ __forceinline__ void init(const nb_packed &w)
@@ -280,7 +306,7 @@ struct nb_gemm_sums {
                        row = lane / 16 * 8 + lane % 8; /* of the two row blocks of an ldmatrix */
         x_lane = nb_gemm_x_at<S>(row, lane / 8 % 2);
         segment = nb_segment_first<typename S::X>(w);
-        cut = 0;
+        cut = w_place = 0;
 #pragma unroll
         for (int i = 0; i < S::P * S::R * 4; i++)
             (&acc[0][0][0])[i] = 0;
@@ -366,6 +392,20 @@ struct nb_gemm_sums {
         cut = segment.end;
     }
 
+    /* The words of this lane for the tile from k0, and the next place where that was the last tile of a block. */
+    __device__ __forceinline__ void load_block(uint4 (&unit)[S::P][S::units], const unsigned char *ring, uint32_t k0)
+    {
+        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = k0 / NB_TILE_K % S::tiles;
+        const uint4 *w = (const uint4 *)(ring + w_place + S::w_at) + warp * S::P * S::units * 32 + lane;
+#pragma unroll
+        for (int p = 0; p < S::P; p++)
+#pragma unroll
+            for (int u = 0; u < S::units; u++)
+                unit[p][u] = nb_tile_first<S::tiles>(w[(p * S::units + u) * 32], tile);
+        if (tile == S::tiles - 1)
+            w_place = w_place == (S::w_places - 1) * S::stage ? 0 : w_place + S::stage;
+    }
+
     /* One tile of 64 k, from `k0`. */
     __device__ __forceinline__ void multiply(const nb_gemm_args &a, const nb_place &at, uint32_t row0, uint32_t k0,
                                              nb_gemm_pipe<S> &pipe)
@@ -373,9 +413,11 @@ struct nb_gemm_sums {
         const unsigned char *stage = pipe.begin();
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, x_at = nb_shared_address(stage) + x_lane;
         const uint4 *w = (const uint4 *)(stage + S::w_at) + warp * S::P * S::units * 32 + lane;
-        const int unit_steps = S::steps / S::units;
+        const int unit_steps = S::tiles > 1 ? S::steps : S::steps / S::units;
         uint4 unit[S::P][S::units];
         uint32_t begun = 0; /* groups, in this tile */
+        if (S::tiles > 1)
+            load_block(unit, pipe.ring, k0);
 #pragma unroll
         for (int step = 0; step < S::steps; step++) {
             const uint32_t k = k0 + step * operand::k;
@@ -389,7 +431,7 @@ struct nb_gemm_sums {
             uint32_t wf[S::P][4];
 #pragma unroll
             for (int p = 0; p < S::P; p++) {
-                if (step % unit_steps == 0)
+                if (S::tiles == 1 && step % unit_steps == 0)
                     unit[p][step / unit_steps] = w[(p * S::units + step / unit_steps) * 32];
                 S::weight::fragment(wf[p], unit[p], step, zero[p]);
             }
