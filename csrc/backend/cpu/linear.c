@@ -159,14 +159,14 @@ static void code_row(const nbi_cpu *c, const team *t, size_t row)
     c->kern->sum_row(j, row);
 }
 
-/* Pieces are handed out as threads ask for them: which thread computes one changes nothing in it. */
+/* Pieces are handed out as threads ask for them, many at first and one by one at the end: long streams of memory, and no thread waits
+ * for more than a piece.  Which thread computes one changes nothing in it. */
 static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
 {
     const nbi_cpu_kernels *kern = c->kern;
     const nbi_linear *l = t->job[0].l;
     const bool integer = nbi_cpu_is_integer(l->kind);
-    const size_t pieces = t->first[t->n], share = pieces / ((size_t)threads * 8);
-    const size_t chunk = share ? share : 1;
+    const size_t pieces = t->first[t->n];
 #pragma omp parallel num_threads(threads)
     {
         if (integer) {
@@ -174,7 +174,7 @@ static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
             for (size_t r = 0; r < rows; r++)
                 code_row(c, t, r);
         }
-#pragma omp for schedule(dynamic, chunk)
+#pragma omp for schedule(guided, 1)
         for (size_t i = 0; i < pieces; i++) {
             size_t at = t->n - 1;
             while (i < t->first[at])

@@ -220,10 +220,14 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
     }
 }
 
+#include "backend/cpu/lowbit_body.h"
+
 V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
 {
     const nbi_linear *l = j->l;
-    const size_t step = nbi_cpu_slab(l, panel) * 64, stride = j->q_stride, per = kind == NBI_CPU_Q8 ? 4 : 8;
+    const int low = kind > NBI_CPU_Q4 ? lowbit_bits(kind) : 0; /* 1, 2, 3: blocks of one to three lines */
+    const size_t line = nbi_cpu_slab(l, panel) * 64, step = low == 3 ? 3 * line : line, stride = j->q_stride;
+    const size_t per = kind == NBI_CPU_Q8 ? 4 : !low ? 8 : low == 2 ? 16 : 32;
     const nbi_qx *q = (const nbi_qx *)j->q + row * stride;
     const unsigned char *w = nbi_cpu_panel(l, panel);
     v16 acc[MAX_P][MAX_M];
@@ -234,10 +238,12 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
         const size_t k0 = g * l->group_len, k1 = k0 + l->group_len;
         v16d sum[MAX_P][MAX_M];
         UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) sum[p][m] = v16d_zero();
-        /* A last dword that K does not fill multiplies the zeros that quantize_row() left beyond K. */
-        for (size_t k = k0; k < k1; k += per) {
-            int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
-        }
+        /* A last block that K does not fill multiplies the zeros that quantize_row() left beyond K. */
+        for (size_t k = k0; k < k1; k += per)
+            if (low)
+                lowbit_int_block(w + k / per * step, line, q + k, stride, low, P, M, sum);
+            else
+                int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
         int_group(j, panel, row, g, P, M, sum, acc);
     }
     for (int m = 0; m < M; m++) {
@@ -248,8 +254,6 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
     store_tile(j, panel, row, P, M, acc);
 }
 
-#include "backend/cpu/lowbit_body.h"
-
 /* ---- from tiles to matrices ---- */
 
 V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
@@ -258,10 +262,10 @@ V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, i
         dense_tile(j, panel, row, kind, P, M);
     else if (kind <= NBI_CPU_NF4)
         code_tile(j, panel, row, kind, P, M);
-    else if (kind <= NBI_CPU_Q4)
+    else if (nbi_cpu_is_integer(kind))
         int_tile(j, panel, row, kind, P, M);
     else
-        lowbit_tile(j, panel, row, kind, P, M);
+        lowbit_code_tile(j, panel, row, kind, P, M);
 }
 
 /* M rows of the panels [p0,p1), P at a time. */
