@@ -17,7 +17,7 @@
  * reads back itself, and that copy is nothing but a queue that costs no registers.  x is the B operand, shared by the
  * warps: rows of 64 k in shared memory, chunks of 16 bytes swizzled so that ldmatrix has no bank conflicts (128-byte
  * rows: chunk ^ (row & 7), 64-byte rows: chunk ^ (row/2 & 3)).  Scales and zero points come with the tile in which
- * their group begins.
+ * their group begins; a block of several tiles (2 and 3 bits) with the first of them.
  *
  * Counted by the stand-in driver: shared memory without a bank conflict, 99 to 100 % of the sectors that must move.
  *
@@ -53,19 +53,11 @@ struct nb_gemm_shape {
     /* A block of several tiles comes with the first of them and stays until the last is multiplied: the stages' places for
      * weights are a ring of their own, of as many as are under way or read. */
     static const int w_places = (stages + 2 * tiles - 2) / tiles;
+    static __device__ __forceinline__ uint32_t w_place(uint32_t k) /* of the block that k belongs to, in bytes */
+    {
+        return k / (tiles * NB_TILE_K) % w_places * stage;
+    }
 };
-
-/* A lane's words of tile `tile` of a block (layout.h), where those of its first tile are. */
-template <int tiles>
-NB_DEVICE uint4 nb_tile_first(uint4 u, uint32_t tile)
-{
-    const bool second = tile & 1, upper = tile & 2;
-    if (tiles == 2)
-        return make_uint4(second ? u.z : u.x, second ? u.w : u.y, 0, 0);
-    if (tiles == 4)
-        return make_uint4(upper ? (second ? u.w : u.z) : (second ? u.y : u.x), 0, 0, 0);
-    return u;
-}
 
 /* 16-byte chunk c of row r, in bytes from the beginning of x in a stage */
 template <typename S>
@@ -86,7 +78,6 @@ struct nb_gemm_source {
     uint32_t rows_left, panels_left;                  /* beyond its first row and panel; 0: nothing to read there */
     uint32_t mapped[S::Rows::mapped ? S::passes : 1]; /* where its rows begin, in 16 bytes, if they are anywhere */
     uint32_t x_to, w_to, scales_to, zeros_to;
-    uint32_t w_place;                      /* where in the ring, of the next block of several tiles */
     uint32_t k, at, group_len, next_group; /* at, next_group: where the next tile and group begin */
     bool scale_lane, zero_lane;            /* copies a piece of the scales, of the zero points */
     bool group_there;                      /* of a panel that exists */
@@ -100,7 +91,7 @@ struct nb_gemm_source {
         const uint32_t x_row = S::operand::bytes == 1 ? p.k_tiles * NB_TILE_K : a.k * 2;
         const uint32_t panels = (p.n + NB_TILE_N - 1) / NB_TILE_N, panel = place.n0 / NB_TILE_N + warp * S::P;
         k = a.k;
-        at = next_group = w_place = 0;
+        at = next_group = 0;
         rows_left = row0 + row < a.rows ? a.rows - row0 - row : 0;
         x = (const uint8_t *)a.x + (uint64_t)(rows_left ? row0 + row : 0) * x_row + chunk * 16;
         x_pass = S::pass_rows * x_row;
@@ -152,7 +143,7 @@ struct nb_gemm_source {
     template <typename Op>
     __device__ __forceinline__ void each(uint32_t stage, Op op) const
     {
-        const uint32_t w_stage = S::tiles == 1 ? stage : w_place;
+        const uint32_t w_stage = S::tiles == 1 ? stage : S::w_place(at);
         const bool inside = S::operand::bytes == 1 || at + threadIdx.x % S::row_chunks * 8 < k;
         const uint32_t rows = inside ? rows_left : 0;
 #pragma unroll
@@ -184,13 +175,10 @@ struct nb_gemm_source {
                 scales += NB_TILE_N * 4;
                 zeros += NB_TILE_N;
             }
-        if (S::tiles > 1 && block_begins()) {
-            w += S::units * NB_UNIT;
-            w_place = w_place == (S::w_places - 1) * S::stage ? 0 : w_place + S::stage;
-        }
         at += NB_TILE_K;
         x += S::row_bytes;
-        w += S::tiles > 1 ? 0 : S::units * NB_UNIT;
+        if (block_begins())
+            w += S::units * NB_UNIT;
     }
 };
 
@@ -297,7 +285,6 @@ struct nb_gemm_sums {
     nb_zeros zero[S::P];
     nb_segment segment;
     uint32_t cut, x_lane; /* k where the next segment begins; of ldmatrix */
-    uint32_t w_place;     /* of the block that is read, if it has several tiles */
     typename S::Rows rows;
 
     __device__ __forceinline__ void init(const nb_packed &w)
@@ -306,7 +293,7 @@ struct nb_gemm_sums {
                        row = lane / 16 * 8 + lane % 8; /* of the two row blocks of an ldmatrix */
         x_lane = nb_gemm_x_at<S>(row, lane / 8 % 2);
         segment = nb_segment_first<typename S::X>(w);
-        cut = w_place = 0;
+        cut = 0;
 #pragma unroll
         for (int i = 0; i < S::P * S::R * 4; i++)
             (&acc[0][0][0])[i] = 0;
@@ -392,18 +379,18 @@ struct nb_gemm_sums {
         cut = segment.end;
     }
 
-    /* The words of this lane for the tile from k0, and the next place where that was the last tile of a block. */
-    __device__ __forceinline__ void load_block(uint4 (&unit)[S::P][S::units], const unsigned char *ring, uint32_t k0)
+    /* Of a block of several tiles the words of the one from k0, where fragment() finds those of the first one.  Lanes read 4 (8)
+     * bytes 16 apart: that takes as long as the whole units would, in a quarter (half) of the registers. */
+    __device__ __forceinline__ void load_tile(uint4 (&unit)[S::P][S::units], const unsigned char *ring, uint32_t k0)
     {
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = k0 / NB_TILE_K % S::tiles;
-        const uint4 *w = (const uint4 *)(ring + w_place + S::w_at) + warp * S::P * S::units * 32 + lane;
+        const unsigned char *w = ring + S::w_place(k0) + S::w_at + warp * S::P * S::units * NB_UNIT + lane * 16;
 #pragma unroll
-        for (int p = 0; p < S::P; p++)
-#pragma unroll
-            for (int u = 0; u < S::units; u++)
-                unit[p][u] = nb_tile_first<S::tiles>(w[(p * S::units + u) * 32], tile);
-        if (tile == S::tiles - 1)
-            w_place = w_place == (S::w_places - 1) * S::stage ? 0 : w_place + S::stage;
+        for (int i = 0; i < S::P * S::units; i++) {
+            const unsigned char *from = w + i * NB_UNIT + tile * (16 / S::tiles);
+            const uint2 two = S::tiles == 2 ? *(const uint2 *)from : make_uint2(*(const uint32_t *)from, 0);
+            unit[i / S::units][i % S::units] = make_uint4(two.x, two.y, 0, 0);
+        }
     }
 
     /* One tile of 64 k, from `k0`. */
@@ -417,7 +404,7 @@ struct nb_gemm_sums {
         uint4 unit[S::P][S::units];
         uint32_t begun = 0; /* groups, in this tile */
         if (S::tiles > 1)
-            load_block(unit, pipe.ring, k0);
+            load_tile(unit, pipe.ring, k0);
 #pragma unroll
         for (int step = 0; step < S::steps; step++) {
             const uint32_t k = k0 + step * operand::k;

@@ -16,7 +16,7 @@
  *   counted   by the stand-in driver, k 4096: all sectors of global memory used, no bank conflicts.  Instructions of
  *             the PTX for 512 bytes of weights, moves left out, 1 row / 8 rows: dense 24 / 27, W8 52 / 58, W4 in
  *             groups of 128 92 / 151, of 32 182 / 299, W8A8 29 / 34, W4A8 70 / 79.  An H200 has 100 issue slots for
- *             them, an A100 156
+ *             them, an A100 156.  W2 and W3 need as many as W4 for each k, so more for each byte
  *
  * The sum of a segment lies in shared memory as words [pair of rows p][(2 n + (row & 1)) ^ 8 p]: lanes (g,t) store
  * the pairs of outputs n = g, g+8 of rows 2t, 2t+1, and the joining warp reads the 16 outputs of two rows, both

@@ -1,8 +1,9 @@
 /* Codes of 2 bits made into A fragments; zero points are signed sixteenths.  A constant from `zeros` is a magic number plus the zero
  * point of u = code + 2, which is 2 + z / 16, in -6 .. 10: what is subtracted, exactly.
  *
- * Instructions for 8 codes of a lane, every second k16 block: half 1 shift or 2, 4 lop3 4 sub: 9.5; bfloat16 4 shift 4 lop3 4 fma 12;
- * int8 1.5 shift 2 lop3 2 sub 2 xor: 7.5 (W4: 9, 11, 7). */
+ * Instructions for 8 codes of a lane, the mean of two k16 blocks: half 1.5 shift 4 lop3 4 sub 9.5; bfloat16 4 shift 4 lop3 4 fma 12;
+ * int8 1.5 shift 2 lop3 2 sub 2 xor 7.5 (W4: 9, 11, 7).  Not measured on hardware yet: where 4 bits already keep the instruction units
+ * as busy as the memory (gemv.cuh counts), half the bytes are not half the time. */
 #ifndef NB_CUDA_W2_CUH
 #define NB_CUDA_W2_CUH
 
@@ -11,10 +12,10 @@
 /* 0x5400 is 64 and its bit 4 is worth 1, 0x4c00 is 16 and its bit 6 is worth 1. */
 template <>
 struct nb_weight<NB_W_W2, __half> {
-    /* 0x6480 + z is 1152 + z: a sixteenth of it, less 6 or 54, is 66 + z / 16 or 18 + z / 16. */
+    /* 64 and 16, + 2 + z / 16: 72 + z / 16 less 6 and 54 */
     static __device__ __forceinline__ nb_zeros zeros(int g, int g8)
     {
-        return {nb_magic_zero_f16(g, -6.0f), nb_magic_zero_f16(g8, -54.0f)};
+        return {nb_magic_zero_f16(g, 0xc600c600u), nb_magic_zero_f16(g8, 0xd2c0d2c0u)};
     }
     static __device__ __forceinline__ void fragment(uint32_t a[4], const uint4 *unit, int step, nb_zeros z)
     {

@@ -33,7 +33,7 @@ template <>
 struct nb_weight<NB_W_W3, __half> {
     static __device__ __forceinline__ nb_zeros zeros(int g, int g8) /* 64 and 8, + 4 + z / 16 */
     {
-        return {nb_magic_zero_f16(g, -4.0f), nb_magic_zero_f16(g8, -60.0f)};
+        return {nb_magic_zero_f16(g, 0xc400c400u), nb_magic_zero_f16(g8, 0xd380d380u)};
     }
     static __device__ __forceinline__ uint32_t low(uint32_t w, uint32_t zero)
     {

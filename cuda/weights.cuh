@@ -80,12 +80,12 @@ NB_DEVICE uint32_t nb_add_bf16x2(uint32_t a, uint32_t b)
 #endif
 }
 
-/* A signed zero point in sixteenths, twice: (0x6480 + z) is 1152 + z, a sixteenth of it 72 + z / 16, then `add`: one rounding, none
- * where the result has a place for sixteenths. */
-NB_DEVICE uint32_t nb_magic_zero_f16(int z, float add)
+/* A signed zero point in sixteenths plus 72, twice, and `add`, two of half: 0x6480 + z is 1152 + z, its sixteenth 72 + z / 16; one
+ * rounding, none where the result has a place for sixteenths. */
+NB_DEVICE uint32_t nb_magic_zero_f16(int z, uint32_t add)
 {
-    const uint32_t magic = (uint32_t)(0x6480 + z) * 0x00010001u;
-    __half2 d = __hfma2(*(const __half2 *)&magic, __float2half2_rn(0.0625f), __float2half2_rn(add));
+    const uint32_t magic = (uint32_t)(0x6480 + z) * 0x00010001u, sixteenth = 0x2c002c00u;
+    __half2 d = __hfma2(*(const __half2 *)&magic, *(const __half2 *)&sixteenth, *(const __half2 *)&add);
     return *(uint32_t *)&d;
 }
 
