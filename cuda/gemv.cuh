@@ -309,7 +309,7 @@ struct nb_gemv_whole {
     typedef nb_gemv_unit<kind, X> unit;
     uint32_t p, advance; /* of x for the first unit of the chunk; bytes of a chunk */
     uint32_t left, per;  /* pieces until the segment ends; of a segment */
-    uint32_t todo;       /* pieces of the task; of units of several pieces only */
+    uint32_t todo;       /* pieces of the task; of units of several pieces only, whose task ends where a segment does */
     uint32_t x4[4];
 
     template <typename Rows>
@@ -337,29 +337,26 @@ struct nb_gemv_whole {
         }
     }
 
-    __device__ __forceinline__ void end_piece(nb_gemv_sum<kind, X> &sum, bool stores, bool last)
-    {
-        if (--left == 0 || last) {
-            left = per;
-            sum.flush(stores, last);
-        }
-    }
-
     __device__ __forceinline__ void multiply(nb_gemv_sum<kind, X> &sum, const uint4 *w, int d, bool stores)
     {
 #pragma unroll
         for (int piece = 0; piece < unit::pieces; piece++)
             if (unit::pieces == 1 || todo) {
                 multiply_piece(sum, w, d, piece);
-                if (unit::pieces > 1)
-                    end_piece(sum, stores, --todo == 0);
+                if (unit::pieces > 1 && --left == 0) {
+                    left = per;
+                    todo -= per;
+                    sum.flush(stores, todo == 0);
+                }
             }
     }
 
     __device__ __forceinline__ void end_unit(nb_gemv_sum<kind, X> &sum, bool stores, bool last)
     {
-        if (unit::pieces == 1)
-            end_piece(sum, stores, last);
+        if (unit::pieces == 1 && (--left == 0 || last)) {
+            left = per;
+            sum.flush(stores, last);
+        }
     }
 
     __device__ __forceinline__ void next_chunk()
