@@ -7,7 +7,7 @@ TEST(DeviceModel, says_what_it_says_on_the_cpu)
          {Case{"", "f16", 0.01f, 0}, Case{"w8a8-dynamic", "f16", 0.2f, 0}, Case{"w8a16", "f16", 0.01f, 0},
           Case{"w4a16", "f16", 0.015f, 0}, Case{"", "int8", 0.05f, 0}, Case{"w4a16", "int4", 0.5f, 0},
           Case{"w4-spqr", "f16", 0.015f, 0}, Case{"llm-int8", "f16", 0.2f, 0}})
-        compare(kDemo, kDemoPrompts, 16, c);
+        compare(kDemo, kDemoPrompts, kTokens, c);
 }
 
 /* The mean of 126 differences as above, most of which cancel. */
