@@ -207,7 +207,7 @@ struct Both {
     std::vector<nbi_inputs> there, here;
     std::vector<nbi_inputs_device *> device;
     std::vector<float> x;
-    static nb_status tap(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k)
+    static nb_status tap(void *user, uint32_t layer, size_t p, const void *x, size_t rows, size_t k)
     {
         Both *b = (Both *)user;
         const size_t i = layer * NBI_N_PROJ + p;
