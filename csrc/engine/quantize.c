@@ -30,7 +30,7 @@ typedef struct module {
     uint32_t layer;
     size_t index; /* in its layer, as nbi_module_at() counts */
     nbi_proj proj;
-    size_t place; /* among its layer's ports */
+    size_t place; /* whose inputs it reads: nbi_layer_places() */
     bool outside; /* of the layers: the embedding, lm_head */
     bool is_head, bias;
     size_t n, k;
