@@ -45,6 +45,7 @@ void nbi_host_layer_free(nbi_host_layer *l)
         nbi_weight_free(&l->w[p]);
     free(l->norm[0]);
     free(l->norm[1]);
+    free(l->key_grid);
     *l = (nbi_host_layer){0};
 }
 
@@ -127,6 +128,23 @@ uint64_t nbi_statistics_bytes(const nbi_config *c, unsigned needs)
     return bytes + times(times(widest, widest), gram);
 }
 
+static size_t heads_width(const nbi_config *c)
+{
+    return ((size_t)c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
+}
+
+/* Of what one look at a window takes: the inputs of a port, or queries, keys and values. */
+static size_t widest_of(const nbi_layerwise_options *o)
+{
+    const nbi_config *c = &o->shell->cfg;
+    size_t widest = o->keys ? heads_width(c) : 0;
+    for (int i = 0; i < NBI_N_PORTS; i++) {
+        const size_t k = nbi_port_width(c, (nbi_port)i);
+        widest = k > widest ? k : widest;
+    }
+    return widest;
+}
+
 /* Weights of a layer are there in fp32, as the device packs them and as codes. */
 static plan make_plan(const nbi_layerwise_options *o)
 {
@@ -134,16 +152,12 @@ static plan make_plan(const nbi_layerwise_options *o)
     plan p = {.stream = times(times(o->n, c->hidden), sizeof(float)),
               .statistics = nbi_statistics_bytes(c, o->needs),
               .budget = nbi_calib_budget(o->memory, o->shell->be)};
-    size_t n, k, widest = 0;
+    size_t n, k;
     for (int i = 0; i < NBI_N_PROJ; i++) {
         nbi_proj_shape(c, (nbi_proj)i, &n, &k);
         p.layer += times(times(n, k), 2 * sizeof(float) + 1);
     }
-    for (int i = 0; i < NBI_N_PORTS; i++) {
-        k = nbi_port_width(c, (nbi_port)i);
-        widest = k > widest ? k : widest;
-    }
-    p.window = times(times(o->ctx, widest + c->hidden), sizeof(float)) +
+    p.window = times(times(o->ctx, widest_of(o) + c->hidden), sizeof(float)) +
                nbi_workspace_bytes(o->shell,
                                    &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = 1, .context = o->ctx});
     p.spill = p.stream + p.statistics + p.layer + p.window > p.budget;
@@ -206,14 +220,13 @@ nb_status nbi_layerwise_create(nbi_layerwise **out, const nbi_layerwise_options 
     const nbi_config *c = &one.cfg;
     const size_t n_pages = nbi_ceil_div(o->ctx, NBI_PAGE_TOKENS);
     const plan p = make_plan(o);
-    size_t widest = 0;
+    const size_t widest = widest_of(o);
     nbi_layerwise *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("calibration", sizeof *l);
     one.cfg.n_layers = 1;
+    one.cfg.rotate_keys = o->keys && o->rotate_keys;
     l->o = *o;
-    for (int i = 0; i < NBI_N_PORTS; i++)
-        widest = nbi_port_width(c, (nbi_port)i) > widest ? nbi_port_width(c, (nbi_port)i) : widest;
     NB_TRY(tell_plan(o, &p));
     NB_TRY(nbi_residual_create(&l->x, o->n, c->hidden, p.spill ? o->folder : NULL));
     if (!(l->work = malloc(o->ctx * c->hidden * sizeof *l->work)) ||
@@ -245,6 +258,17 @@ void nbi_layerwise_free(nbi_layerwise *l)
     free(l);
 }
 
+/* Keys, where a layer's first port is looked at. */
+static nb_status see_keys(nbi_layerwise *l, size_t rows)
+{
+    nbi_backend *be = l->o.shell->be;
+    const nbi_config *c = &l->o.shell->cfg;
+    if (!l->o.keys || !(l->ports >> NBI_PORT_ATTN & 1))
+        return NB_OK;
+    nb_status st = be->ops->download_act(be, l->seen, nbi_workspace_heads(l->w), rows * heads_width(c));
+    return st == NB_OK ? nbi_key_stats_add(l->o.keys, l->seen, rows) : st;
+}
+
 /* A tap: the first projection of each port stands for all of it. */
 static nb_status observe(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k)
 {
@@ -252,7 +276,9 @@ static nb_status observe(void *user, uint32_t layer, nbi_proj p, const void *x, 
     nbi_backend *be = l->o.shell->be;
     const nbi_port port = nbi_port_of(p);
     char name[96];
-    nb_status st;
+    nb_status st = NB_OK;
+    if (p == NBI_O && (st = see_keys(l, rows)) != NB_OK)
+        return nbi_fail_in(st, "layer %u: ", layer);
     if ((p != NBI_Q && p != NBI_O && p != NBI_GATE && p != NBI_DOWN) || !(l->ports >> port & 1))
         return NB_OK;
     if (l->there[port])
@@ -319,6 +345,8 @@ nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_lay
     for (int p = 0; p < NBI_N_PORTS; p++)
         if (ports >> p & 1)
             in[p] = (nbi_inputs){0};
+    if (l->o.keys && ports >> NBI_PORT_ATTN & 1)
+        nbi_key_stats_clear(l->o.keys);
     NB_TRY(open_ports(l, ports, in));
     NB_TRY(load(l, i, layer));
     NB_TRY(feed(l, i, move, observe));

@@ -4,6 +4,7 @@
 #ifndef NB_ENGINE_LAYERWISE_H
 #define NB_ENGINE_LAYERWISE_H
 
+#include "engine/key_grid.h"
 #include "model/build.h"
 #include "quant/inputs.h"
 
@@ -18,17 +19,20 @@ uint64_t nbi_calib_budget(uint64_t asked, nbi_backend *be);
 /* A layer on the host: dense fp32 weights that methods change, norms. */
 typedef struct nbi_host_layer {
     nbi_weight w[NBI_N_PROJ];
-    float *norm[2]; /* [hidden]: before attention, before the feed-forward network */
+    float *norm[2];  /* [hidden]: before attention, before the feed-forward network */
+    float *key_grid; /* [2][n_kv_heads][head_dim]: shift, scale of key_grid.h; NULL: none */
 } nbi_host_layer;
 void nbi_host_layer_free(nbi_host_layer *l); /* the members */
 
 typedef struct nbi_layerwise nbi_layerwise;
 
 typedef struct nbi_layerwise_options {
-    nb_model *shell;    /* of nbi_model_build_shell(), must outlive the object, which takes its embedding away */
-    const int32_t *ids; /* [n], kept */
-    size_t n, ctx;      /* windows of ctx tokens; the last may be shorter */
-    unsigned needs;     /* NBI_NEEDS_* */
+    nb_model *shell;     /* of nbi_model_build_shell(), must outlive the object, which takes its embedding away */
+    const int32_t *ids;  /* [n], kept */
+    size_t n, ctx;       /* windows of ctx tokens; the last may be shorter */
+    unsigned needs;      /* NBI_NEEDS_* */
+    nbi_key_stats *keys; /* takes the moments of the layer that is looked at; NULL: nobody asks for them */
+    bool rotate_keys;    /* of keys as they are behind a rotation */
     int threads;
     uint64_t memory;    /* most bytes to use, 0: what seems good.  The stream goes to a file where it does not fit */
     const char *folder; /* for that file */

@@ -240,11 +240,18 @@ static void put(nbi_bundle *b, step s, const char *name, const void *data, size_
         nbi_bundle_write(b, data, bytes);
 }
 
+static size_t key_grid_bytes(size_t width)
+{
+    return 2 * width * sizeof(float);
+}
+
 static void put_layer(nbi_bundle *b, step s, const nbi_host_layer *l, size_t hidden)
 {
     char name[64];
     put(b, s, "norm0", l->norm[0], hidden * sizeof(float));
     put(b, s, "norm1", l->norm[1], hidden * sizeof(float));
+    if (l->key_grid)
+        put(b, s, "key_grid", l->key_grid, key_grid_bytes(l->w[NBI_K].n));
     for (int p = 0; p < NBI_N_PROJ; p++) {
         nbi_weight w = l->w[p];
         const nbi_weight numbers = numbers_of(&w);
@@ -331,6 +338,12 @@ nb_status nbi_resume_load(nbi_resume *r, uint32_t i, const nbi_config *cfg, nbi_
         if (!(l->norm[k] = malloc(cfg->hidden * sizeof(float))))
             NB_TRY(nbi_fail_nomem("a norm", cfg->hidden * sizeof(float)));
         NB_TRY(nbi_bundle_read(c, k ? "norm1" : "norm0", l->norm[k], cfg->hidden * sizeof(float)));
+    }
+    if (nbi_checkpoint_find(c, "key_grid")) {
+        const size_t bytes = key_grid_bytes((size_t)cfg->n_kv_heads * cfg->head_dim);
+        if (!(l->key_grid = malloc(bytes + 1)))
+            NB_TRY(nbi_fail_nomem("a grid of keys", bytes));
+        NB_TRY(nbi_bundle_read(c, "key_grid", l->key_grid, bytes));
     }
     for (int p = 0; p < NBI_N_PROJ; p++) {
         size_t n, k;

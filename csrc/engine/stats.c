@@ -1,6 +1,7 @@
 #include "engine/stats.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +9,7 @@
 #include "base/file.h"
 #include "engine/bundle.h"
 
-#define FORMAT "nibble-statistics 1"
+#define FORMAT "nibble-statistics 2"
 
 struct nbi_stats {
     char *path;
@@ -123,6 +124,18 @@ static void name_of(char out[96], uint32_t layer, int port, const char *item)
     snprintf(out, 96, "layers.%u.%s.%s", layer, nbi_port_name((nbi_port)port), item);
 }
 
+/* ---- moments of a layer's keys: fp64 [2][n_kv_heads][head_dim] ---- */
+
+static void key_name(char out[96], uint32_t layer)
+{
+    snprintf(out, 96, "layers.%u.keys", layer);
+}
+
+static size_t key_width(const nbi_config *c)
+{
+    return (size_t)c->n_kv_heads * c->head_dim;
+}
+
 /* ---- life ---- */
 
 /* The shapes of all layers, which have no data yet. */
@@ -132,7 +145,7 @@ static void declare_all(nbi_stats *s)
     nbi_observer none;
     float some;
     char name[96];
-    for (uint32_t i = 0; i < s->cfg->n_layers; i++)
+    for (uint32_t i = 0; i < s->cfg->n_layers; i++) {
         for (int p = 0; p < NBI_N_PORTS; p++) {
             nbi_inputs shape = {.k = nbi_port_width(s->cfg, (nbi_port)p)};
             shape.gram = s->needs & NBI_NEEDS_GRAM ? &some : NULL;
@@ -143,6 +156,9 @@ static void declare_all(nbi_stats *s)
                 nbi_bundle_declare(s->out, name, items[j].t, items[j].rows, items[j].columns);
             }
         }
+        key_name(name, i);
+        nbi_bundle_declare(s->out, name, NBI_F64, 2, key_width(s->cfg));
+    }
 }
 
 static nb_status open_saved(nbi_stats *s, const json_t *want, unsigned needs)
@@ -231,19 +247,33 @@ static nb_status read_port(nbi_stats *s, uint32_t i, int p, nbi_inputs *in)
     return NB_OK;
 }
 
-nb_status nbi_stats_read(nbi_stats *s, uint32_t i, nbi_inputs *in)
+static nb_status read_keys(nbi_stats *s, uint32_t i, nbi_key_stats *keys)
+{
+    char name[96];
+    key_name(name, i);
+    keys->count = (double)s->rows;
+    const size_t n = 2 * key_width(s->cfg);
+    nb_status st = nbi_bundle_read(s->arrays, name, keys->sum, n * sizeof *keys->sum);
+    for (size_t j = 0; j < n && st == NB_OK; j++)
+        if (!isfinite(keys->sum[j]))
+            st = nbi_fail(NB_EFORMAT, "element %zu of %s is NaN or infinite", j, name);
+    return st == NB_OK ? st : nbi_fail_in(st, "%s: ", s->path);
+}
+
+nb_status nbi_stats_read(nbi_stats *s, uint32_t i, nbi_inputs *in, nbi_key_stats *keys)
 {
     nb_status st = NB_OK;
     memset(in, 0, NBI_N_PORTS * sizeof *in);
     for (int p = 0; p < NBI_N_PORTS; p++)
         NB_TRY(read_port(s, i, p, &in[p]));
+    NB_TRY(read_keys(s, i, keys));
 done:
     for (int p = 0; p < NBI_N_PORTS && st != NB_OK; p++)
         nbi_inputs_free(&in[p]);
     return st;
 }
 
-nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_inputs *in)
+nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_inputs *in, const nbi_key_stats *keys)
 {
     item items[MOST_ITEMS];
     for (int p = 0; p < NBI_N_PORTS; p++) {
@@ -255,5 +285,6 @@ nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_inputs *in)
             nbi_bundle_write(s->out, items[j].data ? items[j].data : &h, items[j].bytes);
         }
     }
+    nbi_bundle_write(s->out, keys->sum, 2 * key_width(s->cfg) * sizeof *keys->sum);
     return i + 1 == s->cfg->n_layers ? nbi_bundle_commit(s->out) : NB_OK;
 }
