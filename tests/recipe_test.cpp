@@ -404,6 +404,7 @@ struct Shipped {
 };
 const Shipped kShipped[] = {
     {"w8a8-dynamic", "W8A8 channel", nullptr},
+    {"w8a8", "W8A8 channel", nullptr, "W8A8 channel"},
     {"w8a8-static", "W8A8-static channel", nullptr},
     {"w8a8-static-asym", "W8A8-static-asym channel", nullptr},
     {"w8a16", "W8A16 channel", nullptr},
@@ -427,7 +428,7 @@ const Shipped kShipped[] = {
     {"w4a8kv4-rotated", "W4A8 g128", nullptr},
     {"mixed", "W4A16 g64 asym", nullptr},
     {"ternary", "W2A16 channel", nullptr},
-    {"ternary-a8", "W2A8 channel", nullptr},
+    {"ternary-a8", "W2A8 channel", nullptr, "W8A8 channel"},
     {"binary", "binary W1A1 channel", nullptr},
     {"w4-quip", "E8P W4A16 tensor rot", nullptr},
     {"w2-quip", "E8P W2A16 tensor rot", nullptr},

@@ -294,10 +294,11 @@ static nb_status run_experts(const run *r, uint32_t i)
     const nbi_backend_ops *ops = be->ops;
     const nbi_linear *router = l->router;
     const nbi_experts experts = nbi_experts_of(c, l);
+    const unsigned forms = NBI_FORM_FLOAT | ops->linear_form(l->expert[0]); /* as most experts want it */
     nb_status st;
-    NB_TRY(ops->rmsnorm(be, w->x, l->ffn_norm, c->norm_eps, r->rows, c->hidden, w->h, NBI_FORM_FLOAT));
+    NB_TRY(ops->rmsnorm(be, w->x, l->ffn_norm, c->norm_eps, r->rows, c->hidden, w->h, forms));
     NB_TRY(ops->linear(be, &router, 1, w->h, NBI_FORM_FLOAT, r->rows, w->router, experts.n, NBI_DST_F32, w->scratch));
-    NB_TRY(ops->experts(be, &experts, w->h, w->router, r->rows, w->x, w->experts, w->scratch));
+    NB_TRY(ops->experts(be, &experts, w->h, forms, w->router, r->rows, w->x, w->experts, w->scratch));
 done:
     return st;
 }

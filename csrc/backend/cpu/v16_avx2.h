@@ -366,6 +366,11 @@ V16_INLINE __m256 v16d_half(__m256i s, const int32_t *corr, __m256i zero, int32_
         s = _mm256_add_epi32(s, _mm256_loadu_si256((const __m256i *)corr));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_mullo_epi32(zero, _mm256_set1_epi32(xsum))));
 }
+V16_INLINE v16d v16d_begin(uint32_t zero, int32_t xsum)
+{
+    (void)zero, (void)xsum;
+    return v16d_zero();
+}
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
     __m256i zlo = _mm256_set1_epi32((int)zero), zhi = zlo;

@@ -368,6 +368,11 @@ V16_INLINE int32x4_t v16d_quarter(v16d acc, int i)
     return vpaddq_s32(acc.lo[i], acc.hi[i]);
 }
 #endif
+V16_INLINE v16d v16d_begin(uint32_t zero, int32_t xsum)
+{
+    (void)zero, (void)xsum;
+    return v16d_zero();
+}
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
