@@ -1,6 +1,6 @@
 /* experts(): which experts each row goes to, and these experts with all of their rows at once, so that weights are read once.
  *
- * Experts go in waves: as many of them, in ascending order, as the buffers hold rows.  Within a wave the threads share the
+ * Experts go in waves: as many of them, in ascending order, as have WAVE_ROWS rows.  Within a wave the threads share the
  * panels of all experts' gate and up, then those of all down: whoever has many rows or few keeps nobody waiting.  A row adds
  * its experts in ascending order whatever wave they came with: that is its order of sums, whoever else goes where. */
 #include <math.h>
@@ -9,7 +9,8 @@
 #include "backend/cpu/cpu.h"
 #include "base/checked.h"
 
-/* Assignments that a wave takes at least, so that the few rows of decoding are one wave. */
+/* Assignments that a wave takes, if one expert has not more: the few rows of decoding are one wave, and what many rows leave
+ * between two layers stays in the cache. */
 #define WAVE_ROWS 256
 
 /* An assignment as its row knows it, and as its expert does. */
@@ -426,7 +427,7 @@ nb_status nbi_cpu_experts(nbi_backend *b, const nbi_experts *e, const void *x, u
             continue;
         }
         w.e0 = i;
-        while (i < e->n && begin[i + 1] - begin[w.e0] <= t.cap && !is_special(e->linear + 3 * i))
+        while (i < e->n && (i == w.e0 || begin[i + 1] - begin[w.e0] <= WAVE_ROWS) && !is_special(e->linear + 3 * i))
             i++;
         w.e1 = i;
         w.first = begin[w.e0];
