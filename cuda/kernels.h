@@ -279,6 +279,7 @@ typedef struct nb_rope_append_args {
     nb_kv_args kv;
     nb_step_args step;
     uint32_t rows, n_heads;
+    const float *k_shift, *k_scale; /* [n_kv_heads][head_dim], or NULL */
 } nb_rope_append_args;
 
 /* A piece of attention: query rows row0 .. row0+n_rows-1, which are consecutive tokens of one sequence, all heads.

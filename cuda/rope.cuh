@@ -52,6 +52,17 @@ NB_DEVICE void angles(const float *inv_freq, uint32_t D, int32_t pos, float c[2]
         }
 }
 
+/* x, element d of head h of a row, a query's or a key's, on the grid of the keys' channels (backend.h, nbi_kv_layer). */
+NB_DEVICE float by_channel(const nb_rope_append_args &a, uint32_t h, uint32_t d, float x)
+{
+    if (!a.k_scale || d >= a.kv.head_dim)
+        return x;
+    const bool key = h >= a.n_heads;
+    const uint32_t at = (key ? h - a.n_heads : h * a.kv.n_kv_heads / a.n_heads) * a.kv.head_dim + d;
+    const float s = __ldg(a.k_scale + at);
+    return key ? (x - __ldg(a.k_shift + at)) / s : x * s;
+}
+
 /* ---- a head of one token into its block; v[i] are elements place(i) and the next; all lanes take part ---- */
 
 NB_DEVICE void put_f16(char *block, uint32_t slot, uint32_t D, const float v[4][2])

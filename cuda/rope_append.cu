@@ -5,14 +5,16 @@
  *   launch  grid (rows, any), block 128: a warp takes a head, then the one 4 * gridDim.y further; rows with position -1 are skipped
  *   maths   pair (x0, x1) = (x[i], x[i + head_dim/2]): x0 c - x1 s and x1 c + x0 s, each product and each sum rounded, then rounded
  *           to T; c, s = cosf, sinf((float)position * inv_freq[i]), at most 2 ulp off
+ *           keys by channel, where the arrays are there: after that, before the rounding
  *   traffic qkv's q and k in and out, v in; the cache out */
 #include "rope.cuh"
 
-/* Rotates a head; copy (or NULL) gets it as fp32. */
+/* Rotates head h of a row, x; copy (or NULL) gets it as fp32. */
 template <typename T>
-NB_DEVICE void rotate(T *x, uint32_t D, const float c[2][2], const float s[2][2], float *copy)
+NB_DEVICE void rotate(const nb_rope_append_args &a, T *x, uint32_t h, const float c[2][2], const float s[2][2],
+                      float *copy)
 {
-    const uint32_t half = D / 2;
+    const uint32_t D = a.kv.head_dim, half = D / 2;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const uint32_t at = place(i);
@@ -24,8 +26,8 @@ NB_DEVICE void rotate(T *x, uint32_t D, const float c[2][2], const float s[2][2]
         load_two(x + half, at, half, aligned, x1);
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            y0[e] = x0[e] * c[i][e] - x1[e] * s[i][e];
-            y1[e] = x1[e] * c[i][e] + x0[e] * s[i][e];
+            y0[e] = by_channel(a, h, at + e, x0[e] * c[i][e] - x1[e] * s[i][e]);
+            y1[e] = by_channel(a, h, half + at + e, x1[e] * c[i][e] + x0[e] * s[i][e]);
         }
         store_two(x, at, half, aligned, y0);
         store_two(x + half, at, half, aligned, y1);
@@ -57,7 +59,7 @@ NB_DEVICE void rope_append(const nb_rope_append_args &a)
         const bool is_v = h >= a.n_heads + kv_heads;
         float v[4][2], *head = heads[warp];
         if (!is_v)
-            rotate(x, D, c, s, h < a.n_heads ? NULL : head);
+            rotate(a, x, h, c, s, h < a.n_heads ? NULL : head);
         if (h < a.n_heads)
             continue;
         __syncwarp();

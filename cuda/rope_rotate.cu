@@ -88,8 +88,8 @@ NB_DEVICE void rope_rotate(const nb_rope_rotate_args &a)
             if (is_v)
                 load_two(x, at, D, true, v[i]);
             else {
-                v[i][0] = head[at] * a.unit;
-                v[i][1] = head[at + 1] * a.unit;
+                v[i][0] = by_channel(r, h, at, head[at] * a.unit);
+                v[i][1] = by_channel(r, h, at + 1, head[at + 1] * a.unit);
                 store_two(x, at, D, true, v[i]);
             }
         }

@@ -351,7 +351,7 @@ TEST(Attention, what_has_no_kernel_is_refused_with_the_reason)
     batch.seqs = &seq;
     Step step(b, 1);
     nbi_step *s = step.begin(batch);
-    nbi_kv_layer kv = {x, x, NBI_KV_F32, 1, 258, false};
+    nbi_kv_layer kv = {x, x, NBI_KV_F32, 1, 258, false, nullptr, nullptr};
     EXPECT_FAILS(NB_EUNSUPPORTED, "258", b->attention(b.be, s, x, 1, &kv, 1, x, NBI_FORM_FLOAT));
     kv.head_dim = 3;
     EXPECT_FAILS(NB_EUNSUPPORTED, "even", b->rope_append(b.be, s, x, 1, &kv));

@@ -9,11 +9,11 @@ namespace fs = std::filesystem;
 const std::string MODEL = repo_file("configs/demo/model"), TEXT = repo_file("configs/demo/val.txt"),
                   TOKENS = kSanitized ? "260" : "600"; /* three contexts or five */
 
-std::vector<std::string> gptq(const std::string &out, std::vector<std::string> more = {})
+std::vector<std::string> gptq(const std::string &out, std::vector<std::string> more = {},
+                              const std::string &recipe = "w4a16-g128-gptq")
 {
-    std::vector<std::string> args = {"quantize",        MODEL,     "-o",       out,           "--recipe",
-                                     "w4a16-g128-gptq", "--calib", TEXT,       "--calib-ctx", "128",
-                                     "--threads",       "1",       "--device", "cpu"};
+    std::vector<std::string> args = {"quantize", MODEL,         "-o",  out,         "--recipe", recipe,     "--calib",
+                                     TEXT,       "--calib-ctx", "128", "--threads", "1",        "--device", "cpu"};
     args.insert(args.end(), more.begin(), more.end());
     return args;
 }
@@ -52,6 +52,21 @@ TEST(Resume, goes_on_behind_the_layers_of_a_killed_run_with_the_same_bytes)
     for (const auto &e : fs::directory_iterator(d.path())) /* nothing of either run is left */
         EXPECT_EQ(std::string::npos, e.path().string().find(".part-")) << e.path();
     EXPECT_FALSE(fs::exists(d / "out.resume"));
+}
+
+TEST(Resume, has_the_grids_of_keys_of_the_finished_layers)
+{
+    TempDir d;
+    const std::string whole = d / "whole", out = d / "out", recipe = d / "recipe.json";
+    write_text(recipe, R"({"weights": {"bits": 8}, "kv_keys": "channel"})");
+    const std::vector<std::string> tokens{"--calib-tokens", "600"};
+    ASSERT_EQ(0, nibble(gptq(whole, tokens, recipe)).status);
+    ASSERT_EQ(1000 + SIGKILL, stopped(gptq(out, tokens, recipe), out, 1, SIGKILL));
+    const Result r = nibble(gptq(out, {"--calib-tokens", "600", "--resume"}, recipe));
+    ASSERT_EQ(0, r.status) << r.err;
+    EXPECT_NE(std::string::npos, r.err.find("going on behind ")) << r.err;
+    EXPECT_EQ(read_text(whole + "/model.safetensors"), read_text(out + "/model.safetensors"));
+    EXPECT_NE(std::string::npos, read_text(out + "/model.safetensors").find("k_channel_scale"));
 }
 
 TEST(Resume, of_another_job_is_refused_and_without_the_flag_all_starts_anew)

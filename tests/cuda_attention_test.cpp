@@ -520,7 +520,7 @@ TEST(CudaAttentionSteps, says_what_it_cannot_do)
     nbi_batch b = {1, 1, 0, &id, &seq, nullptr};
     ASSERT_EQ(NB_OK, nbi_cuda_step_begin(&c->base, step, &b)) << trouble();
     auto refused = [&](nbi_kv_type type, uint32_t D, uint32_t heads, uint32_t kv, const char *why) {
-        nbi_kv_layer layer = {l.layer().k, l.layer().v, type, kv, D, false};
+        nbi_kv_layer layer = {l.layer().k, l.layer().v, type, kv, D, false, nullptr, nullptr};
         EXPECT_NE(NB_OK, nbi_cuda_rope_append(&c->base, step, qkv.ptr(), heads, &layer));
         EXPECT_NE(nullptr, strstr(nb_last_error(), why)) << nb_last_error();
         EXPECT_NE(NB_OK, nbi_cuda_attention(&c->base, step, qkv.ptr(), heads, &layer, 1, y.ptr(), 1));
@@ -533,7 +533,7 @@ TEST(CudaAttentionSteps, says_what_it_cannot_do)
     refused(NBI_KV_F16, 64, 5, 2, "5 query heads do not divide among 2 kv heads");
     refused(NBI_KV_F16, 64, 4, 0, "4 query heads do not divide among 0 kv heads");
     refused(NBI_KV_F16, 128, 4, 2, "a head dimension of 128 in a step that was made for 64");
-    nbi_kv_layer more = {l.layer().k, l.layer().v, NBI_KV_F16, 2, 64, false};
+    nbi_kv_layer more = {l.layer().k, l.layer().v, NBI_KV_F16, 2, 64, false, nullptr, nullptr};
     EXPECT_NE(NB_OK, nbi_cuda_attention(&c->base, step, qkv.ptr(), 6, &more, 1, y.ptr(), 1));
     EXPECT_NE(nullptr, strstr(nb_last_error(), "6 query heads of 64 dimensions in a step that was made for 4 of 64"));
 }

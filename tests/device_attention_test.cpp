@@ -62,7 +62,7 @@ struct Cache {
             }
         k.put(std::vector<unsigned char>(bytes(), 0xff));
         v.put(std::vector<unsigned char>(bytes(), 0xff));
-        layer = {k.get(), v.get(), s.type, s.n_kv, s.D, false};
+        layer = {k.get(), v.get(), s.type, s.n_kv, s.D, false, nullptr, nullptr};
     }
     size_t bytes() const { return (pages.size() * pages_a_seq + 3) * s.n_kv * block; }
     std::vector<unsigned char> keys() const { return as_reference(d, k.take<unsigned char>(bytes()), s.type, s.D); }
@@ -266,6 +266,56 @@ TEST(DeviceAttention, the_cache_is_byte_for_byte_the_reference_encoding)
             EXPECT_EQ(k, l.cache.keys()) << d->name << " D=" << s.D;
             EXPECT_EQ(v, l.cache.v.take<unsigned char>(l.cache.bytes())) << d->name << " D=" << s.D;
         }
+}
+
+/* Keys by channel: what stands in qkv afterwards is (k - shift) / scale and q * scale of what stands there without; scores are those
+ * of the keys as they were, but for one number a query. */
+TEST(DeviceAttention, keys_by_channel_are_shifted_and_scaled_and_queries_make_it_good)
+{
+    for (const Device *d : devices())
+        for (const Shape &s : shapes(*d))
+            for (bool rotate : {false, true}) {
+                const size_t n = (size_t)s.n_kv * s.D;
+                std::vector<float> shift = noise(n, 5, 3.0f), scale = noise(n, 6, 1.0f);
+                for (float &x : scale)
+                    x = std::exp2(3 * x);
+                Floats device_shift(*d, shift), device_scale(*d, scale);
+                Layer plain(*d, s, 1, 40, 40), l(*d, s, 1, 40, 40), pieces(*d, s, 1, 40, 40);
+                for (Layer *one : {&plain, &l, &pieces})
+                    one->cache.layer.rotate = rotate;
+                for (Layer *one : {&l, &pieces}) {
+                    one->cache.layer.k_shift = device_shift.f32();
+                    one->cache.layer.k_scale = device_scale.f32();
+                }
+                plain.feed({{0, 19}});
+                l.feed({{0, 19}});
+                for (size_t at : {1, 7, 11})
+                    pieces.feed({{0, at}});
+                EXPECT_TRUE(same_bits(l.y[0].data(), pieces.y[0].data(), l.y[0].size())) << d->name;
+                EXPECT_TRUE(same_bits(l.qkv[0].data(), pieces.qkv[0].data(), l.qkv[0].size())) << d->name;
+                for (size_t pos = 0; pos < 19; pos++)
+                    for (size_t i = 0; i < s.width(); i++) {
+                        const size_t h = i / s.D, e = i % s.D;
+                        const bool query = h < s.heads, key = !query && h < s.heads + s.n_kv;
+                        const size_t at = (query ? h / (s.heads / s.n_kv) : key ? h - s.heads : 0) * s.D + e;
+                        const double was = (double)plain.qkv[0][pos * s.width() + i], m = (double)shift[at],
+                                     g = (double)scale[at];
+                        const double want = query ? was * g : key ? (was - m) / g : was;
+                        /* what was is rounded to an activation, too; then a difference, a division, a rounding */
+                        const double in = d->rounding(std::fabs(was)) * (query ? g : key ? 1 / g : 0);
+                        const double error = in + 4 * U *
+                                                      ((std::fabs(was) + (key ? std::fabs(m) : 0)) * (query ? g
+                                                                                                      : key ? 1 / g
+                                                                                                            : 0));
+                        ASSERT_NEAR(want, l.qkv[0][pos * s.width() + i], error + d->rounding(std::fabs(want) + error))
+                            << d->name << " D=" << s.D << " position " << pos << " element " << i;
+                    }
+                /* softmax does not see the shift: in double, from what is stored exactly */
+                if (s.type == NBI_KV_F32) {
+                    for (size_t i = 0; i < l.y[0].size(); i++)
+                        EXPECT_NEAR(plain.y[0][i], l.y[0][i], 2e-4) << s.D << " " << i;
+                }
+            }
 }
 
 TEST(DeviceAttention, rope_turns_pairs_of_halves_and_leaves_v_alone)

@@ -181,7 +181,7 @@ TEST(DeviceTransform, heads_are_rotated_behind_rope)
                 Memory k(*d, 2 * block), v(*d, 2 * block);
                 std::vector<std::vector<float>> turned;
                 for (bool rotate : {false, true}) {
-                    nbi_kv_layer kv = {k.get(), v.get(), type, n_kv, D, rotate};
+                    nbi_kv_layer kv = {k.get(), v.get(), type, n_kv, D, rotate, nullptr, nullptr};
                     Acts qkv(*d, rows, width, x.data());
                     ASSERT_NB_OK((*d)->rope_append(d->be, step.get(), qkv.get(), heads, &kv));
                     turned.push_back(qkv.take());
@@ -224,7 +224,7 @@ TEST(DeviceTransform, rotated_heads_attend_alike)
             DeviceStep step(*d, rows, 1, 3, inv_freq, heads, n_kv);
             step.begin({{0, (uint32_t)rows, 0, pages.data()}});
             Memory k(*d, 3 * block), v(*d, 3 * block);
-            nbi_kv_layer kv = {k.get(), v.get(), NBI_KV_F16, n_kv, D, rotate};
+            nbi_kv_layer kv = {k.get(), v.get(), NBI_KV_F16, n_kv, D, rotate, nullptr, nullptr};
             Acts qkv(*d, rows, width, x.data()), out(*d, rows, heads * D);
             ASSERT_NB_OK((*d)->rope_append(d->be, step.get(), qkv.get(), heads, &kv));
             ASSERT_NB_OK((*d)->attention(d->be, step.get(), qkv.get(), heads, &kv, 0.125f, out.get(), NBI_FORM_FLOAT));

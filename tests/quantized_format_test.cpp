@@ -338,7 +338,7 @@ TEST(Formats, compressed_tensors_is_chosen_whenever_it_can_say_everything)
     mixed.push_back(own_schemes()[0]);
     round_trip(mixed, NBI_F32, "nibble");
     const nbi_quant_entry e[] = {{"a", scheme(4, true, NBI_PER_CHANNEL, 0), 8, 8}, {"b", {}, 8, 8}};
-    const nbi_quant_model rotated = {true, "int4"};
+    const nbi_quant_model rotated = {true, true, "int4"};
     EXPECT_STREQ("compressed-tensors", nbi_quant_choose(e, 2, &NO_MODEL)->name);
     EXPECT_STREQ("nibble", nbi_quant_choose(e, 2, &rotated)->name);
     EXPECT_STREQ("compressed-tensors", nbi_quant_choose(e + 1, 1, &NO_MODEL)->name);
@@ -349,13 +349,14 @@ TEST(Formats, compressed_tensors_is_chosen_whenever_it_can_say_everything)
 TEST(Formats, keys_of_the_whole_model)
 {
     const nbi_quant_entry e[] = {{"a", scheme(4, true, NBI_PER_CHANNEL, 0), 8, 8}, {"b", {}, 8, 8}};
-    const nbi_quant_model rotated = {true, "int4"};
+    const nbi_quant_model rotated = {true, true, "int4"};
     for (size_t first = 0; first < 2; first++) {
         json_t *j = nullptr;
         nbi_quant_config *q = nullptr;
         ASSERT_NB_OK(nbi_quant_config_build(&j, nbi_quant_choose(e, 2, &rotated), e + first, 2 - first, &rotated));
         ASSERT_NB_OK(nbi_quant_config_parse(&q, j, "config.json"));
         EXPECT_TRUE(nbi_quant_model_of(q).rotate_keys);
+        EXPECT_TRUE(nbi_quant_model_of(q).channel_keys);
         EXPECT_STREQ("int4", nbi_quant_model_of(q).kv_dtype);
         nbi_scheme s;
         ASSERT_NB_OK(nbi_quant_scheme(q, nullptr, "b", "Linear", &s));
@@ -416,6 +417,9 @@ TEST(Config, nonsense_is_refused_by_name)
     EXPECT_FAILS(NB_EUNSUPPORTED, "\"colour\"", parse(W4, R"(,"colour":1)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "kv_cache: has the unknown key \"type\"", parse(W4, R"(,"kv_cache":{"type":8})"));
     EXPECT_FAILS(NB_EFORMAT, "kv_cache: \"dtype\"", parse(W4, R"(,"kv_cache":{"dtype":8})"));
+    EXPECT_NB_OK(parse(W4, R"(,"kv_cache":{"keys":"channel"})"));
+    EXPECT_FAILS(NB_EUNSUPPORTED, "\"keys\" is \"row\", expected token or channel",
+                 parse(W4, R"(,"kv_cache":{"keys":"row"})"));
     EXPECT_FAILS(NB_EFORMAT, "rotate_keys", parse(W4, R"(,"kv_cache":{"rotate_keys":8})"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "outliers go with INT8", parse(W4 + R"(,"sparse":true,"outliers":true)"));
     EXPECT_FAILS(NB_EUNSUPPORTED, "outliers go with INT8", parse(W4 + A8 + R"(,"outliers":true)"));

@@ -69,7 +69,7 @@ void measure(Bench &b, const Heads &h, nbi_kv_type type, const Case &s)
         std::vector<std::unique_ptr<Memory>> kv = caches(b, 2 * half);
         const double us = b.time_us([&](size_t i) {
             Memory &m = *kv[i % kv.size()];
-            const nbi_kv_layer layer = {m.ptr(), m.ptr(half), type, h.kv, h.dim, false};
+            const nbi_kv_layer layer = {m.ptr(), m.ptr(half), type, h.kv, h.dim, false, nullptr, nullptr};
             return b.ops->attention(b.be, step, qkv.ptr(), h.query, &layer, 0.088f, y.ptr(), NBI_FORM_FLOAT);
         });
         /* keys that a row sees, over all rows of a sequence */

@@ -62,6 +62,10 @@ typedef struct nbi_kv_layer {
     uint32_t n_kv_heads, head_dim;
     bool
         rotate; /* queries and keys are rotated after RoPE (base/rotation.h, order head_dim): scores stay, outliers go */
+    /* Grids of keys by channel, device fp32 [n_kv_heads][head_dim], both or NULL: behind RoPE and rotation a key becomes
+     * (k - shift) / scale before it is stored, a query q * scale.  Scores lose q . shift, the same for all keys, which softmax
+     * does not see. */
+    const float *k_shift, *k_scale;
 } nbi_kv_layer;
 
 /* ---- what is done to activations beside linear layers: nbi_weight says why ---- */

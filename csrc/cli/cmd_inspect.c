@@ -22,6 +22,8 @@ static void print_kv_types(const json_t *m)
         printf("%s %s %s", between, key, b);
         between = ",";
     }
+    if (strcmp(json_string_value(json_object_get(m, "kv_keys")), "channel") == 0)
+        printf("; integer keys by channel");
     printf(")");
 }
 

@@ -24,7 +24,8 @@ struct nbi_calibrated {
     int32_t *ids;
     size_t n, ctx;
     uint32_t next;
-    nbi_inputs *in; /* [nbi_layer_places()] of the layer that was told last */
+    nbi_inputs *in;     /* [nbi_layer_places()] of the layer that was told last */
+    nbi_key_stats keys; /* likewise; zeros where nobody asks for them */
 };
 
 /* ---- the checkpoint as a source ---- */
@@ -158,6 +159,8 @@ static nb_status open_walk(nbi_calibrated *c)
                                                          .n = c->n,
                                                          .ctx = c->ctx,
                                                          .needs = c->needs,
+                                                         .keys = c->keys.sum ? &c->keys : NULL,
+                                                         .rotate_keys = o->rotation != NULL,
                                                          .threads = o->threads,
                                                          .memory = o->memory,
                                                          .folder = nbi_residual_folder(o->folder),
@@ -193,6 +196,8 @@ nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_optio
     NB_TRY(nbi_model_new(&c->shell, &mo, &cb));
     c->shell->cfg = *o->cfg;
     NB_TRY(open_stats(c));
+    if (o->keys || c->stats)
+        NB_TRY(nbi_key_stats_create(&c->keys, o->cfg));
     if (!is_saved(c))
         NB_TRY(open_walk(c));
     if (c->stats && !is_saved(c) && o->method->balance && at_a_time(c) < nbi_layer_ffns(o->cfg))
@@ -218,6 +223,7 @@ void nbi_calibrated_free(nbi_calibrated *c)
     if (!c)
         return;
     forget_inputs(c);
+    nbi_key_stats_free(&c->keys);
     nbi_stats_free(c->stats);
     nbi_layerwise_free(c->walk);
     nb_model_free(c->shell);
@@ -260,9 +266,9 @@ static nb_status gather(nbi_calibrated *c, uint32_t i, const nbi_host_layer *den
 {
     const bool last = w->ffn1 == nbi_layer_ffns(c->o.cfg);
     if (is_saved(c))
-        return nbi_stats_read(c->stats, i, c->in);
+        return nbi_stats_read(c->stats, i, c->in, &c->keys);
     nb_status st = nbi_layerwise_observe(c->walk, i, dense, w, c->o.dense_feed && last, c->in);
-    return st == NB_OK && c->stats ? nbi_stats_write(c->stats, i, w, c->in) : st;
+    return st == NB_OK && c->stats ? nbi_stats_write(c->stats, i, w, c->in, &c->keys) : st;
 }
 
 /* The places of the feed-forward networks from ffn0 on whose turn it is, and with the first all others.  The router's, where it is
@@ -414,6 +420,15 @@ done:
     return st;
 }
 
+static nb_status make_key_grid(const nbi_calibrated *c, nbi_host_layer *quantized)
+{
+    const size_t n = c->keys.n_kv_heads * c->keys.head_dim;
+    if (!(quantized->key_grid = malloc(2 * n * sizeof *quantized->key_grid)))
+        return nbi_fail_nomem("a grid of keys", 2 * n * sizeof *quantized->key_grid);
+    nbi_key_grid_make(&c->keys, quantized->key_grid, quantized->key_grid + n);
+    return NB_OK;
+}
+
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized)
 {
     const uint32_t i = c->next;
@@ -432,6 +447,8 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
     *dense = (nbi_host_layer){0};
     NB_TRY(read_layer(c, i, dense, job.norm_dtype));
     NB_TRY(quantize_layer(c, &job, dense, quantized));
+    if (c->o.keys)
+        NB_TRY(make_key_grid(c, quantized));
     if (!c->o.dense_feed && (c->o.head || i + 1 < c->o.cfg->n_layers))
         NB_TRY(nbi_layerwise_advance(c->walk, i, quantized));
     c->next++;

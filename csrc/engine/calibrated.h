@@ -29,6 +29,7 @@ typedef struct nbi_calibrated_options {
     nbi_observer_method observer;
     double percentile;
     bool head;          /* nbi_calibrated_head() will be asked for */
+    bool keys;          /* layers get a key_grid */
     bool dense_feed;    /* dense layers feed the next one, instead of the quantized ones */
     uint64_t memory;    /* bytes, 0: what seems good */
     const char *folder; /* for activations that do not fit; NULL: where temporary files go */

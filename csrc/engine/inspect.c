@@ -114,6 +114,8 @@ static nb_status inspect_folder(json_t *out, const char *path)
     json_object_set_new(out, "bytes", json_integer((json_int_t)bytes));
     json_object_set_new(out, "bits_per_parameter", json_real(8.0 * (double)bytes / (double)nbi_config_params(&c)));
     json_object_set_new(out, "memory", memory(&c, bytes));
+    json_object_set_new(json_object_get(out, "memory"), "kv_keys",
+                        json_string(nbi_quant_model_of(q).channel_keys ? "channel" : "token"));
     json_object_set(out, "tensors", tensors);
 done:
     json_decref(tensors);

@@ -58,6 +58,7 @@ void nbi_host_layer_free(nbi_host_layer *l)
     free(l->w);
     for (int i = 0; i < NBI_N_NORMS; i++)
         free(l->norm[i]);
+    free(l->key_grid);
     *l = (nbi_host_layer){0};
 }
 
@@ -135,6 +136,11 @@ static uint64_t place_bytes(const nbi_config *c, size_t place, unsigned needs)
            (needs & NBI_NEEDS_RANGE ? 2 * sizeof(nbi_observer) : 0);
 }
 
+static size_t heads_width(const nbi_config *c)
+{
+    return ((size_t)c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
+}
+
 static size_t widest_place(const nbi_config *c)
 {
     size_t widest = 0;
@@ -143,6 +149,14 @@ static size_t widest_place(const nbi_config *c)
         widest = k > widest ? k : widest;
     }
     return widest;
+}
+
+/* Of what one look at a window takes: the inputs of a place, or queries, keys and values. */
+static size_t widest_of(const nbi_layerwise_options *o)
+{
+    const nbi_config *c = &o->shell->cfg;
+    const size_t place = widest_place(c), heads = o->keys ? heads_width(c) : 0;
+    return place > heads ? place : heads;
 }
 
 uint64_t nbi_statistics_bytes(const nbi_config *c, unsigned needs, uint32_t ffns)
@@ -166,7 +180,7 @@ static plan make_plan(const nbi_layerwise_options *o)
         nbi_module_at(c, 0, i, &at);
         p.layer += times(times(at.n, at.k), 2 * sizeof(float) + 1);
     }
-    p.window = times(times(o->ctx, widest_place(c) + c->hidden), sizeof(float)) +
+    p.window = times(times(o->ctx, widest_of(o) + c->hidden), sizeof(float)) +
                nbi_workspace_bytes(o->shell,
                                    &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = 1, .context = o->ctx});
     p.statistics = nbi_statistics_bytes(c, o->needs, p.ffns);
@@ -235,11 +249,12 @@ nb_status nbi_layerwise_create(nbi_layerwise **out, const nbi_layerwise_options 
     const nbi_config *c = &one.cfg;
     const size_t n_pages = nbi_ceil_div(o->ctx, NBI_PAGE_TOKENS);
     const plan p = make_plan(o);
-    const size_t widest = widest_place(c);
+    const size_t widest = widest_of(o);
     nbi_layerwise *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("calibration", sizeof *l);
     one.cfg.n_layers = 1;
+    one.cfg.rotate_keys = o->keys && o->rotate_keys;
     l->o = *o;
     l->ffns = p.ffns;
     NB_TRY(tell_plan(o, &p));
@@ -281,6 +296,17 @@ uint32_t nbi_layerwise_ffns(const nbi_layerwise *l)
     return l->ffns;
 }
 
+/* Keys, where a layer's first port is looked at. */
+static nb_status see_keys(nbi_layerwise *l, size_t rows)
+{
+    nbi_backend *be = l->o.shell->be;
+    const nbi_config *c = &l->o.shell->cfg;
+    if (!l->o.keys || !(l->watch.ports >> NBI_PORT_ATTN & 1))
+        return NB_OK;
+    nb_status st = be->ops->download_act(be, l->seen, nbi_workspace_heads(l->w), rows * heads_width(c));
+    return st == NB_OK ? nbi_key_stats_add(l->o.keys, l->seen, rows) : st;
+}
+
 bool nbi_watched(const nbi_config *c, const nbi_watch *w, size_t place)
 {
     const nbi_port port = nbi_place_port(place);
@@ -296,8 +322,10 @@ static nb_status observe(void *user, uint32_t layer, size_t module, const void *
     nbi_layerwise *l = user;
     nbi_backend *be = l->o.shell->be;
     nbi_module at;
-    nb_status st;
+    nb_status st = NB_OK;
     nbi_module_at(&l->o.shell->cfg, layer, module, &at);
+    if (at.proj == NBI_O && (st = see_keys(l, rows)) != NB_OK)
+        return nbi_fail_in(st, "layer %u: ", layer);
     if (at.proj == NBI_K || at.proj == NBI_V || at.proj == NBI_UP ||
         !nbi_watched(&l->o.shell->cfg, &l->watch, at.place))
         return NB_OK;
@@ -367,6 +395,8 @@ nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_lay
     for (size_t p = 0; p < places; p++)
         if (nbi_watched(c, watch, p))
             in[p] = (nbi_inputs){0};
+    if (l->o.keys && watch->ports >> NBI_PORT_ATTN & 1)
+        nbi_key_stats_clear(l->o.keys);
     NB_TRY(open_places(l, watch, in));
     NB_TRY(load(l, i, layer));
     NB_TRY(feed(l, i, move, observe));

@@ -4,6 +4,7 @@
 #ifndef NB_ENGINE_LAYERWISE_H
 #define NB_ENGINE_LAYERWISE_H
 
+#include "engine/key_grid.h"
 #include "model/build.h"
 #include "quant/inputs.h"
 
@@ -22,6 +23,7 @@ typedef struct nbi_host_layer {
     nbi_weight *w; /* [n], as nbi_module_at() counts */
     float *norm
         [NBI_N_NORMS]; /* [hidden]: before attention, before the feed-forward networks; [head_dim]: of queries, of keys, or NULL */
+    float *key_grid; /* [2][n_kv_heads][head_dim]: shift, scale of key_grid.h; NULL: none */
 } nbi_host_layer;
 nb_status nbi_host_layer_init(nbi_host_layer *l, const nbi_config *c); /* weights of no size, no norms */
 void nbi_host_layer_free(nbi_host_layer *l);                           /* the members */
@@ -31,10 +33,12 @@ size_t nbi_norm_width(const nbi_config *c, int norm);                  /* 0: the
 typedef struct nbi_layerwise nbi_layerwise;
 
 typedef struct nbi_layerwise_options {
-    nb_model *shell;    /* of nbi_model_build_shell(), must outlive the object, which takes its embedding away */
-    const int32_t *ids; /* [n], kept */
-    size_t n, ctx;      /* windows of ctx tokens; the last may be shorter */
-    unsigned needs;     /* NBI_NEEDS_* */
+    nb_model *shell;     /* of nbi_model_build_shell(), must outlive the object, which takes its embedding away */
+    const int32_t *ids;  /* [n], kept */
+    size_t n, ctx;       /* windows of ctx tokens; the last may be shorter */
+    unsigned needs;      /* NBI_NEEDS_* */
+    nbi_key_stats *keys; /* takes the moments of the layer that is looked at; NULL: nobody asks for them */
+    bool rotate_keys;    /* of keys as they are behind a rotation */
     int threads;
     uint64_t memory;    /* most bytes to use, 0: what seems good.  The stream goes to a file where it does not fit */
     const char *folder; /* for that file */

@@ -62,6 +62,7 @@ typedef struct job {
     nbi_quant_entry *entries; /* the modules, for the format */
     size_t n_entries;
     nbi_quant_model model;
+    float *key_grids;               /* [n_layers][2][n_kv_heads][head_dim], or NULL */
     const nbi_quant_format *format; /* of what is written */
     nbi_outdir out;
     nbi_st_writer *writer;
@@ -169,6 +170,7 @@ static nb_status list_schemes(job *j)
     const size_t each = nbi_layer_modules(&j->cfg), n = j->cfg.n_layers * each;
     nb_status st = NB_OK;
     j->model.rotate_keys = nbi_recipe_rotates(j->recipe);
+    j->model.channel_keys = nbi_recipe_channel_keys(j->recipe);
     snprintf(j->model.kv_dtype, sizeof j->model.kv_dtype, "%s", nbi_recipe_kv_dtype(j->recipe));
     if (nbi_recipe_rotates(j->recipe))
         NB_TRY(refuse(j, "a rotated recipe"));
@@ -269,7 +271,9 @@ static nb_status open_source(job *j, const char *dst)
     j->method = nbi_recipe_method(j->recipe, &j->method_options);
     if (nbi_recipe_needs_text(j->recipe) && !j->o.calib)
         NB_TRY(nbi_fail(NB_EINVAL, "recipe %s has %s: give it a text with --calib FILE", nbi_recipe_name(j->recipe),
-                        j->method->needs ? "a method that needs calibration" : "static activations"));
+                        j->method->needs                          ? "a method that needs calibration"
+                        : nbi_recipe_needs_calibration(j->recipe) ? "static activations"
+                                                                  : "keys with a grid for each channel"));
     NB_TRY(check_calibration_flags(j));
     NB_TRY(nbi_backend_create(&j->be, j->o.device, j->threads));
     if (!j->o.dry_run)
@@ -356,6 +360,47 @@ done:
     return st;
 }
 
+/* The grids of a layer's keys: what nbi_kv_layer says of them. */
+static nb_status declare_key_grid(job *j, uint32_t layer)
+{
+    const size_t n = (size_t)j->cfg.n_kv_heads * j->cfg.head_dim;
+    char name[96];
+    nb_status st = NB_OK;
+    for (int scale = 0; scale < 2 && j->model.channel_keys && st == NB_OK; scale++) {
+        nbi_key_grid_name(name, layer, scale != 0);
+        j->bytes_out += n * sizeof(float);
+        if (!j->o.dry_run)
+            st = nbi_st_declare(j->writer, name, NBI_F32, 1, &n);
+    }
+    return st;
+}
+
+/* Of the current layer: written behind all layers, as they were declared. */
+static nb_status keep_key_grid(job *j)
+{
+    const size_t n = 2 * (size_t)j->cfg.n_kv_heads * j->cfg.head_dim;
+    if (!j->model.channel_keys)
+        return NB_OK;
+    if (!j->key_grids && !(j->key_grids = malloc(j->cfg.n_layers * n * sizeof *j->key_grids)))
+        return nbi_fail_nomem("grids of keys", j->cfg.n_layers * n * sizeof *j->key_grids);
+    if (!j->quantized.key_grid)
+        return nbi_fail(NB_EFORMAT, "layer %d has no grid of keys", (int)j->layer);
+    memcpy(j->key_grids + (size_t)j->layer * n, j->quantized.key_grid, n * sizeof *j->key_grids);
+    return NB_OK;
+}
+
+static nb_status write_key_grids(job *j)
+{
+    const size_t n = (size_t)j->cfg.n_kv_heads * j->cfg.head_dim;
+    char name[96];
+    nb_status st = NB_OK;
+    for (uint32_t i = 0; i < 2 * j->cfg.n_layers && j->model.channel_keys && st == NB_OK; i++) {
+        nbi_key_grid_name(name, i / 2, i % 2 != 0);
+        st = nbi_st_write(j->writer, name, j->key_grids + i * n, n * sizeof(float));
+    }
+    return st;
+}
+
 static nb_status declare_all(job *j)
 {
     nb_status st = NB_OK;
@@ -375,6 +420,8 @@ static nb_status declare_all(job *j)
         j->bytes_out += t->bytes;
     }
     NB_TRY(untie(j, true));
+    for (uint32_t i = 0; i < j->cfg.n_layers; i++)
+        NB_TRY(declare_key_grid(j, i));
 done:
     return st;
 }
@@ -554,6 +601,7 @@ static nb_status open_walk(job *j)
                                                            .observer = observer,
                                                            .percentile = percentile,
                                                            .head = calibrates_head(j),
+                                                           .keys = j->model.channel_keys,
                                                            .dense_feed = !is_sequential(j),
                                                            .memory = j->o.calib_memory,
                                                            .folder = j->out.tmp,
@@ -609,8 +657,9 @@ static nb_status enter_layer(job *j, int64_t layer)
         return st;
     j->layer = layer;
     j->first_row = json_array_size(j->rows);
-    return (uint32_t)layer < nbi_resume_layers(j->resume) ? take_finished(j, (uint32_t)layer)
-                                                          : nbi_calibrated_next(j->walk, &j->dense, &j->quantized);
+    st = (uint32_t)layer < nbi_resume_layers(j->resume) ? take_finished(j, (uint32_t)layer)
+                                                        : nbi_calibrated_next(j->walk, &j->dense, &j->quantized);
+    return st == NB_OK ? keep_key_grid(j) : st;
 }
 
 /* A tensor of the current layer that stays dense, as the method left it; NULL: it is not one that methods touch. */
@@ -687,6 +736,7 @@ static nb_status write_tensors(job *j)
     else
         (void)nbi_progress(&j->o.callbacks, "quantize", "tensors", n, n, 0);
     NB_TRY(untie(j, false));
+    NB_TRY(write_key_grids(j));
     NB_TRY(nbi_st_finish(j->writer));
 done:
     return st;
@@ -849,6 +899,7 @@ nb_status nb_quantize(const char *src, const char *dst, const nb_quantize_option
     json_decref(j.done_rows);
     nbi_rotation_free(j.rotation);
     free(j.schemes);
+    free(j.key_grids);
     free(j.entries);
     free(j.order);
     if (j.be)

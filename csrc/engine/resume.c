@@ -240,12 +240,19 @@ static void put(nbi_bundle *b, step s, const char *name, const void *data, size_
         nbi_bundle_write(b, data, bytes);
 }
 
+static size_t key_grid_bytes(size_t width)
+{
+    return 2 * width * sizeof(float);
+}
+
 static void put_layer(nbi_bundle *b, step s, const nbi_host_layer *l, const nbi_config *cfg)
 {
     char name[64];
     for (int i = 0; i < NBI_N_NORMS; i++)
         if (l->norm[i])
             put(b, s, nbi_norm_name(i), l->norm[i], nbi_norm_width(cfg, i) * sizeof(float));
+    if (l->key_grid)
+        put(b, s, "key_grid", l->key_grid, key_grid_bytes(l->w[NBI_K].n));
     for (size_t p = 0; p < l->n; p++) {
         nbi_weight w = l->w[p];
         const nbi_weight numbers = numbers_of(&w);
@@ -334,6 +341,12 @@ nb_status nbi_resume_load(nbi_resume *r, uint32_t i, const nbi_config *cfg, nbi_
             NB_TRY(nbi_fail_nomem("a norm", bytes));
         if (bytes)
             NB_TRY(nbi_bundle_read(c, nbi_norm_name(k), l->norm[k], bytes));
+    }
+    if (nbi_checkpoint_find(c, "key_grid")) {
+        const size_t bytes = key_grid_bytes((size_t)cfg->n_kv_heads * cfg->head_dim);
+        if (!(l->key_grid = malloc(bytes + 1)))
+            NB_TRY(nbi_fail_nomem("a grid of keys", bytes));
+        NB_TRY(nbi_bundle_read(c, "key_grid", l->key_grid, bytes));
     }
     for (size_t p = 0; p < l->n; p++) {
         nbi_module at;

@@ -1,6 +1,7 @@
 #include "engine/stats.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +9,7 @@
 #include "base/file.h"
 #include "engine/bundle.h"
 
-#define FORMAT "nibble-statistics 1"
+#define FORMAT "nibble-statistics 2"
 
 struct nbi_stats {
     char *path;
@@ -132,6 +133,18 @@ static void name_of(char out[96], const nbi_config *c, uint32_t layer, size_t pl
         snprintf(out, 96, "layers.%u.experts.%zu.%s.%s", layer, (place - NBI_PORT_FFN) / 2, port, item);
 }
 
+/* ---- moments of a layer's keys: fp64 [2][n_kv_heads][head_dim] ---- */
+
+static void key_name(char out[96], uint32_t layer)
+{
+    snprintf(out, 96, "layers.%u.keys", layer);
+}
+
+static size_t key_width(const nbi_config *c)
+{
+    return (size_t)c->n_kv_heads * c->head_dim;
+}
+
 /* ---- life ---- */
 
 /* The shapes of all layers, which have no data yet. */
@@ -141,7 +154,7 @@ static void declare_all(nbi_stats *s)
     nbi_observer none;
     float some;
     char name[96];
-    for (uint32_t i = 0; i < s->cfg->n_layers; i++)
+    for (uint32_t i = 0; i < s->cfg->n_layers; i++) {
         for (size_t p = 0; p < nbi_layer_places(s->cfg); p++) {
             nbi_inputs shape = {.k = nbi_place_width(s->cfg, p)};
             shape.gram = s->needs & NBI_NEEDS_GRAM ? &some : NULL;
@@ -152,6 +165,9 @@ static void declare_all(nbi_stats *s)
                 nbi_bundle_declare(s->out, name, items[j].t, items[j].rows, items[j].columns);
             }
         }
+        key_name(name, i);
+        nbi_bundle_declare(s->out, name, NBI_F64, 2, key_width(s->cfg));
+    }
 }
 
 static nb_status open_saved(nbi_stats *s, const json_t *want, unsigned needs)
@@ -240,13 +256,27 @@ static nb_status read_place(nbi_stats *s, uint32_t i, size_t p, nbi_inputs *in)
     return NB_OK;
 }
 
-nb_status nbi_stats_read(nbi_stats *s, uint32_t i, nbi_inputs *in)
+static nb_status read_keys(nbi_stats *s, uint32_t i, nbi_key_stats *keys)
+{
+    char name[96];
+    key_name(name, i);
+    keys->count = (double)s->rows;
+    const size_t n = 2 * key_width(s->cfg);
+    nb_status st = nbi_bundle_read(s->arrays, name, keys->sum, n * sizeof *keys->sum);
+    for (size_t j = 0; j < n && st == NB_OK; j++)
+        if (!isfinite(keys->sum[j]))
+            st = nbi_fail(NB_EFORMAT, "element %zu of %s is NaN or infinite", j, name);
+    return st == NB_OK ? st : nbi_fail_in(st, "%s: ", s->path);
+}
+
+nb_status nbi_stats_read(nbi_stats *s, uint32_t i, nbi_inputs *in, nbi_key_stats *keys)
 {
     const size_t places = nbi_layer_places(s->cfg);
     nb_status st = NB_OK;
     memset(in, 0, places * sizeof *in);
     for (size_t p = 0; p < places; p++)
         NB_TRY(read_place(s, i, p, &in[p]));
+    NB_TRY(read_keys(s, i, keys));
 done:
     for (size_t p = 0; p < places && st != NB_OK; p++)
         nbi_inputs_free(&in[p]);
@@ -265,10 +295,13 @@ static void write_place(nbi_stats *s, const nbi_inputs *in)
     }
 }
 
-nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_watch *w, const nbi_inputs *in)
+nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_watch *w, const nbi_inputs *in, const nbi_key_stats *keys)
 {
     for (size_t p = 0; p < nbi_layer_places(s->cfg); p++)
         if (nbi_watched(s->cfg, w, p))
             write_place(s, &in[p]);
-    return i + 1 == s->cfg->n_layers && w->ffn1 == nbi_layer_ffns(s->cfg) ? nbi_bundle_commit(s->out) : NB_OK;
+    if (w->ffn1 < nbi_layer_ffns(s->cfg))
+        return NB_OK;
+    nbi_bundle_write(s->out, keys->sum, 2 * key_width(s->cfg) * sizeof *keys->sum);
+    return i + 1 == s->cfg->n_layers ? nbi_bundle_commit(s->out) : NB_OK;
 }

@@ -77,7 +77,7 @@ static bool can_write(const nbi_quant_entry *e, size_t n, const nbi_quant_model 
     for (size_t i = 0; i < n; i++)
         if (e[i].scheme.bits && !can_say(&e[i]))
             return false;
-    return !model->rotate_keys && !model->kv_dtype[0];
+    return !model->rotate_keys && !model->channel_keys && !model->kv_dtype[0];
 }
 
 typedef struct part {

@@ -37,7 +37,7 @@ static bool can_write(const nbi_quant_entry *e, size_t n, const nbi_quant_model 
     for (size_t i = 0; i < n; i++)
         if (e[i].scheme.bits && !nbi_ct_can_say(&e[i].scheme))
             return false;
-    return !model->rotate_keys && !model->kv_dtype[0];
+    return !model->rotate_keys && !model->channel_keys && !model->kv_dtype[0];
 }
 
 static nb_status build(json_t **out, const nbi_quant_entry *e, size_t n, const nbi_quant_model *model)

@@ -12,7 +12,7 @@
  *         "act_order": true, "rotate_inputs": true, "rotate_outputs": true, "outliers": true, "sparse": true,   missing: false
  *         "nested": {"num_bits": 3, "rows": 16}}},
  *       "ignore": ["lm_head"],
- *       "kv_cache": {"rotate_keys": true, "dtype": "int4"}}
+ *       "kv_cache": {"rotate_keys": true, "keys": "channel", "dtype": "int4"}}      keys: "token" where it is missing
  *
  * What a key means is said in base/weight.h.  An engine that does not know the method must refuse the folder; a version of nibble
  * that does not know a key, or the version, does.  The tensors of a module, b its bits, G its groups:

@@ -161,14 +161,18 @@ done:
 
 static nb_status parse_model(nbi_quant_model *model, const json_t *q, const char *where)
 {
-    static const char *const known[] = {"rotate_keys", "dtype", NULL};
-    const char *dtype = "";
+    static const char *const known[] = {"rotate_keys", "keys", "dtype", NULL};
+    const char *dtype = "", *keys = "token";
     char part[320];
     nb_status st = NB_OK;
     snprintf(part, sizeof part, "%.256s: kv_cache", where);
     if (nbi_json_is_set(q, "kv_cache")) {
         NB_TRY(nbi_only_keys(json_object_get(q, "kv_cache"), part, known));
         NB_TRY(nbi_json_bool(json_object_get(q, "kv_cache"), "rotate_keys", &model->rotate_keys, part));
+        NB_TRY(nbi_json_string(json_object_get(q, "kv_cache"), "keys", &keys, part));
+        model->channel_keys = strcmp(keys, "channel") == 0;
+        if (!model->channel_keys && strcmp(keys, "token") != 0)
+            NB_TRY(nbi_fail(NB_EUNSUPPORTED, "%s: \"keys\" is \"%s\", expected token or channel", part, keys));
         NB_TRY(nbi_json_string(json_object_get(q, "kv_cache"), "dtype", &dtype, part));
         snprintf(model->kv_dtype, sizeof model->kv_dtype, "%s",
                  dtype); /* one that is cut is no name of a type either */
@@ -256,10 +260,11 @@ static json_t *group_of(const nbi_scheme *s, json_t *targets, bool unused)
 
 static int set_kv_cache(json_t *out, const nbi_quant_model *model)
 {
-    if (!model->rotate_keys && !model->kv_dtype[0])
+    if (!model->rotate_keys && !model->channel_keys && !model->kv_dtype[0])
         return 0;
     json_t *kv = json_pack("{s:b}", "rotate_keys", model->rotate_keys);
-    if (kv && model->kv_dtype[0] && json_object_set_new(kv, "dtype", json_string(model->kv_dtype)) != 0) {
+    if (kv && ((model->kv_dtype[0] && json_object_set_new(kv, "dtype", json_string(model->kv_dtype)) != 0) ||
+               (model->channel_keys && json_object_set_new(kv, "keys", json_string("channel")) != 0))) {
         json_decref(kv);
         return -1;
     }
@@ -275,7 +280,7 @@ nb_status nbi_nibble_build(json_t **out, const nbi_quant_entry *e, size_t n, con
     for (size_t i = 0; i < n; i++)
         if (e[i].scheme.bits)
             NB_TRY(nbi_nibble_check(&e[i].scheme, e[i].module));
-    if (g.n == 0 && !model->rotate_keys && !model->kv_dtype[0])
+    if (g.n == 0 && !model->rotate_keys && !model->channel_keys && !model->kv_dtype[0])
         goto done;
     *out = json_pack("{s:s, s:i, s:o, s:o}", "quant_method", "nibble", "version", VERSION, "config_groups",
                      nbi_groups_json(&g, group_of, false), "ignore", nbi_groups_ignored(&g));

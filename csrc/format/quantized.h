@@ -22,8 +22,9 @@ typedef struct nbi_quant_entry {
 
 /* What a checkpoint says about the whole model. */
 typedef struct nbi_quant_model {
-    bool rotate_keys; /* nbi_kv_layer.rotate */
-    char kv_dtype[8]; /* "int4": what it was made for, and the default; "": the device's choice */
+    bool rotate_keys;  /* nbi_kv_layer.rotate */
+    bool channel_keys; /* nbi_kv_layer.k_scale: every layer has the tensors of nbi_key_grid_name() */
+    char kv_dtype[8];  /* "int4": what it was made for, and the default; "": the device's choice */
 } nbi_quant_model;
 
 typedef struct nbi_quant_format {

@@ -1,5 +1,6 @@
 #include "model/build.h"
 
+#include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -202,18 +203,42 @@ done:
     return st;
 }
 
-static nb_status load_norm(nb_model *m, const nbi_source *src, const char *name, size_t n, float **out)
+static nb_status load_vector(nb_model *m, const nbi_source *src, const char *name, size_t n, float least, float **out)
 {
     nb_status st;
     float *host = malloc(n * sizeof *host);
     if (!host)
         return nbi_fail_nomem(name, n * sizeof *host);
     NB_TRY(src->vector(src->self, name, n, host));
+    for (size_t i = 0; i < n; i++)
+        if (host[i] < least)
+            NB_TRY(nbi_fail(NB_EFORMAT, "%s: element %zu is %g, expected a positive, normal number", name, i,
+                            (double)host[i]));
     NB_TRY(m->be->ops->alloc(m->be, (void **)out, n * sizeof *host, name));
     NB_TRY(m->be->ops->upload(m->be, *out, host, n * sizeof *host));
     m->weight_bytes += n * sizeof *host;
 done:
     free(host);
+    return st;
+}
+
+static nb_status load_norm(nb_model *m, const nbi_source *src, const char *name, size_t n, float **out)
+{
+    return load_vector(m, src, name, n, -FLT_MAX, out);
+}
+
+static nb_status load_key_grid(nb_model *m, const nbi_source *src, uint32_t i)
+{
+    const size_t n = (size_t)m->cfg.n_kv_heads * m->cfg.head_dim;
+    char name[96];
+    nb_status st = NB_OK;
+    if (!m->cfg.channel_keys)
+        return NB_OK;
+    nbi_key_grid_name(name, i, false);
+    NB_TRY(load_vector(m, src, name, n, -FLT_MAX, &m->layers[i].k_shift));
+    nbi_key_grid_name(name, i, true);
+    NB_TRY(load_vector(m, src, name, n, FLT_MIN, &m->layers[i].k_scale));
+done:
     return st;
 }
 
@@ -234,6 +259,7 @@ static nb_status load_layer(nb_model *m, const nbi_source *src, uint32_t i, cens
         snprintf(name, sizeof name, "model.layers.%u.%s.weight", i, norms[k].name);
         NB_TRY(load_norm(m, src, name, norms[k].n, norms[k].out));
     }
+    NB_TRY(load_key_grid(m, src, i));
     NB_TRY(load_port(m, src, i, NBI_Q, 3, seen));
     NB_TRY(load_port(m, src, i, NBI_O, 1, seen));
     if (m->cfg.n_experts)
@@ -275,6 +301,8 @@ static nb_status plan_linears(const nb_model *m, const nbi_source *src, plan *to
     nb_status st;
     const size_t norms = c->n_layers * (2 * (size_t)c->hidden + (c->head_norms ? 2 * c->head_dim : 0)) + c->hidden;
     *total = (plan){.others = norms * sizeof(float)};
+    if (c->channel_keys)
+        total->others += 2 * (size_t)c->n_layers * c->n_kv_heads * c->head_dim * sizeof(float);
     NB_TRY(plan_linear(m, src, "model.embed_tokens", c->vocab, c->hidden, false, total));
     for (uint32_t i = 0; i < c->n_layers; i++)
         for (size_t j = 0; j < nbi_layer_modules(c); j++) {
@@ -373,6 +401,8 @@ void nbi_layer_unload(nb_model *m, uint32_t i)
     ops->release(m->be, l->ffn_norm);
     ops->release(m->be, l->q_norm);
     ops->release(m->be, l->k_norm);
+    ops->release(m->be, l->k_shift);
+    ops->release(m->be, l->k_scale);
     for (int p = 0; p < NBI_N_PROJ; p++) {
         ops->linear_free(m->be, l->proj[p]);
         ops->release(m->be, l->out_bias[p]);

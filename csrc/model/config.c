@@ -295,6 +295,11 @@ void nbi_module_name(char out[96], uint32_t layer, nbi_proj p)
     snprintf(out, 96, "model.layers.%u.%s", layer, nbi_proj_name(p));
 }
 
+void nbi_key_grid_name(char out[96], uint32_t layer, bool scale)
+{
+    snprintf(out, 96, "model.layers.%u.self_attn.k_channel_%s", layer, scale ? "scale" : "shift");
+}
+
 size_t nbi_layer_modules(const nbi_config *c)
 {
     return c->n_experts ? NBI_GATE + 1 + 3 * (size_t)c->n_experts : NBI_N_PROJ;

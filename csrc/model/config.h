@@ -24,8 +24,9 @@ typedef struct nbi_config {
     nbi_expert_names expert_names;
     bool head_norms; /* of queries and keys, before RoPE */
     float norm_eps;
-    bool tied;        /* lm_head is the embedding */
-    bool rotate_keys; /* queries and keys are rotated after RoPE: nbi_kv_layer.rotate */
+    bool tied;         /* lm_head is the embedding */
+    bool rotate_keys;  /* queries and keys are rotated after RoPE: nbi_kv_layer.rotate */
+    bool channel_keys; /* the checkpoint has grids of keys by channel: nbi_kv_layer.k_scale */
     bool qkv_bias, o_bias, mlp_bias;
     nbi_dtype dtype; /* of the dense weights, as the config says; what the tensors say wins */
     nbi_rope_type rope_type;
@@ -73,6 +74,8 @@ typedef struct nbi_module {
 } nbi_module;
 size_t nbi_layer_modules(const nbi_config *c);                                      /* of one layer */
 void nbi_module_at(const nbi_config *c, uint32_t layer, size_t i, nbi_module *out); /* i below that, forward order */
+/* "model.layers.3.self_attn.k_channel_scale", or _shift: nbi_kv_layer */
+void nbi_key_grid_name(char out[96], uint32_t layer, bool scale);
 
 /* What linear layers read: q, k and v see the same input, so do gate and up. */
 typedef enum nbi_port { NBI_PORT_ATTN, NBI_PORT_O, NBI_PORT_FFN, NBI_PORT_DOWN, NBI_N_PORTS } nbi_port;

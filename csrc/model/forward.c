@@ -141,6 +141,11 @@ done:
     return st;
 }
 
+const void *nbi_workspace_heads(const nbi_workspace *w)
+{
+    return w->qkv;
+}
+
 void nbi_workspace_free(nbi_workspace *w)
 {
     if (!w)
@@ -321,6 +326,17 @@ done:
     return st;
 }
 
+/* The cache of layer i, whose keys have a grid by channel where they become integers. */
+static nbi_kv_layer cache_of(const run *r, uint32_t i, const nbi_kv_layer *kv)
+{
+    nbi_kv_layer c = *kv;
+    if (kv->type == NBI_KV_INT8 || kv->type == NBI_KV_INT4) {
+        c.k_shift = r->m->layers[i].k_shift;
+        c.k_scale = r->m->layers[i].k_scale;
+    }
+    return c;
+}
+
 static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
 {
     const nbi_config *c = &r->m->cfg;
@@ -331,14 +347,15 @@ static nb_status run_layer(const run *r, uint32_t i, const nbi_kv_layer *kv)
     const size_t rows = r->rows;
     const port qkv = port_of(r, i, NBI_Q, 3), o = port_of(r, i, NBI_O, 1);
     const float scale = 1.0f / sqrtf((float)c->head_dim);
+    const nbi_kv_layer cache = cache_of(r, i, kv);
     nb_status st;
     NB_TRY(ops->rmsnorm(be, w->x, l->attn_norm, c->norm_eps, rows, c->hidden, w->h, qkv.produced));
     NB_TRY(project(r, &qkv, w->h, w->qkv, NBI_DST_ACT));
     if (l->q_norm)
         NB_TRY(ops->norm_heads(be, w->qkv, rows, c->n_heads, c->n_kv_heads, c->head_dim, l->q_norm, l->k_norm,
                                c->norm_eps));
-    NB_TRY(ops->rope_append(be, w->step, w->qkv, c->n_heads, kv));
-    NB_TRY(ops->attention(be, w->step, w->qkv, c->n_heads, kv, scale, w->att, o.produced));
+    NB_TRY(ops->rope_append(be, w->step, w->qkv, c->n_heads, &cache));
+    NB_TRY(ops->attention(be, w->step, w->qkv, c->n_heads, &cache, scale, w->att, o.produced));
     NB_TRY(project(r, &o, w->att, w->x, NBI_DST_RESIDUAL));
     NB_TRY(l->expert ? run_experts(r, i) : run_ffn(r, i));
 done:

@@ -258,6 +258,7 @@ static nb_status finish_tokenizer(reading *r, nb_status st)
 static nb_status set_kv(nb_model *m, nbi_quant_model q, const char *where)
 {
     m->cfg.rotate_keys = q.rotate_keys;
+    m->cfg.channel_keys = q.channel_keys;
     nb_status st = q.kv_dtype[0] ? nbi_kv_type_parse(&m->be->default_kv, q.kv_dtype) : NB_OK;
     return st == NB_OK ? st : nbi_fail_in(NB_EFORMAT, "%s: kv_cache: dtype: ", where);
 }

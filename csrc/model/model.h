@@ -8,6 +8,7 @@
 
 typedef struct nbi_layer {
     float *attn_norm, *ffn_norm;    /* device fp32 [hidden] */
+    float *k_shift, *k_scale;       /* device fp32 [n_kv_heads][head_dim]: nbi_kv_layer; NULL: none */
     float *q_norm, *k_norm;         /* device fp32 [head_dim]; NULL: none */
     nbi_linear *proj[NBI_N_PROJ];   /* of a layer with experts up to O */
     nbi_linear *router, **expert;   /* expert [n_experts][3]: gate, up, down; NULL: one FFN */
@@ -58,6 +59,9 @@ typedef struct nbi_workspace_limits {
 typedef struct nbi_workspace nbi_workspace;
 nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi_workspace_limits *limits);
 void nbi_workspace_free(nbi_workspace *w);
+/* Queries, keys and values of the last layer's rows, activations [rows][(n_heads + 2 n_kv_heads) head_dim], behind RoPE and
+ * rotation: in a tap of the O projection, as the feed-forward network takes their place. */
+const void *nbi_workspace_heads(const nbi_workspace *w);
 uint64_t nbi_workspace_bytes(const nb_model *m, const nbi_workspace_limits *limits);
 
 /* Sees the input of every linear layer, before it is quantized: rows x k activations on the device; an expert's are the rows

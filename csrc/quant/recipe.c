@@ -41,6 +41,7 @@ struct nbi_recipe {
     uint32_t tokens, ctx;
     bool rotate;
     char kv_dtype[8]; /* "": none */
+    bool channel_keys;
     nbi_search search;
     bool searches; /* the recipe itself asks for it */
     json_t *json;
@@ -400,9 +401,17 @@ static nb_status parse_kv(nbi_recipe *r, const json_t *j, const char *where)
 {
     const char *name = NULL;
     nbi_kv_type type;
-    nb_status st = nbi_json_string(j, "kv_dtype", &name, where);
-    if (st != NB_OK || !name)
+    const char *keys = "token";
+    nb_status st = nbi_json_string(j, "kv_keys", &keys, where);
+    if (st == NB_OK)
+        st = nbi_json_string(j, "kv_dtype", &name, where);
+    if (st != NB_OK)
         return st;
+    r->channel_keys = strcmp(keys, "channel") == 0;
+    if (!r->channel_keys && strcmp(keys, "token") != 0)
+        return nbi_fail(NB_EFORMAT, "%s: \"kv_keys\" is \"%s\", expected token or channel", where, keys);
+    if (!name)
+        return NB_OK;
     if (nbi_kv_type_parse(&type, name) != NB_OK)
         return nbi_fail_in(NB_EFORMAT, "%s: \"kv_dtype\": ", where);
     snprintf(r->kv_dtype, sizeof r->kv_dtype, "%s", name);
@@ -516,8 +525,9 @@ static nb_status parse_name(nbi_recipe *r, const json_t *j, const char *where)
 
 nb_status nbi_recipe_parse(nbi_recipe **out, const json_t *j, const char *where)
 {
-    static const char *const keys[] = {"name",   "description", "weights", "activations", "method", "calibration",
-                                       "rotate", "kv_dtype",    "ignore",  "overrides",   "search", NULL};
+    static const char *const keys[] = {"name",        "description", "weights",  "activations", "method",
+                                       "calibration", "rotate",      "kv_dtype", "kv_keys",     "ignore",
+                                       "overrides",   "search",      NULL};
     nb_status st = NB_OK;
     nbi_recipe *r = NULL;
     *out = NULL;
@@ -609,6 +619,11 @@ const char *nbi_recipe_kv_dtype(const nbi_recipe *r)
     return r->kv_dtype;
 }
 
+bool nbi_recipe_channel_keys(const nbi_recipe *r)
+{
+    return r->channel_keys;
+}
+
 bool nbi_recipe_rotates(const nbi_recipe *r)
 {
     return r->rotate;
@@ -616,7 +631,7 @@ bool nbi_recipe_rotates(const nbi_recipe *r)
 
 bool nbi_recipe_needs_text(const nbi_recipe *r)
 {
-    return nbi_recipe_needs_calibration(r) || r->how->needs;
+    return nbi_recipe_needs_calibration(r) || r->how->needs || r->channel_keys;
 }
 
 void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, double *percentile, uint32_t *tokens,

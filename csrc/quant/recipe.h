@@ -7,6 +7,7 @@
  *     "calibration": {"method": "mse", "percentile": 99.99, "tokens": 8192, "ctx": 512},
  *     "rotate": true,                                                             QuaRot: engine/rotate.h; false if missing
  *     "kv_dtype": "int4",                                                         of the KV cache, unless another is asked for
+ *     "kv_keys": "channel",                                                       keys have a grid for each channel, from the text; or "token"
  *     "ignore": ["lm_head"],                                                      exact, or "re:..."
  *     "overrides": [{"match": "re:.*down_proj", "weights": {"bits": 8, "strategy": "channel"}}]   later ones win
  *     "search": see search.h; nibble quantize then finds what each layer gets
@@ -49,7 +50,8 @@ bool nbi_recipe_needs_calibration(const nbi_recipe *r); /* some scheme has stati
 const nbi_method *nbi_recipe_method(const nbi_recipe *r, const nbi_method_options **options);
 bool nbi_recipe_rotates(const nbi_recipe *r);
 const char *nbi_recipe_kv_dtype(const nbi_recipe *r); /* "": none */
-bool nbi_recipe_needs_text(const nbi_recipe *r);      /* for static activations, or for the method */
+bool nbi_recipe_channel_keys(const nbi_recipe *r);    /* "kv_keys" is "channel" */
+bool nbi_recipe_needs_text(const nbi_recipe *r);      /* for static activations, for the method, or for grids of keys */
 void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, double *percentile, uint32_t *tokens,
                             uint32_t *ctx);
 

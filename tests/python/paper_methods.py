@@ -385,6 +385,13 @@ def kv_int8(x):
     return np.clip(np.rint(x / s), -127, 127) * s
 
 
+def key_grid(k):
+    """Keys by channel, [tokens, heads, HEAD]: shift by the mean, scale by the root of the standard deviation, which is where the error of
+    a score, sum of scale^2 times sum of (deviation / scale)^2, is least; the geometric mean of a head's scales is 1."""
+    shift, scale = k.mean(0), np.sqrt(k.std(0))
+    return shift, scale / np.exp(np.log(scale).mean(-1, keepdims=True))
+
+
 def kv_int4(x):
     """Runs of 32 elements of a head, scale and minimum in fp16"""
     run = x.reshape(*x.shape[:-1], -1, 32)

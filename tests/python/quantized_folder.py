@@ -11,6 +11,7 @@ from tiny_llama import read_safetensors
 
 class Folder:
     def __init__(self, path):
+        self.path = path
         with open(os.path.join(path, "config.json")) as f:
             self.config = json.load(f)["quantization_config"]
         with open(os.path.join(path, "quant_report.json")) as f:

@@ -411,6 +411,39 @@ def test_the_costs_of_a_mixture_are_errors_and_divergences(one):
         assert row["choices"][4]["error"] == row["choices"][4]["kl"] == 0
 
 
+# ---- keys by channel --------------------------------------------------------------------------------------------------
+KEYS = {"weights": None, "kv_dtype": "int4", "kv_keys": "channel"}
+
+
+@pytest.fixture(scope="module")
+def key_grid(one):
+    made = one.quantize(KEYS, calib=one.text, calib_ctx=CTX)
+    return [made.tensors[f"model.layers.0.self_attn.k_channel_{what}"].reshape(-1, tiny.HEAD) for what in ("shift", "scale")]
+
+
+def test_key_grids_are_those_of_their_formula(one, inputs, key_grid):
+    keys = inputs["k_proj"] @ one.weight("k_proj").astype(np.float64).T
+    keys = np.concatenate([tiny.rope(w.reshape(len(w), -1, tiny.HEAD)) for w in windows(keys, CTX)])
+    shift, scale = paper.key_grid(keys)
+    assert (np.abs(key_grid[0] - shift) <= 1e-5 * keys.std(0)).all()
+    assert key_grid[1] == pytest.approx(scale, rel=1e-5)
+    error = lambda s: (s ** 2).sum(-1) * (keys.var(0) / s ** 2).sum(-1)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        assert (error(scale) < error(scale * np.exp(0.1 * rng.standard_normal(scale.shape)))).all()
+
+
+@pytest.mark.parametrize("kind, store", [("int8", paper.kv_int8), ("int4", paper.kv_int4)])
+def test_a_cache_with_keys_by_channel_moves_the_logits_as_its_formula_does(nibble, one, key_grid, kind, store):
+    shift, scale = (x.astype(np.float64) for x in key_grid)
+    by_channel = lambda k: store((k - shift) / scale) * scale + shift
+    want = [tiny.divergence(tiny.forward(one.weights, w)[0], tiny.forward(one.weights, w, store_k=by_channel, store_v=store)[0])[:-1]
+            for w in windows(one.ids[:4 * CTX], CTX)]
+    with nibble.Model(one.quantize(KEYS, calib=one.text, calib_ctx=CTX).path) as m, nibble.Model(one.model) as base:
+        got = nibble.evaluate(m, one.text, ctx=CTX, base=base, max_windows=4, kv_dtype=kind)
+    assert got["mean_kld"] == pytest.approx(np.mean(want), rel=0.02)
+
+
 # ---- the KV cache -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind, store", [("int8", paper.kv_int8), ("int4", paper.kv_int4)])
 def test_a_quantized_cache_moves_the_logits_as_its_formula_does(nibble, one, kind, store):

@@ -30,6 +30,15 @@ static void turn(float *restrict x, const float *restrict cos_sin, size_t half)
     }
 }
 
+/* Head h of the row, a query's or a key's, on the grid of the keys' channels. */
+static void by_channel(const nbi_kv_layer *kv, float *x, size_t h, size_t n_heads)
+{
+    const bool key = h >= n_heads;
+    const size_t D = kv->head_dim, at = (key ? h - n_heads : h * kv->n_kv_heads / n_heads) * D;
+    for (size_t d = 0; d < D; d++)
+        x[d] = key ? (x[d] - kv->k_shift[at + d]) / kv->k_scale[at + d] : x[d] * kv->k_scale[at + d];
+}
+
 /* n units of `size` bytes become column `slot` of [n][16]. */
 static void put_column(char *to, const char *from, size_t n, size_t size, size_t slot)
 {
@@ -81,6 +90,8 @@ static void append_row(const nbi_cpu *c, const nbi_step *s, const nbi_kv_layer *
         turn(row + h * D, cos_sin, D / 2);
         if (kv->rotate)
             c->kern->rotate_row(&s->rotation, row + h * D);
+        if (kv->k_scale)
+            by_channel(kv, row + h * D, h, n_heads);
     }
     for (size_t h = 0; h < G; h++) {
         put_key(kv->type, (char *)kv->k + at + h * bytes, slot, D, row + (n_heads + h) * D);

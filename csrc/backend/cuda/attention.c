@@ -227,8 +227,13 @@ nb_status nbi_cuda_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, siz
     nb_status st = check(s, n_heads, kv);
     if (st != NB_OK || s->rows == 0)
         return st;
-    const nb_rope_append_args a = {
-        .qkv = qkv, .kv = kv_args(kv), .step = s->args, .rows = (uint32_t)s->rows, .n_heads = (uint32_t)n_heads};
+    const nb_rope_append_args a = {.qkv = qkv,
+                                   .kv = kv_args(kv),
+                                   .step = s->args,
+                                   .rows = (uint32_t)s->rows,
+                                   .n_heads = (uint32_t)n_heads,
+                                   .k_shift = kv->k_shift,
+                                   .k_scale = kv->k_scale};
     /* A warp works out the angles of its row once: few rows give each head a warp, many let one take several. */
     const size_t wide = nbi_ceil_div(n_heads + 2 * (size_t)kv->n_kv_heads, 4);
     const size_t enough = nbi_ceil_div((size_t)c->n_sm * 16, s->rows);
