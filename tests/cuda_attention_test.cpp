@@ -54,7 +54,7 @@ class Layer
         for (size_t i = 0; i < n_seqs * seq_pages; i++)
             pages_.push_back((int32_t)((i * stride + 5) % n_pages_));
     }
-    nbi_kv_layer layer() { return {k_.ptr(), v_.ptr(), s.type, s.kv, s.D, false}; }
+    nbi_kv_layer layer() { return {k_.ptr(), v_.ptr(), s.type, s.kv, s.D, false, nullptr, nullptr}; }
     const int32_t *pages(size_t seq) const { return pages_.data() + seq * seq_pages; }
 
     /* One step: rope_append, attention.  What was fed, with q and k rotated, and what came out stay in `in` and `out`.  recorded: as a

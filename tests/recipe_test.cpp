@@ -452,6 +452,7 @@ const Shipped kShipped[] = {
     {"ternary", "W2A16 channel", nullptr},
     {"ternary-a8", "W2A8 channel", nullptr, "W8A8 channel"},
     {"binary", "binary W1A1 channel", nullptr},
+    {"kv4", "dense", nullptr},
     {"w4-quip", "E8P W4A16 tensor rot", nullptr},
     {"w2-quip", "E8P W2A16 tensor rot", nullptr},
     {"w4-spqr", "W4A16 g16 asym sparse", "W4A16 g16 asym sparse"},

@@ -809,7 +809,8 @@ static json_t *make_report(const job *j)
                   "bytes_before", (json_int_t)j->bytes_in, "bytes_after", (json_int_t)j->bytes_out, "ratio",
                   j->bytes_out ? (double)j->bytes_in / (double)j->bytes_out : 0.0, "calibration_tokens",
                   (json_int_t)(j->walk ? nbi_calibrated_tokens(j->walk) : 0), "modules", j->rows);
-    if (r && json_object_set_new(r, "method", json_string(j->method->name)) != 0) {
+    if (r && (json_object_set_new(r, "method", json_string(j->method->name)) != 0 ||
+              (j->model.channel_keys && json_object_set_new(r, "kv_keys", json_string("channel")) != 0))) {
         json_decref(r);
         return NULL;
     }

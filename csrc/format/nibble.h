@@ -39,6 +39,10 @@
  *     input_scale        F32 [1]                      static activations
  *     input_zero_point   I8 [1]                       ... if asymmetric
  *
+ * Of a layer, beside its modules, with "keys": "channel" (backend.h, nbi_kv_layer):
+ *
+ *     model.layers.I.self_attn.k_channel_shift, k_channel_scale   float [n_kv_heads * head_dim], scales positive and normal
+ *
  * The four whose length the numbers decide are bytes and lie at the end of their file (safetensors.h). */
 #ifndef NB_FORMAT_NIBBLE_H
 #define NB_FORMAT_NIBBLE_H

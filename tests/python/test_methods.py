@@ -424,6 +424,7 @@ def key_grid(one):
 def test_key_grids_are_those_of_their_formula(one, inputs, key_grid):
     keys = inputs["k_proj"] @ one.weight("k_proj").astype(np.float64).T
     keys = np.concatenate([tiny.rope(w.reshape(len(w), -1, tiny.HEAD)) for w in windows(keys, CTX)])
+    assert one.quantize(KEYS, calib=one.text, calib_ctx=CTX).report["kv_keys"] == "channel"
     shift, scale = paper.key_grid(keys)
     assert (np.abs(key_grid[0] - shift) <= 1e-5 * keys.std(0)).all()
     assert key_grid[1] == pytest.approx(scale, rel=1e-5)
