@@ -10,14 +10,11 @@
  * 2t+8, 2t+9, of each block of 16. */
 #include "weights.cuh"
 
-/* The two words of block b of a tile that belong to the row: dense 2t,2t+1 and 2t+8,2t+9; else one word, twice. */
-NB_DEVICE uint2 nb_embed_words(const nb_packed &p, const uint4 *tile, uint32_t lane, uint32_t high, int b)
+/* The two words of block b of a dense tile that belong to the row: 2t,2t+1 and 2t+8,2t+9. */
+NB_DEVICE uint2 nb_embed_words(const uint4 *tile, uint32_t lane, uint32_t high, int b)
 {
-    const uint4 u = tile[(p.kind == NB_W_DENSE ? b : p.kind == NB_W_W8 ? b / 2 : 0) * 32 + lane];
-    if (p.kind == NB_W_DENSE)
-        return high ? make_uint2(u.y, u.w) : make_uint2(u.x, u.z);
-    const uint32_t w = nb_word(u, p.kind == NB_W_W8 ? (int)high + b % 2 * 2 : b);
-    return make_uint2(w, w);
+    const uint4 u = tile[b * 32 + lane];
+    return high ? make_uint2(u.y, u.w) : make_uint2(u.x, u.z);
 }
 
 NB_DEVICE float2 nb_embed_dense(uint32_t two, uint32_t dtype)
@@ -27,11 +24,44 @@ NB_DEVICE float2 nb_embed_dense(uint32_t two, uint32_t dtype)
     return __half22float2(*(const __half2 *)&two);
 }
 
-/* q - z of position i (0..3: 2t, 2t+8, 2t+1, 2t+9). */
-NB_DEVICE float nb_embed_code(uint32_t w, uint32_t kind, uint32_t high, int i, float zero)
+/* The code of 3 bits at position i of block b, from the three words of a tile (layout.h). */
+NB_DEVICE int nb_embed_w3(const uint32_t w[3], uint32_t high, int b, int i)
 {
-    const int q = kind == NB_W_W8 ? (int)(int8_t)(w >> 8 * i) : (int)(w >> (8 * i + 4 * (int)high) & 15);
-    return (float)q - zero;
+    const int shift = i / 2 * 16, upper = i % 2;
+    if (b < 3)
+        return (int)(w[b] >> (shift + 4 + 3 * (int)high + 6 * upper) & 7);
+    if (!high || !upper)
+        return (int)(w[high ? 2 : upper] >> (shift + 1) & 7);
+    return (int)((w[0] >> shift & 1) | (w[1] >> shift & 1) << 1 | (w[2] >> shift & 1) << 2);
+}
+
+/* The codes at positions 0..3 (2t, 2t+8, 2t+1, 2t+9) of k16 block b of tile `tile` of a row, signed but for those of W4 and W4F,
+ * whose zero points have the same offset. */
+NB_DEVICE void nb_embed_codes(int q[4], uint32_t kind, const uint4 *block, uint32_t tile, uint32_t lane, uint32_t high,
+                              int b)
+{
+    uint32_t w[3];
+    for (int i = 0; i < 3; i++)
+        w[i] = kind == NB_W_W3 ? nb_word(block[i * 32 + lane], (int)tile % 4) : 0;
+    if (kind == NB_W_W8)
+        w[0] = nb_word(block[b / 2 * 32 + lane], (int)high + b % 2 * 2);
+    else if (kind != NB_W_W3)
+        w[0] = nb_word(block[lane], kind == NB_W_W2 ? (int)tile % 2 * 2 + b / 2 : b);
+    for (int i = 0; i < 4; i++)
+        q[i] = kind == NB_W_W8   ? (int)(int8_t)(w[0] >> 8 * i)
+               : kind == NB_W_W3 ? nb_embed_w3(w, high, b, i) - 4
+               : kind == NB_W_W2 ? (int)(w[0] >> (8 * i + b % 2 * 4 + 2 * (int)high) & 3) - 2
+                                 : (int)(w[0] >> (8 * i + 4 * (int)high) & 15);
+}
+
+/* A zero point as stored. */
+NB_DEVICE float nb_embed_zero(uint32_t kind, uint8_t stored)
+{
+    if (kind == NB_W_W8)
+        return (float)(int8_t)stored;
+    if (kind == NB_W_W2 || kind == NB_W_W3)
+        return (float)(int8_t)stored * 0.0625f;
+    return (float)stored * (kind == NB_W_W4F ? 0.0625f : 1.0f);
 }
 
 /* A row-major table (--gemm cublaslt): a thread takes two neighbours. */
@@ -64,29 +94,27 @@ extern "C" __global__ void __launch_bounds__(128) nb_embed(const nb_embed_args a
         return;
     }
     const size_t panel = id / NB_TILE_N;
-    const uint4 *w = (const uint4 *)p.w + panel * p.k_tiles * NB_UNITS(p.kind) * 32;
+    const uint4 *w = (const uint4 *)p.w + panel * NB_PANEL_UNITS(p.kind, p.k_tiles) * 32;
     for (uint32_t i = blockIdx.y * 128 + threadIdx.x; i < p.k_tiles * 4; i += gridDim.y * 128) {
         const uint32_t t = i % 4, lane = (id & 7) * 4 + t;
+        const uint4 *units = w + i / 4 / NB_TILES(p.kind) * NB_UNITS(p.kind) * 32;
         for (int b = 0; b < 4; b++) {
             const uint32_t k = i / 4 * NB_TILE_K + b * 16;
             if (k >= p.k)
                 break;
-            const uint2 two = nb_embed_words(p, w + i / 4 * NB_UNITS(p.kind) * 32, lane, high, b);
             float2 lo, hi; /* of 2t and 2t+1; of 2t+8 and 2t+9 */
             if (p.kind == NB_W_DENSE) {
+                const uint2 two = nb_embed_words(units, lane, high, b);
                 lo = nb_embed_dense(two.x, p.dtype);
                 hi = nb_embed_dense(two.y, p.dtype);
             } else {
                 const size_t g = nb_group_at(p, (uint32_t)panel, k / p.group_len, id % NB_TILE_N);
                 const float scale = p.scales[g];
-                const uint8_t stored = p.zeros ? ((const uint8_t *)p.zeros)[g] : 0;
-                const float zero = p.kind == NB_W_W8    ? (float)(int8_t)stored
-                                   : p.kind == NB_W_W4F ? (float)stored * 0.0625f
-                                                        : (float)stored;
-                lo = make_float2(nb_embed_code(two.x, p.kind, high, 0, zero) * scale,
-                                 nb_embed_code(two.x, p.kind, high, 2, zero) * scale);
-                hi = make_float2(nb_embed_code(two.x, p.kind, high, 1, zero) * scale,
-                                 nb_embed_code(two.x, p.kind, high, 3, zero) * scale);
+                const float zero = nb_embed_zero(p.kind, p.zeros ? ((const uint8_t *)p.zeros)[g] : 0);
+                int q[4];
+                nb_embed_codes(q, p.kind, units, i / 4, lane, high, b);
+                lo = make_float2(((float)q[0] - zero) * scale, ((float)q[2] - zero) * scale);
+                hi = make_float2(((float)q[1] - zero) * scale, ((float)q[3] - zero) * scale);
             }
             float2 *x = (float2 *)(a.x + (size_t)r * p.k + k + 2 * t);
             x[0] = lo;

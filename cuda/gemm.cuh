@@ -17,7 +17,7 @@
  * reads back itself, and that copy is nothing but a queue that costs no registers.  x is the B operand, shared by the
  * warps: rows of 64 k in shared memory, chunks of 16 bytes swizzled so that ldmatrix has no bank conflicts (128-byte
  * rows: chunk ^ (row & 7), 64-byte rows: chunk ^ (row/2 & 3)).  Scales and zero points come with the tile in which
- * their group begins.
+ * their group begins; a block of several tiles (2 and 3 bits) with the first of them.
  *
  * Counted by the stand-in driver: shared memory without a bank conflict, 99 to 100 % of the sectors that must move.
  *
@@ -39,7 +39,7 @@ struct nb_gemm_shape {
     static const int kind = kind_, P = P_, R = R_;
     static const int rows = 8 * R, n = NB_GEMM_WARPS * P * NB_TILE_N;
     static const int row_bytes = NB_TILE_K * operand::bytes, row_chunks = row_bytes / 16;
-    static const int units = NB_UNITS(kind), steps = operand::steps;
+    static const int units = NB_UNITS(kind), tiles = NB_TILES(kind), steps = operand::steps;
     static const bool quantized = kind != NB_W_DENSE;
     /* a stage: x, then units, scales and zero points of each warp's panels */
     static const int w_at = rows * row_bytes;
@@ -50,6 +50,13 @@ struct nb_gemm_shape {
     /* copies of 16 bytes that a thread makes for a stage */
     static const int passes = (rows * row_chunks + 127) / 128, pass_rows = 128 / row_chunks;
     static const int copies = passes + P * units + (quantized ? 2 : 0);
+    /* A block of several tiles comes with the first of them and stays until the last is multiplied: the stages' places for
+     * weights are a ring of their own, of as many as are under way or read. */
+    static const int w_places = (stages + 2 * tiles - 2) / tiles;
+    static __device__ __forceinline__ uint32_t w_place(uint32_t k) /* of the block that k belongs to, in bytes */
+    {
+        return k / (tiles * NB_TILE_K) % w_places * stage;
+    }
 };
 
 /* 16-byte chunk c of row r, in bytes from the beginning of x in a stage */
@@ -98,7 +105,7 @@ struct nb_gemm_source {
         }
         x_to = nb_gemm_x_at<S>(row, chunk);
         panels_left = panel < panels ? panels - panel : 0;
-        w_panel = (uint64_t)p.k_tiles * S::units * NB_UNIT;
+        w_panel = (uint64_t)NB_PANEL_UNITS(S::kind, p.k_tiles) * NB_UNIT;
         w = (const uint8_t *)p.w + (panels_left ? panel : 0) * w_panel + lane * 16;
         w_to = S::w_at + warp * S::P * S::units * NB_UNIT + lane * 16;
         if (!S::quantized)
@@ -127,31 +134,38 @@ struct nb_gemm_source {
         return min(at + NB_TILE_K, k);
     }
 
-    /* op(i, offset in the stage, source, whether there is one; else zeros) for each of this thread's copies. */
-    template <typename Op>
-    __device__ __forceinline__ void each(Op op) const
+    __device__ __forceinline__ bool block_begins() const
     {
+        return S::tiles == 1 || at / NB_TILE_K % S::tiles == 0;
+    }
+
+    /* op(i, offset in the ring, source, whether there is one; else zeros) for each of this thread's copies to a stage. */
+    template <typename Op>
+    __device__ __forceinline__ void each(uint32_t stage, Op op) const
+    {
+        const uint32_t w_stage = S::tiles == 1 ? stage : S::w_place(at);
         const bool inside = S::operand::bytes == 1 || at + threadIdx.x % S::row_chunks * 8 < k;
         const uint32_t rows = inside ? rows_left : 0;
 #pragma unroll
         for (int i = 0; i < S::passes; i++)
             if (S::rows * S::row_chunks >= 128 || threadIdx.x < S::rows * S::row_chunks)
-                op(i, x_to + i * S::pass_rows * S::row_bytes,
+                op(i, stage + x_to + i * S::pass_rows * S::row_bytes,
                    x + (S::Rows::mapped ? (uint64_t)mapped[i] * 16 : (uint64_t)x_pass * i),
                    (uint32_t)(i * S::pass_rows) < rows);
+        if (block_begins())
 #pragma unroll
-        for (int p = 0; p < S::P; p++)
+            for (int p = 0; p < S::P; p++)
 #pragma unroll
-            for (int u = 0; u < S::units; u++)
-                op(S::passes + p * S::units + u, w_to + (p * S::units + u) * NB_UNIT, w + p * w_panel + u * NB_UNIT,
-                   (uint32_t)p < panels_left);
+                for (int u = 0; u < S::units; u++)
+                    op(S::passes + p * S::units + u, w_stage + w_to + (p * S::units + u) * NB_UNIT,
+                       w + p * w_panel + u * NB_UNIT, (uint32_t)p < panels_left);
         if (!S::quantized || next_group >= end())
             return;
         const uint32_t j = threadIdx.x % 16;
         if (scale_lane && next_group + j / 4 * group_len < end())
-            op(S::copies - 2, scales_to, scales, group_there);
+            op(S::copies - 2, stage + scales_to, scales, group_there);
         if (zero_lane && next_group + j * group_len < end())
-            op(S::copies - 1, zeros_to, zeros, group_there);
+            op(S::copies - 1, stage + zeros_to, zeros, group_there);
     }
 
     __device__ __forceinline__ void advance()
@@ -163,7 +177,8 @@ struct nb_gemm_source {
             }
         at += NB_TILE_K;
         x += S::row_bytes;
-        w += S::units * NB_UNIT;
+        if (block_begins())
+            w += S::units * NB_UNIT;
     }
 };
 
@@ -179,9 +194,8 @@ struct nb_gemm_pipe {
     __device__ __forceinline__ void fetch()
     {
         if (from.more()) {
-            unsigned char *stage = ring + filling;
-            from.each([&](int, uint32_t to, const void *source, bool there) {
-                nb_cp_async_16(stage + to, source, there ? 16 : 0);
+            from.each(filling, [&](int, uint32_t to, const void *source, bool there) {
+                nb_cp_async_16(ring + to, source, there ? 16 : 0);
             });
             from.advance();
         }
@@ -219,7 +233,7 @@ struct nb_gemm_pipe {
     __device__ __forceinline__ void load()
     {
         if (from.more())
-            from.each([&](int i, uint32_t, const void *source, bool there) {
+            from.each(0, [&](int i, uint32_t, const void *source, bool there) {
                 if (i >= first && i < first + half)
                     waiting[i - first] = there ? __ldg((const uint4 *)source) : make_uint4(0, 0, 0, 0);
             });
@@ -227,11 +241,10 @@ struct nb_gemm_pipe {
     template <int first>
     __device__ __forceinline__ void store()
     {
-        unsigned char *stage = ring + (S::stage - reading);
         if (from.more())
-            from.each([&](int i, uint32_t to, const void *, bool) {
+            from.each(S::stage - reading, [&](int i, uint32_t to, const void *, bool) {
                 if (i >= first && i < first + half)
-                    *(uint4 *)(stage + to) = waiting[i - first];
+                    *(uint4 *)(ring + to) = waiting[i - first];
             });
     }
     __device__ __forceinline__ void start()
@@ -366,6 +379,20 @@ struct nb_gemm_sums {
         cut = segment.end;
     }
 
+    /* Of a block of several tiles the words of the one from k0, where fragment() finds those of the first one.  Lanes read 4 (8)
+     * bytes 16 apart: that takes as long as the whole units would, in a quarter (half) of the registers. */
+    __device__ __forceinline__ void load_tile(uint4 (&unit)[S::P][S::units], const unsigned char *ring, uint32_t k0)
+    {
+        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = k0 / NB_TILE_K % S::tiles;
+        const unsigned char *w = ring + S::w_place(k0) + S::w_at + warp * S::P * S::units * NB_UNIT + lane * 16;
+#pragma unroll
+        for (int i = 0; i < S::P * S::units; i++) {
+            const unsigned char *from = w + i * NB_UNIT + tile * (16 / S::tiles);
+            const uint2 two = S::tiles == 2 ? *(const uint2 *)from : make_uint2(*(const uint32_t *)from, 0);
+            unit[i / S::units][i % S::units] = make_uint4(two.x, two.y, 0, 0);
+        }
+    }
+
     /* One tile of 64 k, from `k0`. */
     __device__ __forceinline__ void multiply(const nb_gemm_args &a, const nb_place &at, uint32_t row0, uint32_t k0,
                                              nb_gemm_pipe<S> &pipe)
@@ -373,9 +400,11 @@ struct nb_gemm_sums {
         const unsigned char *stage = pipe.begin();
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, x_at = nb_shared_address(stage) + x_lane;
         const uint4 *w = (const uint4 *)(stage + S::w_at) + warp * S::P * S::units * 32 + lane;
-        const int unit_steps = S::steps / S::units;
+        const int unit_steps = S::tiles > 1 ? S::steps : S::steps / S::units;
         uint4 unit[S::P][S::units];
         uint32_t begun = 0; /* groups, in this tile */
+        if (S::tiles > 1)
+            load_tile(unit, pipe.ring, k0);
 #pragma unroll
         for (int step = 0; step < S::steps; step++) {
             const uint32_t k = k0 + step * operand::k;
@@ -389,7 +418,7 @@ struct nb_gemm_sums {
             uint32_t wf[S::P][4];
 #pragma unroll
             for (int p = 0; p < S::P; p++) {
-                if (step % unit_steps == 0)
+                if (S::tiles == 1 && step % unit_steps == 0)
                     unit[p][step / unit_steps] = w[(p * S::units + step / unit_steps) * 32];
                 S::weight::fragment(wf[p], unit[p], step, zero[p]);
             }

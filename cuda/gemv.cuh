@@ -16,7 +16,7 @@
  *   counted   by the stand-in driver, k 4096: all sectors of global memory used, no bank conflicts.  Instructions of
  *             the PTX for 512 bytes of weights, moves left out, 1 row / 8 rows: dense 24 / 27, W8 52 / 58, W4 in
  *             groups of 128 92 / 151, of 32 182 / 299, W8A8 29 / 34, W4A8 70 / 79.  An H200 has 100 issue slots for
- *             them, an A100 156
+ *             them, an A100 156.  W2 and W3 need as many as W4 for each k, so more for each byte
  *
  * The sum of a segment lies in shared memory as words [pair of rows p][(2 n + (row & 1)) ^ 8 p]: lanes (g,t) store
  * the pairs of outputs n = g, g+8 of rows 2t, 2t+1, and the joining warp reads the 16 outputs of two rows, both
@@ -31,6 +31,18 @@
 #define NB_GEMV_THREADS (NB_GEMV_WARPS * 32)
 #define NB_GEMV_DEPTH   8 /* units in flight a warp: 4 KiB; 64 KiB on a multiprocessor with two blocks */
 #define NB_GEMV_JOINS   4 /* NB_GEMV_MAX_PANELS * 4 pairs of rows / NB_GEMV_WARPS */
+
+/* What a warp sends for and multiplies at a time: a unit, or a whole block of tiles where that has several.  A piece of it is
+ * a tile at most; segments of whole pieces need no look at every mma. */
+template <int kind, typename X>
+struct nb_gemv_unit {
+    static const int loads = NB_TILES(kind) > 1 ? NB_UNITS(kind) : 1; /* of 512 bytes */
+    static const int k = NB_TILE_K * NB_TILES(kind) * loads / NB_UNITS(kind), pieces = NB_TILES(kind);
+    static const int piece_k = k / pieces;
+    static const int steps = piece_k / nb_operand<X>::k, bytes = k * nb_operand<X>::bytes; /* of a piece; of x */
+    static const int task = NB_GEMV_TASK / k;
+    static const int depth = task < NB_GEMV_DEPTH ? task : NB_GEMV_DEPTH; /* in flight a warp */
+};
 
 /* What is the same for the whole block. */
 template <typename Rows>
@@ -173,17 +185,18 @@ NB_DEVICE void nb_gemv_enter(const nb_gemv_block<Rows> &b, nb_gemv_cursor &c, ui
     if (c.step.tile >= b.a.n_tiles)
         return;
     const nb_place at = nb_place_of(b.a, c.step.tile, b.v.panels * NB_TILE_N);
-    c.panel_words = at.p.k_tiles * NB_UNITS(kind) * 32;
+    c.panel_words = NB_PANEL_UNITS(kind, at.p.k_tiles) * 32;
     c.tasks = nb_gemv_tasks(b, c.step.round);
     c.panels = nb_gemv_panels(b, at);
     c.w = (const uint4 *)at.p.w + (size_t)(at.n0 / NB_TILE_N) * c.panel_words;
 }
 
 /* The warp's next task; units 0 when all is done. */
-template <int kind, typename Rows>
+template <int kind, typename X, typename Rows>
 NB_DEVICE nb_gemv_task nb_gemv_take(const nb_gemv_block<Rows> &b, nb_gemv_cursor &c, uint32_t warp, uint32_t lane)
 {
-    const uint32_t unit_k = NB_TILE_K / NB_UNITS(kind);
+    typedef nb_gemv_unit<kind, X> unit;
+    const uint32_t unit_k = unit::k;
     nb_gemv_task t = {c.w, 0, 0, 0, 0, 0, c.step};
     while (c.step.tile < b.a.n_tiles) {
         while (c.q >= c.tasks && c.panel < c.panels)
@@ -193,7 +206,7 @@ NB_DEVICE nb_gemv_task nb_gemv_take(const nb_gemv_block<Rows> &b, nb_gemv_cursor
             t.k0 = nb_gemv_begin(b.v, first);
             t.k1 = nb_gemv_end(b.v, min(first + b.v.per_task, b.v.segments) - 1);
             t.units = (t.k1 + unit_k - 1) / unit_k - t.k0 / unit_k;
-            t.w = c.w + (size_t)c.panel * c.panel_words + t.k0 / unit_k * 32 + lane;
+            t.w = c.w + (size_t)c.panel * c.panel_words + t.k0 / unit_k * unit::loads * 32 + lane;
             t.panel = c.panel;
             t.part = c.q * b.v.per_task;
             t.step = c.step;
@@ -220,14 +233,15 @@ NB_DEVICE uint32_t nb_bits(int32_t v)
 /* The sum of a segment in the making, where it goes, and the zero points of its group. */
 template <int kind, typename X>
 struct nb_gemv_sum {
-    static const bool has_zeros = NB_IS_W4(kind) || (kind == NB_W_W8 && nb_operand<X>::bytes > 1);
+    static const bool has_zeros =
+        kind != NB_W_DENSE && kind != NB_W_NF4 && (kind != NB_W_W8 || nb_operand<X>::bytes > 1);
     typename nb_operand<X>::sum part[4];
     nb_zeros z;
     uint32_t to,
         advance; /* where this lane's pair for output g goes (that for g+8: `to ^ 64`); to the next segment's */
     uint32_t zeros, zeros_advance; /* of this segment in shared memory, and likewise */
 
-    /* symmetric W8 has no zero points: those at the beginning of shared memory serve it */
+    /* symmetric weights but W4 have no zero points: those at the beginning of shared memory serve them */
     template <typename Rows>
     __device__ __forceinline__ nb_gemv_sum(const nb_gemv_block<Rows> &b, const nb_gemv_task &t, bool stored,
                                            uint32_t slot, uint32_t meta, uint32_t lane)
@@ -288,14 +302,14 @@ NB_DEVICE nb_gemv_x nb_gemv_x_of(const nb_gemv_block<Rows> &b, uint32_t slot, ui
     return {there ? x : at, there ? ~0u : 0x70u, r << 4};
 }
 
-/* Segments are whole units and tasks begin at multiples of 128 bytes of x: then the address of a unit's fragments is a
- * constant beside one of two registers. */
+/* Segments are whole pieces and tasks begin with a unit and at multiples of 128 bytes of x: then the address of a unit's
+ * fragments is a constant beside one of two registers. */
 template <int kind, typename X>
 struct nb_gemv_whole {
-    static const int unit_k = NB_TILE_K / NB_UNITS(kind), steps = unit_k / nb_operand<X>::k;
-    static const int unit_bytes = unit_k * nb_operand<X>::bytes;
+    typedef nb_gemv_unit<kind, X> unit;
     uint32_t p, advance; /* of x for the first unit of the chunk; bytes of a chunk */
-    uint32_t left, per;  /* units until the segment ends; of a segment */
+    uint32_t left, per;  /* pieces until the segment ends; of a segment */
+    uint32_t todo;       /* pieces of the task; of units of several pieces only, whose task ends where a segment does */
     uint32_t x4[4];
 
     template <typename Rows>
@@ -304,26 +318,42 @@ struct nb_gemv_whole {
     {
         const uint32_t from = (t.k0 - nb_gemv_window<X>(b, t.step.round)) * nb_operand<X>::bytes;
         p = x.base + (from & x.mask) + ((lane >> 3) * 16 ^ x.swizzle);
-        advance = NB_GEMV_DEPTH * unit_bytes & x.mask; /* 0 for the zeros of a row that is not there */
-        left = per = b.v.per_task == 1 ? t.units : b.v.group_len / unit_k;
+        advance = unit::depth * unit::bytes & x.mask; /* 0 for the zeros of a row that is not there */
+        todo = unit::pieces == 1 ? t.units : (t.k1 - t.k0 + unit::piece_k - 1) / unit::piece_k;
+        left = per = b.v.per_task == 1 ? todo : b.v.group_len / unit::piece_k;
     }
 
-    __device__ __forceinline__ void multiply(nb_gemv_sum<kind, X> &sum, uint4 w, int d, bool)
+    __device__ __forceinline__ void multiply_piece(nb_gemv_sum<kind, X> &sum, const uint4 *w, int d, int piece)
     {
 #pragma unroll
-        for (int i = 0; i < steps; i++) {
-            const int at = d * unit_bytes + i * 32; /* of 64 bytes, which one ldmatrix brings */
+        for (int i = 0; i < unit::steps; i++) {
+            const int step = piece * unit::steps + i;
+            const int at = d * unit::bytes + step * 32; /* of 64 bytes, which one ldmatrix brings */
             if (at % 64 == 0)
                 nb_ldmatrix_x4(x4, (at % 128 ? p ^ 64 : p) + at / 128 * 128);
             uint32_t a[4];
-            nb_weight<kind, X>::fragment(a, &w, i, sum.z);
+            nb_weight<kind, X>::fragment(a, w, step, sum.z);
             nb_operand<X>::mma(sum.part, a, x4 + at % 64 / 16);
         }
     }
 
+    __device__ __forceinline__ void multiply(nb_gemv_sum<kind, X> &sum, const uint4 *w, int d, bool stores)
+    {
+#pragma unroll
+        for (int piece = 0; piece < unit::pieces; piece++)
+            if (unit::pieces == 1 || todo) {
+                multiply_piece(sum, w, d, piece);
+                if (unit::pieces > 1 && --left == 0) {
+                    left = per;
+                    todo -= per;
+                    sum.flush(stores, todo == 0);
+                }
+            }
+    }
+
     __device__ __forceinline__ void end_unit(nb_gemv_sum<kind, X> &sum, bool stores, bool last)
     {
-        if (--left == 0 || last) {
+        if (unit::pieces == 1 && (--left == 0 || last)) {
             left = per;
             sum.flush(stores, last);
         }
@@ -338,7 +368,7 @@ struct nb_gemv_whole {
 /* Any cut: each mma looks whether it belongs to the task and where its segment ends. */
 template <int kind, typename X>
 struct nb_gemv_pieces {
-    static const int unit_k = NB_TILE_K / NB_UNITS(kind), steps = unit_k / nb_operand<X>::k;
+    typedef nb_gemv_unit<kind, X> unit;
     uint32_t base, mask, swizzle; /* of x, from k = 0 */
     uint32_t k, begin, end, segment_end, group_len;
 
@@ -351,20 +381,20 @@ struct nb_gemv_pieces {
         swizzle = (lane >> 3 & 1) * 16 ^ x.swizzle;
         begin = t.k0;
         end = t.k1;
-        k = t.k0 / unit_k * unit_k;
+        k = t.k0 / unit::k * unit::k;
         group_len = b.v.group_len;
         segment_end = b.v.per_task == 1 ? t.k1 : t.k0 + group_len;
     }
 
-    __device__ __forceinline__ void multiply(nb_gemv_sum<kind, X> &sum, uint4 w, int, bool stores)
+    __device__ __forceinline__ void multiply(nb_gemv_sum<kind, X> &sum, const uint4 *w, int, bool stores)
     {
 #pragma unroll
-        for (int i = 0; i < steps; i++, k += nb_operand<X>::k) {
+        for (int i = 0; i < unit::pieces * unit::steps; i++, k += nb_operand<X>::k) {
             if (k < begin || k >= end)
                 continue;
             uint32_t a[4], x2[2];
             nb_ldmatrix_x2(x2, base + (k * nb_operand<X>::bytes & mask ^ swizzle));
-            nb_weight<kind, X>::fragment(a, &w, i, sum.z);
+            nb_weight<kind, X>::fragment(a, w, i, sum.z);
             nb_operand<X>::mma(sum.part, a, x2);
             if (k + nb_operand<X>::k >= segment_end) {
                 segment_end += group_len;
@@ -384,16 +414,19 @@ struct nb_gemv_pieces {
  * chunk, into registers that it does not have and must move at the end, which waits for memory, or all at the end.
  * nought is 0, but only we know. */
 template <int kind, typename X, typename Way>
-NB_DEVICE void nb_gemv_chunk(Way &way, nb_gemv_sum<kind, X> &sum, uint4 ring[NB_GEMV_DEPTH], uint32_t units,
-                             const uint4 *w, uint32_t next, uint32_t nought, bool stores, bool last)
+NB_DEVICE void nb_gemv_chunk(Way &way, nb_gemv_sum<kind, X> &sum, uint4 *ring, uint32_t units, const uint4 *w,
+                             uint32_t next, uint32_t nought, bool stores, bool last)
 {
+    const int loads = Way::unit::loads;
 #pragma unroll
-    for (int d = 0; d < NB_GEMV_DEPTH; d++) {
+    for (int d = 0; d < Way::unit::depth; d++) {
         if (d < units)
-            way.multiply(sum, ring[d], d, stores);
+            way.multiply(sum, ring + d * loads, d, stores);
         w = (const uint4 *)((const char *)w + (uint64_t)nb_bits(sum.part[0]) * nought);
         if (d < next)
-            ring[d] = nb_load_stream(w + d * 32);
+#pragma unroll
+            for (int i = d * loads; i < (d + 1) * loads; i++)
+                ring[i] = nb_load_stream(w + i * 32);
         if (d < units)
             way.end_unit(sum, stores, last && d + 1 == units);
     }
@@ -403,18 +436,19 @@ NB_DEVICE void nb_gemv_chunk(Way &way, nb_gemv_sum<kind, X> &sum, uint4 ring[NB_
 /* Multiplies task t, whose first units are in the ring (or under way), and returns the next task, likewise. */
 template <int kind, typename X, typename Way, typename Rows>
 NB_DEVICE nb_gemv_task nb_gemv_multiply(const nb_gemv_block<Rows> &b, const nb_gemv_task &t, nb_gemv_cursor &cursor,
-                                        uint4 ring[NB_GEMV_DEPTH], nb_gemv_sum<kind, X> sum, const nb_gemv_x &x,
-                                        uint32_t warp, uint32_t lane)
+                                        uint4 *ring, nb_gemv_sum<kind, X> sum, const nb_gemv_x &x, uint32_t warp,
+                                        uint32_t lane)
 {
+    typedef nb_gemv_unit<kind, X> unit;
     Way way(b, t, x, lane);
     const bool stores = (lane & 3) < b.pairs();
-    const nb_gemv_task next = nb_gemv_take<kind>(b, cursor, warp, lane);
+    const nb_gemv_task next = nb_gemv_take<kind, X>(b, cursor, warp, lane);
     const uint4 *w = t.w;
 #pragma unroll 1
     for (uint32_t left = t.units, more; left; left = more) {
-        const uint32_t units = min(left, NB_GEMV_DEPTH);
+        const uint32_t units = min(left, unit::depth);
         more = left - units;
-        w = more ? w + NB_GEMV_DEPTH * 32 : next.w;
+        w = more ? w + unit::depth * unit::loads * 32 : next.w;
         const uint32_t coming = more ? more : next.units;
         nb_gemv_chunk(way, sum, ring, units, w, coming, b.a.first_tile[0], stores, !more);
     }
@@ -510,11 +544,12 @@ NB_DEVICE void nb_gemv_run(const nb_gemv_block<Rows> &b)
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     nb_gemv_cursor cursor = {{blockIdx.x, 0}};
     nb_gemv_enter<kind>(b, cursor, warp);
-    nb_gemv_task t = nb_gemv_take<kind>(b, cursor, warp, lane);
-    uint4 ring[NB_GEMV_DEPTH];
+    nb_gemv_task t = nb_gemv_take<kind, X>(b, cursor, warp, lane);
+    typedef nb_gemv_unit<kind, X> unit;
+    uint4 ring[unit::depth * unit::loads];
 #pragma unroll
-    for (int d = 0; d < NB_GEMV_DEPTH; d++)
-        ring[d] = nb_load_stream_if(t.w + d * 32, d < t.units);
+    for (int d = 0; d < unit::depth * unit::loads; d++)
+        ring[d] = nb_load_stream_if(t.w + d * 32, d / unit::loads < t.units);
 
     nb_gemv_step s = {blockIdx.x, 0};
     for (uint32_t i = threadIdx.x; i < NB_GEMV_ZEROS / 4; i += NB_GEMV_THREADS)
@@ -556,8 +591,9 @@ template <int kind, typename X, typename T, typename Rows>
 NB_DEVICE void nb_gemv(const nb_gemv_args &v, Rows rows, unsigned char *shared)
 {
     const nb_gemv_block<Rows> b = {v, v.g, rows, shared};
-    const uint32_t unit_k = NB_TILE_K / NB_UNITS(kind), line = 128 / nb_operand<X>::bytes;
-    if (v.groups == 1 || (v.group_len % unit_k == 0 && v.per_task * v.group_len % line == 0))
+    typedef nb_gemv_unit<kind, X> unit;
+    const uint32_t line = 128 / nb_operand<X>::bytes, begins = line > unit::k ? line : unit::k;
+    if (v.groups == 1 || (v.group_len % unit::piece_k == 0 && v.per_task * v.group_len % begins == 0))
         nb_gemv_run<kind, X, T, nb_gemv_whole<kind, X>>(b);
     else
         nb_gemv_run<kind, X, T, nb_gemv_pieces<kind, X>>(b);

@@ -107,7 +107,7 @@ static inline uint32_t nb_gemv_tiles(nb_gemv_args *a)
 static inline float nb_gemv_tile_cost(const nb_gemv_args *a, uint32_t x_size)
 {
     const uint32_t last = a->tasks - (a->rounds - 1) * a->round, kind = a->g.part[0].kind;
-    const float task = (float)((kind == NB_W_DENSE ? 32 : kind == NB_W_W8 ? 16 : 8) * NB_UNIT);
+    const float task = (float)(NB_GEMV_TASK / NB_TILE_K * NB_UNITS(kind) / NB_TILES(kind) * NB_UNIT);
     float cost = (float)((a->rounds - 1) * nb_gemv_ceil(a->panels * a->round, NB_GEMV_WARPS) +
                          nb_gemv_ceil(a->panels * last, NB_GEMV_WARPS));
     if (a->rounds > 1)

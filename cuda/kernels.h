@@ -34,6 +34,12 @@
     X(name##_r128_f16, file, 128, 99 * 1024, 75, nb_gemm_args)                                                         \
     X(name##_r128_bf16, file, 128, 99 * 1024, 80, nb_gemm_args)
 
+/* Both forms of a kind of weights, in one file (linear.cuh). */
+#define NB_LINEAR_LINES(X, kind, file)                                                                                 \
+    NB_GEMM_LINES(X, nb_gemm_##kind, file)                                                                             \
+    X(nb_gemv_##kind##_f16, file, 256, 99 * 1024, 75, nb_gemv_args)                                                    \
+    X(nb_gemv_##kind##_bf16, file, 256, 99 * 1024, 80, nb_gemv_args)
+
 /* kernel, file (cuda/FILE.cu, one module), threads of a block, most dynamic shared memory in bytes, oldest
  * architecture, argument struct.  nb_cuda_launch() checks every launch against its line, and the device's limits. */
 #define NB_CUDA_KERNEL_LIST(X)                                                                                         \
@@ -129,7 +135,12 @@
     /* zero points in sixteenths */                                                                                    \
     NB_GEMM_LINES(X, nb_gemm_w4f, gemm_w4f)                                                                            \
     X(nb_gemv_w4f_f16, gemv_w4f, 256, 99 * 1024, 75, nb_gemv_args)                                                     \
-    X(nb_gemv_w4f_bf16, gemv_w4f, 256, 99 * 1024, 80, nb_gemv_args)
+    X(nb_gemv_w4f_bf16, gemv_w4f, 256, 99 * 1024, 80, nb_gemv_args)                                                    \
+    /* 2 and 3 bits */                                                                                                 \
+    NB_LINEAR_LINES(X, w2, w2)                                                                                         \
+    NB_LINEAR_LINES(X, w2a8, w2a8)                                                                                     \
+    NB_LINEAR_LINES(X, w3, w3)                                                                                         \
+    NB_LINEAR_LINES(X, w3a8, w3a8)
 
 /* ---- a step: what step_begin() uploads.  Rows past the batch (a recorded step has a fixed number) have pos -1 and are
  * skipped by every kernel that reads this ---- */

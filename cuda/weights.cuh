@@ -2,7 +2,7 @@
  * packed weights (layout.h) made into A fragments, where a sum over k is cut, how its pieces are joined, and what
  * becomes of the result.
  *
- *   kind  NB_W_DENSE, NB_W_W8, NB_W_W4          X  what mma multiplies: __half, __nv_bfloat16 or int8_t
+ *   kind  NB_W_DENSE, NB_W_W8, NB_W_W4 (others: nf4.cuh, w4f.cuh, w2.cuh, w3.cuh)   X  what mma multiplies: __half, __nv_bfloat16 or int8_t
  *
  * A step is one mma: 32 bytes of a row of x, 16 k of half or bfloat16, 32 k of int8.  A tile of 64 k has
  * nb_operand<X>::steps.
@@ -80,6 +80,15 @@ NB_DEVICE uint32_t nb_add_bf16x2(uint32_t a, uint32_t b)
 #endif
 }
 
+/* A signed zero point in sixteenths plus 72, twice, and `add`, two of half: 0x6480 + z is 1152 + z, its sixteenth 72 + z / 16; one
+ * rounding, none where the result has a place for sixteenths. */
+NB_DEVICE uint32_t nb_magic_zero_f16(int z, uint32_t add)
+{
+    const uint32_t magic = (uint32_t)(0x6480 + z) * 0x00010001u, sixteenth = 0x2c002c00u;
+    __half2 d = __hfma2(*(const __half2 *)&magic, *(const __half2 *)&sixteenth, *(const __half2 *)&add);
+    return *(uint32_t *)&d;
+}
+
 /* ---- the zero points of a lane's rows g and g+8 in one group, as the constants that fragment() wants (W8 and int8:
  * as they are, for nb_exact()) ---- */
 
@@ -89,15 +98,15 @@ struct nb_zeros {
 
 #define NB_IS_W4(kind) ((kind) == NB_W_W4 || (kind) == NB_W_W4F) /* zero points are always there */
 
-/* Zero points as stored: W4 u8 (with the offset 8; W4F sixteenths with the offset 128), W8 signed. */
+/* Zero points as stored: W4 u8 (with the offset 8; W4F sixteenths with the offset 128), else signed (W2, W3: sixteenths). */
 template <int kind>
 NB_DEVICE int nb_zero_value(uint8_t stored)
 {
-    return kind == NB_W_W8 ? (int)(int8_t)stored : (int)stored;
+    return NB_IS_W4(kind) ? (int)stored : (int)(int8_t)stored;
 }
 
-/* ---- weights: fragment(a, units, step, zeros): the A fragment of a step, 0 .. steps-1, from a lane's NB_UNITS(kind)
- * 16-byte units of one tile.  step must be a constant where it is inlined ---- */
+/* ---- weights: fragment(a, units, step, zeros): the A fragment of a step, 0 .. steps-1 of the first tile, then of the next
+ * one, from a lane's NB_UNITS(kind) 16-byte units of a block.  step must be a constant where it is inlined ---- */
 
 template <int kind, typename X>
 struct nb_weight;

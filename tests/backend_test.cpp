@@ -575,6 +575,8 @@ TEST(Roofs, every_float_is_read_and_no_product_is_left_out)
         const double ops = k->roof_int8(3, &sink);
         EXPECT_EQ(ops / 2 * 10, sink) << isa << ": half of the operations are products of 10";
         EXPECT_GT(sink, 0) << isa;
+        if (emulated_cpu()) /* whose speed says nothing */
+            continue;
         nbi_roofs roofs = {};
         ASSERT_NB_OK(b->roofs(b.be, nullptr, 0, &roofs));
         EXPECT_GT(roofs.read, 1e7) << isa;

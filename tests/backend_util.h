@@ -95,12 +95,6 @@ struct Step {
     }
 };
 
-/* On an emulated CPU (./dev test-arm) a test takes fewer sizes of the same kinds. */
-inline bool emulated_cpu()
-{
-    return getenv("NB_TEST_EMULATED_CPU") != nullptr;
-}
-
 inline std::vector<std::string> isas()
 {
     std::vector<std::string> have;

@@ -154,7 +154,7 @@ struct Observed {
         nb_free(ids);
         nb_model_free(m);
     }
-    static nb_status tap(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t)
+    static nb_status tap(void *user, uint32_t layer, size_t p, const void *x, size_t rows, size_t)
     {
         return nbi_inputs_add(((Observed *)user)->in[layer * NBI_N_PROJ + p].get(), (const float *)x, rows, 1);
     }

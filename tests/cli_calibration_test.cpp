@@ -6,7 +6,8 @@ namespace
 
 namespace fs = std::filesystem;
 
-const std::string MODEL = repo_file("configs/demo/model"), TEXT = repo_file("configs/demo/val.txt");
+const std::string MODEL = repo_file("configs/demo/model"), TEXT = repo_file("configs/demo/val.txt"),
+                  TOKENS = kSanitized ? "260" : "600"; /* three contexts or five */
 
 std::vector<std::string> gptq(const std::string &out, std::vector<std::string> more = {})
 {
@@ -37,7 +38,7 @@ TEST(Resume, goes_on_behind_the_layers_of_a_killed_run_with_the_same_bytes)
     TempDir d;
     for (bool dense : {false, true}) {
         const std::string whole = d / (dense ? "whole-dense" : "whole"), out = d / (dense ? "out-dense" : "out");
-        std::vector<std::string> feed{"--calib-tokens", "600", dense ? "--no-sequential" : "--sequential"};
+        std::vector<std::string> feed{"--calib-tokens", TOKENS, dense ? "--no-sequential" : "--sequential"};
         ASSERT_EQ(0, nibble(gptq(whole, feed)).status);
         ASSERT_EQ(1000 + SIGKILL, stopped(gptq(out, feed), out, 1, SIGKILL));
         ASSERT_FALSE(fs::exists(out));
@@ -57,13 +58,13 @@ TEST(Resume, of_another_job_is_refused_and_without_the_flag_all_starts_anew)
 {
     TempDir d;
     const std::string out = d / "out";
-    const std::vector<std::string> tokens{"--calib-tokens", "600"};
+    const std::vector<std::string> tokens{"--calib-tokens", TOKENS};
     ASSERT_EQ(1000 + SIGKILL, stopped(gptq(out, tokens), out, 0, SIGKILL));
-    Result r = nibble(gptq(out, {"--calib-tokens", "500", "--resume"}));
+    Result r = nibble(gptq(out, {"--calib-tokens", "250", "--resume"}));
     EXPECT_EQ(1, r.status);
     EXPECT_NE(std::string::npos, r.err.find("another job")) << r.err;
     EXPECT_TRUE(fs::exists(out + ".resume/layer-00000.safetensors"));
-    r = nibble(gptq(out, {"--calib-tokens", "500"}));
+    r = nibble(gptq(out, {"--calib-tokens", "250"}));
     EXPECT_EQ(0, r.status) << r.err;
     EXPECT_EQ(std::string::npos, r.err.find("going on")) << r.err;
     EXPECT_FALSE(fs::exists(out + ".resume"));
@@ -73,11 +74,11 @@ TEST(Resume, a_damaged_layer_is_an_error_that_names_it)
 {
     TempDir d;
     const std::string out = d / "out";
-    ASSERT_EQ(1000 + SIGKILL, stopped(gptq(out, {"--calib-tokens", "600"}), out, 0, SIGKILL));
+    ASSERT_EQ(1000 + SIGKILL, stopped(gptq(out, {"--calib-tokens", TOKENS}), out, 0, SIGKILL));
     const std::string file = out + ".resume/layer-00000.safetensors";
     std::string bytes = read_text(file);
     write_text(file, bytes.substr(0, bytes.size() - 100));
-    const Result r = nibble(gptq(out, {"--calib-tokens", "600", "--resume"}));
+    const Result r = nibble(gptq(out, {"--calib-tokens", TOKENS, "--resume"}));
     EXPECT_EQ(1, r.status);
     EXPECT_NE(std::string::npos, r.err.find("layer-00000")) << r.err;
     EXPECT_FALSE(fs::exists(out));
@@ -87,11 +88,11 @@ TEST(Interrupt, leaves_nothing_but_what_was_asked_to_stay)
 {
     TempDir d;
     const std::string out = d / "out";
-    EXPECT_EQ(1, stopped(gptq(out, {"--calib-tokens", "2000"}), out, 0, SIGINT));
+    EXPECT_EQ(1, stopped(gptq(out, {"--calib-tokens", kSanitized ? TOKENS : "2000"}), out, 0, SIGINT));
     EXPECT_TRUE(fs::is_empty(d.path()));
-    EXPECT_EQ(1, stopped(gptq(out, {"--calib-tokens", "600", "--resume"}), out, 0, SIGINT));
+    EXPECT_EQ(1, stopped(gptq(out, {"--calib-tokens", TOKENS, "--resume"}), out, 0, SIGINT));
     EXPECT_TRUE(fs::exists(out + ".resume/layer-00000.safetensors"));
-    EXPECT_EQ(0, nibble(gptq(out, {"--calib-tokens", "600", "--resume"})).status);
+    EXPECT_EQ(0, nibble(gptq(out, {"--calib-tokens", TOKENS, "--resume"})).status);
 }
 
 TEST(Flags, sizes_are_read_with_their_units)

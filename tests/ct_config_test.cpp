@@ -263,6 +263,22 @@ TEST(ConfigBuild, the_most_common_scheme_targets_the_class)
     json_decref(j);
 }
 
+/* "Linear" does not match the class of an embedding, whatever its scheme. */
+TEST(ConfigBuild, an_embedding_is_a_target_by_name)
+{
+    const nbi_scheme w4 = scheme(4, true, NBI_PER_GROUP, 128), w8 = scheme(8, true, NBI_PER_CHANNEL, 0);
+    for (const nbi_scheme &common : {w8, w4}) {
+        const nbi_quant_entry e[] = {{"a", common, 0, 0}, {"b", common, 0, 0}, {"model.embed_tokens", w8, 0, 0}};
+        json_t *j = nullptr;
+        ASSERT_NB_OK(nbi_ct_config_build(&j, e, 3));
+        Config c(j);
+        ASSERT_NB_OK(c.st);
+        EXPECT_EQ(name_of(w8), c.of("model.embed_tokens", "Embedding"));
+        EXPECT_EQ(name_of(common), c.of("a", "Linear"));
+        json_decref(j);
+    }
+}
+
 TEST(ConfigBuild, formats_are_named_by_group_only_when_they_are_mixed)
 {
     const nbi_scheme w4 = scheme(4, true, NBI_PER_GROUP, 128), a8 = scheme(8, true, NBI_PER_CHANNEL, 0, NBI_ACT_TOKEN);

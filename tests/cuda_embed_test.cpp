@@ -56,7 +56,8 @@ std::string name_of(const ::testing::TestParamInfo<std::tuple<Kind, nbi_dtype>> 
 
 /* A table's type is its own: bfloat16 tables are read on every architecture. */
 INSTANTIATE_TEST_SUITE_P(Kinds, Embed,
-                         ::testing::Combine(::testing::Values(kinds[0], kinds[1], kinds[2], kinds[3], kinds[4]),
+                         ::testing::Combine(::testing::Values(kinds[0], kinds[1], kinds[2], kinds[3], kinds[4],
+                                                              kinds[13], kinds[17]),
                                             ::testing::Values(NBI_F16, NBI_BF16)),
                          name_of);
 

@@ -146,7 +146,7 @@ INSTANTIATE_TEST_SUITE_P(Schemes, CudaEngine,
                          ::testing::Values(std::make_pair((const char *)nullptr, "f16"),
                                            std::make_pair("w8a8-dynamic", "int8"),
                                            std::make_pair("w4a16-g32-asym", "int4"), std::make_pair("w8a16", "f16"),
-                                           std::make_pair("w4a8", "int8")),
+                                           std::make_pair("w4a8", "int8"), std::make_pair("w2a16-g64-gptq", "f16")),
                          name_of);
 
 /* nb_model_logits may be called from any thread, also beside an engine. */

@@ -1,7 +1,8 @@
 /* Every call of the driver that a command makes fails once: the command ends with one sentence and status 1, and leaves no
  * partial output.  The stand-in driver fails calls on order (NB_EMU_FAIL), and tells which calls there are (NB_EMU_TRACE).
  *
- * A command makes hundreds of calls; of each function the first three, one in the middle and the last are made to fail. */
+ * A command makes hundreds of calls; of each function the first three, one in the middle and the last are made to fail, each with
+ * one of the errors that this function may meet. */
 #include "command_util.h"
 
 #include <algorithm>
@@ -146,20 +147,22 @@ void each_failure(const std::vector<std::string> &args, const std::function<std:
                   const std::function<void(const std::string &, const Result &)> &check)
 {
     auto calls = calls_of(args);
+    size_t turn = 0;
     ASSERT_GT(calls.size(), 20u);
     for (auto &[function, n] : calls)
-        for (int nth : which(n))
-            for (int result : results_of(function)) {
-                const std::string fail = function + ":" + std::to_string(nth) + ":" + std::to_string(result);
-                Result r = command(args, {{"NB_EMU_FAIL", fail}});
-                const std::string err = errors_of(r.err);
-                if (r.status != 0 || !may_fail(function)) {
-                    EXPECT_EQ(1, r.status) << fail << "\n" << r.err;
-                    EXPECT_EQ(1, std::count(err.begin(), err.end(), '\n')) << fail << "\n" << r.err;
-                    EXPECT_EQ(0u, err.find("nibble " + args[0] + ": ")) << fail << "\n" << r.err;
-                }
-                check(fail, r);
+        for (int nth : which(n)) {
+            const std::vector<int> results = results_of(function);
+            const int result = results[turn++ % results.size()];
+            const std::string fail = function + ":" + std::to_string(nth) + ":" + std::to_string(result);
+            Result r = command(args, {{"NB_EMU_FAIL", fail}});
+            const std::string err = errors_of(r.err);
+            if (r.status != 0 || !may_fail(function)) {
+                EXPECT_EQ(1, r.status) << fail << "\n" << r.err;
+                EXPECT_EQ(1, std::count(err.begin(), err.end(), '\n')) << fail << "\n" << r.err;
+                EXPECT_EQ(0u, err.find("nibble " + args[0] + ": ")) << fail << "\n" << r.err;
             }
+            check(fail, r);
+        }
 }
 
 TEST(CudaFailure, generate_ends_with_a_sentence_whatever_fails)

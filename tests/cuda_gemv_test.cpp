@@ -11,11 +11,7 @@ namespace
 
 nb_kernel kernel_of(const Kind &kind, nbi_dtype t)
 {
-    return of_type(kind.integer     ? (kind.bits == 8 ? NB_K_nb_gemv_w8a8_f16 : NB_K_nb_gemv_w4a8_f16)
-                   : kind.bits == 0 ? NB_K_nb_gemv_dense_f16
-                   : kind.bits == 8 ? NB_K_nb_gemv_w8_f16
-                                    : NB_K_nb_gemv_w4_f16,
-                   t);
+    return of_type(nbi_cuda_kinds[kind.packed].kernels[kind.integer].gemv, t);
 }
 
 /* How the work is cut; 0: as nb_gemv_plan() says. */
@@ -159,7 +155,7 @@ TEST(GemvSpecial, a_scale_that_is_not_a_number_makes_its_row_so)
 
 TEST(GemvSpecial, an_input_that_is_not_a_number_stays_in_its_row)
 {
-    for (const Kind &kind : {kinds[0], kinds[1], kinds[3]}) {
+    for (const Kind &kind : {kinds[0], kinds[1], kinds[3], kinds[12], kinds[16]}) {
         const Layer l = make_layer(kind, NBI_F16, 16, 96, 96, true, 1);
         Acts a = make_acts(4, 96, NBI_F16, 2);
         a.x[2 * 96 + 50] = NAN;
@@ -204,7 +200,7 @@ TEST(GemvPlan, fits_every_device)
     for (const auto &dev : devices)
         for (const auto &l : layers)
             for (uint32_t rows = 1; rows <= NB_GEMV_ROWS; rows++)
-                for (uint32_t kind : {NB_W_DENSE, NB_W_W8, NB_W_W4})
+                for (uint32_t kind : {NB_W_DENSE, NB_W_W8, NB_W_W4, NB_W_W2, NB_W_W3})
                     for (uint32_t group : {0, 16, 32, 128})
                         for (uint32_t x_size : {1, 2}) {
                             if (group && l.k % group)

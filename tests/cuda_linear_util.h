@@ -25,6 +25,10 @@ const Kind kinds[] = {
     {"w8a8_asym", 8, true, true, 0, NB_W_W8},    {"w8a8_zx", 8, false, true, -37, NB_W_W8},
     {"w8a8_asym_zx", 8, true, true, 5, NB_W_W8}, {"w4a8", 4, false, true, 0, NB_W_W4},
     {"w4a8_asym", 4, true, true, 0, NB_W_W4},    {"w4a8_zx", 4, false, true, 100, NB_W_W4},
+    {"w2", 2, false, false, 0, NB_W_W2},         {"w2_asym", 2, true, false, 0, NB_W_W2},
+    {"w2a8", 2, false, true, 0, NB_W_W2},        {"w2a8_asym_zx", 2, true, true, -7, NB_W_W2},
+    {"w3", 3, false, false, 0, NB_W_W3},         {"w3_asym", 3, true, false, 0, NB_W_W3},
+    {"w3a8", 3, false, true, 0, NB_W_W3},        {"w3a8_asym_zx", 3, true, true, 99, NB_W_W3},
 };
 
 /* ---- a layer ---- */
@@ -135,12 +139,63 @@ inline void pack_tile(const Layer &l, size_t p, size_t k0, std::vector<uint8_t> 
         }
 }
 
+/* 2 and 3 bits: what lies beyond the weight is as padded_code says, or the last zero point of the row. */
+inline uint32_t low_code(const Layer &l, size_t i, size_t j)
+{
+    const int offset = 1 << (l.kind.bits - 1);
+    return (uint32_t)((i < l.n && j < l.k ? l.code(i, j) : i < l.n ? l.zero(i, l.groups - 1) : 0) + offset);
+}
+
+/* The word of 2-bit codes that a lane (rows g and g+8, 2t) has for 32 k. */
+inline uint32_t w2_word(const Layer &l, size_t g, size_t k)
+{
+    uint32_t w = 0;
+    const size_t add[4] = {0, 8, 1, 9};
+    for (size_t byte = 0; byte < 4; byte++)
+        for (size_t pair = 0; pair < 4; pair++)
+            w |= low_code(l, g + pair % 2 * 8, k + pair / 2 * 16 + add[byte]) << (8 * byte + 2 * pair);
+    return w;
+}
+
+/* Word i of the three that a lane has for a tile of 3-bit codes. */
+inline uint32_t w3_word(const Layer &l, size_t g, size_t k, size_t i)
+{
+    uint32_t w = 0;
+    for (size_t half = 0; half < 2; half++) {
+        const size_t own = k + 16 * i + half, last = k + 48 + half;
+        const uint32_t codes[5] = {low_code(l, g, own), low_code(l, g + 8, own), low_code(l, g, own + 8),
+                                   low_code(l, g + 8, own + 8), low_code(l, i == 2 ? g + 8 : g, last + (i == 1) * 8)};
+        const uint32_t bit = low_code(l, g + 8, last + 8) >> i & 1;
+        w |= (bit | codes[4] << 1 | codes[0] << 4 | codes[1] << 7 | codes[2] << 10 | codes[3] << 13) << (16 * half);
+    }
+    return w;
+}
+
+/* Blocks of 128 (2 bits) and 256 k (3 bits). */
+inline void pack_low(const Layer &l, size_t p, std::vector<uint8_t> &out)
+{
+    const size_t units = l.kind.bits == 2 ? 1 : 3, block = l.kind.bits == 2 ? 128 : 256;
+    for (size_t k0 = 0; k0 < l.k; k0 += block)
+        for (size_t unit = 0; unit < units; unit++)
+            for (size_t lane = 0; lane < 32; lane++)
+                for (size_t word = 0; word < 4; word++) {
+                    const size_t g = 16 * p + lane / 4, k = k0 + 2 * (lane % 4);
+                    const uint32_t w =
+                        l.kind.bits == 2 ? w2_word(l, g, k + 32 * word) : w3_word(l, g, k + 64 * word, unit);
+                    for (int b = 0; b < 4; b++)
+                        out.push_back((uint8_t)(w >> (8 * b)));
+                }
+}
+
 inline Packed pack(const Layer &l)
 {
     Packed d;
     for (size_t p = 0; p < l.panels(); p++) {
-        for (size_t tile = 0; tile < l.k_tiles(); tile++)
+        const bool low = l.kind.bits == 2 || l.kind.bits == 3;
+        for (size_t tile = 0; tile < (low ? 0 : l.k_tiles()); tile++)
             pack_tile(l, p, tile * 64, d.w);
+        if (low)
+            pack_low(l, p, d.w);
         for (size_t g = 0; g < (l.kind.bits ? l.groups : 0); g++)
             for (size_t i = 16 * p; i < 16 * p + 16; i++) {
                 const bool in = i < l.n;
@@ -151,7 +206,7 @@ inline Packed pack(const Layer &l)
                 if (l.kind.bits == 4)
                     d.zeros.push_back((uint8_t)(in ? l.zero(i, g) + 8 : 8));
                 else if (l.kind.asymmetric)
-                    d.zeros.push_back((uint8_t)(in ? l.zero(i, g) : 0));
+                    d.zeros.push_back((uint8_t)(in ? l.zero(i, g) * (low ? 16 : 1) : 0));
                 if (l.kind.zx)
                     d.corr.push_back(-l.kind.zx * sum);
             }
@@ -297,11 +352,7 @@ const Tile gemm_tiles[] = {{"r16", 0, 64, 16}, {"r32", 1, 64, 32}, {"r64", 2, 12
 
 inline nb_kernel gemm_kernel(const Kind &kind, nbi_dtype t, const Tile &tile)
 {
-    nb_kernel first = kind.integer ? (kind.bits == 8 ? NB_K_nb_gemm_w8a8_r16_f16 : NB_K_nb_gemm_w4a8_r16_f16)
-                                   : (kind.bits == 0   ? NB_K_nb_gemm_dense_r16_f16
-                                      : kind.bits == 8 ? NB_K_nb_gemm_w8_r16_f16
-                                                       : NB_K_nb_gemm_w4_r16_f16);
-    return of_type((nb_kernel)(first + 2 * tile.index), t);
+    return of_type((nb_kernel)(nbi_cuda_kinds[kind.packed].kernels[kind.integer].gemm + 2 * tile.index), t);
 }
 
 inline uint32_t gemm_shared(const Kind &kind, const Tile &tile)

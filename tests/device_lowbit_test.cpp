@@ -54,22 +54,27 @@ struct Form {
 std::vector<Form> forms()
 {
     nbi_scheme tensor = scheme(2, 0, true, NBI_ACT_NONE, true, true);
-    return {{nf4(64), false},
-            {nf4(0), false},
-            {nf4(16), false},
-            {scheme(2, 0, true, NBI_ACT_NONE, true), true},
-            {tensor, true},
-            {scheme(2, 0, true, NBI_ACT_TOKEN, true), true},
-            {binary(NBI_ACT_NONE), false},
-            {binary(NBI_ACT_TOKEN), false},
-            {binary(NBI_ACT_SIGN), false}};
+    std::vector<Form> v = {{nf4(64), false},
+                           {nf4(0), false},
+                           {nf4(16), false},
+                           {scheme(2, 0, true, NBI_ACT_NONE, true), true},
+                           {tensor, true},
+                           {scheme(2, 0, true, NBI_ACT_TOKEN, true), true},
+                           {binary(NBI_ACT_NONE), false},
+                           {binary(NBI_ACT_TOKEN), false},
+                           {binary(NBI_ACT_SIGN), false}};
+    for (unsigned bits : {2u, 3u})
+        for (nbi_act act : {NBI_ACT_NONE, NBI_ACT_TOKEN})
+            for (uint32_t group : {0u, 32u, 64u, 128u})
+                v.push_back({scheme(bits, group, group == 64, act, true), false});
+    return v;
 }
 
 /* A GPU reads activations in pieces of 16. */
 std::vector<size_t> lengths(const Device &d, const Form &f)
 {
     if (f.s.group)
-        return {f.s.group, f.s.group * 3, f.s.group * 16, 1088};
+        return {f.s.group, f.s.group * 3, f.s.group * 16, f.s.group * 17};
     if (d.cpu())
         return {1, 2, 63, 64, 65, 511, 512, 513, 1000};
     return {16, 48, 64, 80, 128, 144, 1008, 1040};
@@ -194,7 +199,7 @@ TEST(DeviceLowBit, a_row_has_the_same_bits_in_any_batch)
 {
     for (const Device *d : devices())
         for (const Form &f : forms()) {
-            const size_t rows = 67, n = 49, k = 192;
+            const size_t rows = 67, n = 49, k = 384;
             Weight w = weight(f.s, n, k, 3, true, f.ternary);
             Packed p(*d, w.w);
             const std::vector<float> x = d->round(noise(rows * k, 4)), want = run(p, w.w, x, rows);
@@ -234,7 +239,7 @@ TEST(DeviceLowBit, layers_of_all_kinds_stand_side_by_side)
     for (const Device *d : devices())
         for (const auto &set : sets)
             for (size_t rows : {1u, 13u}) {
-                const size_t k = 192;
+                const size_t k = 384;
                 std::vector<Weight> w;
                 std::vector<std::unique_ptr<Packed>> p;
                 std::vector<const nbi_linear *> l;
@@ -292,7 +297,7 @@ TEST(DeviceLowBit, one_wrong_code_is_seen)
 {
     for (const Device *d : devices())
         for (const Form &f : {Form{nf4(64), false}, Form{binary(NBI_ACT_SIGN), false}}) {
-            const size_t k = 192;
+            const size_t k = 384;
             Weight w = weight(f.s, 33, k, 9, false);
             std::vector<float> x = d->round(noise(k, 10));
             w.w.codes[17 * k + 5] = f.signs() ? 1 : 7;
@@ -310,7 +315,7 @@ TEST(DeviceLowBit, tables_are_looked_up_where_they_can_be)
     const std::vector<int32_t> ids = {33, 0, 17, 16};
     for (const Device *d : devices())
         for (const Form &f : forms()) {
-            const size_t k = 192, n = 34, rows = ids.size();
+            const size_t k = 384, n = 34, rows = ids.size();
             Weight w = weight(f.s, n, k, 51, false, f.ternary);
             Packed p(*d, w.w);
             Memory x(*d, rows * k * 4);

@@ -156,6 +156,9 @@ struct Case {
     size_t ties; /* on the emulator: prompts that end at a tie */
 };
 
+/* Tokens that a prompt is continued by. */
+constexpr uint32_t kTokens = kSanitized ? 3 : 16;
+
 /* Greedy tokens of both devices are equal, up to a tie: a token may differ where the CPU's leads by less than the
  * devices are apart, and the prompt ends there.  The lines it prints say what was found. */
 inline void compare(const std::string &source, const std::vector<std::string> &prompts, uint32_t n, const Case &c)

@@ -8,5 +8,5 @@ TEST(DeviceProse, says_what_it_says_on_the_cpu)
     for (const Case &c :
          {Case{"", "f16", 0.01f, 0}, Case{"w8a8-dynamic", "f16", 0.1f, 0}, Case{"w8a16", "f16", 0.01f, 0},
           Case{"w4a16", "f16", 0.01f, 0}, Case{"", "int8", 0.02f, 0}, Case{"w4a16", "int4", 0.5f, 1}})
-        compare(prose, prompts, 16, c);
+        compare(prose, prompts, kTokens, c);
 }

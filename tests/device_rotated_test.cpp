@@ -132,7 +132,7 @@ struct Seen {
     std::vector<float> down; /* inputs of down_proj, all layers */
 };
 
-nb_status tap(void *user, uint32_t, nbi_proj p, const void *x, size_t rows, size_t k)
+nb_status tap(void *user, uint32_t, size_t p, const void *x, size_t rows, size_t k)
 {
     Seen *s = (Seen *)user;
     const size_t at = s->down.size();

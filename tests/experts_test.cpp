@@ -41,7 +41,7 @@ struct Packed {
             linear.push_back(nullptr);
             EXPECT_NB_OK(b->linear_create(b.be, &linear.back(), &w.w));
         }
-        e = {m.n, m.top_k, m.normalize, m.hidden, m.ffn, linear.data()};
+        e = {m.n, m.top_k, m.normalize, m.hidden, m.ffn, linear.data(), nullptr, nullptr};
     }
     ~Packed()
     {
@@ -53,7 +53,19 @@ struct Packed {
         const size_t rows = y.size() / e.hidden, widest = std::max(e.hidden, e.ffn);
         Guarded<char> buffer(b->experts_bytes(b.be, &e, rows) / 64 * 64 + 64);
         Guarded<char> scratch(b->scratch_bytes(b.be, rows, widest) / 64 * 64 + 64);
-        EXPECT_NB_OK(b->experts(b.be, &e, x.data(), logits.data(), rows, y.data(), buffer.data(), scratch.data()));
+        /* codes beside the floats or not: the same */
+        std::vector<float> again = y;
+        Guarded<char> act(b->act_bytes(b.be, rows, e.hidden) / 64 * 64 + 64);
+        memcpy(act.data(), x.data(), x.size() * sizeof(float));
+        EXPECT_NB_OK(b->experts(b.be, &e, act.data(), NBI_FORM_FLOAT, logits.data(), rows, y.data(), buffer.data(),
+                                scratch.data()));
+        nbi_cpu_rows r;
+        EXPECT_TRUE(nbi_cpu_rows_at(&r, nbi_cpu_of(b.be), act.data(), rows, e.hidden));
+        for (size_t i = 0; i < rows; i++)
+            nbi_cpu_rows_encode(nbi_cpu_of(b.be), &r, i, e.hidden, NBI_FORM_INT8);
+        EXPECT_NB_OK(b->experts(b.be, &e, act.data(), NBI_FORM_FLOAT | NBI_FORM_INT8, logits.data(), rows, again.data(),
+                                buffer.data(), scratch.data()));
+        EXPECT_TRUE(same_bits(y.data(), again.data(), y.size()));
         EXPECT_TRUE(buffer.front_intact());
         return y;
     }
@@ -106,7 +118,8 @@ std::vector<double> reference(const Moe &m, const std::vector<Weight> &w, const 
 }
 
 const Moe kShapes[] = {{5, 2, true, 64, 96, 17}, {8, 8, false, 33, 47, 3}, {130, 7, false, 32, 32, 40},
-                       {1, 1, true, 64, 16, 5},  {3, 1, true, 512, 40, 1}, {16, 4, true, 48, 600, 9}};
+                       {1, 1, true, 64, 16, 5},  {3, 1, true, 512, 40, 1}, {16, 4, true, 48, 600, 9},
+                       {6, 3, true, 32, 48, 290}}; /* the last one: more rows than a wave has */
 
 } // namespace
 
@@ -165,6 +178,90 @@ TEST(Experts, have_the_same_bits_alone_and_in_company_by_any_threads_and_instruc
         }
 }
 
+/* The kinds of weights that recipes and files mix, those among them whose inputs need another order or are added to. */
+Weight of_kind(size_t kind, size_t n, size_t k, uint64_t seed)
+{
+    static const Case plain[] = {{scheme(8, 0, true, NBI_ACT_TOKEN, true), NBI_F32},
+                                 {scheme(4, 16, false, NBI_ACT_NONE, true), NBI_F32},
+                                 {nbi_scheme{}, NBI_BF16},
+                                 {scheme(4, 16, true, NBI_ACT_TENSOR, false), NBI_F32},
+                                 {scheme(4, 16, false, NBI_ACT_TOKEN, true), NBI_F32},
+                                 {scheme(2, 16, false, NBI_ACT_NONE, true), NBI_F32},
+                                 {scheme(3, 0, true, NBI_ACT_TOKEN, true), NBI_F32}};
+    if (kind == 7) { /* signs on both sides */
+        Weight w = make_weight(plain[0].s, NBI_F32, n, k, seed, false);
+        w.w.scheme.bits = 1;
+        w.w.scheme.kind = NBI_KIND_BINARY;
+        w.w.scheme.act = NBI_ACT_SIGN;
+        for (size_t i = 0; i < n * k; i++)
+            w.w.codes[i] = w.w.codes[i] < 0 ? -1 : 1;
+        return w;
+    }
+    const Case &c = plain[kind < 7 ? kind : 1];
+    Weight w = make_weight(c.s, c.dtype, n, k, seed, false);
+    if (kind == 8) { /* columns in another order */
+        w.w.scheme.act_order = true;
+        w.w.perm = (uint32_t *)malloc(k * sizeof *w.w.perm);
+        for (size_t j = 0; j < k; j++)
+            w.w.perm[j] = (uint32_t)(k - 1 - j);
+    }
+    if (kind == 9) { /* a number beside each row */
+        w.w.scheme.sparse = true;
+        w.w.sparse = {n, (uint32_t *)malloc((n + 1) * 4), (uint32_t *)malloc(n * 4), (float *)malloc(n * 4)};
+        w.w.scheme.nnz = n;
+        for (size_t i = 0; i <= n; i++)
+            w.w.sparse.row[i] = (uint32_t)i;
+        for (size_t i = 0; i < n; i++) {
+            w.w.sparse.col[i] = (uint32_t)(i % k);
+            w.w.sparse.value[i] = 0.5f;
+        }
+    }
+    return w;
+}
+
+struct Seen {
+    std::vector<size_t> rows;
+    static nb_status tell(void *self, size_t expert, bool down, const void *x, size_t rows)
+    {
+        std::vector<size_t> &all = ((Seen *)self)->rows;
+        EXPECT_NE(nullptr, x);
+        EXPECT_EQ(down, all.size() % 2 == 1); /* gate and up, then down */
+        all.push_back(expert * 1000 + rows);
+        return NB_OK;
+    }
+};
+
+/* Where somebody looks, experts run one by one through linear(). */
+TEST(Experts, of_any_kinds_side_by_side_give_the_bits_that_linear_layers_give_one_by_one)
+{
+    for (const Moe &m : {Moe{23, 3, true, 64, 48, 9}, Moe{23, 2, false, 64, 80, 1}, Moe{12, 4, true, 32, 32, 270}}) {
+        std::vector<Weight> w;
+        for (size_t i = 0; i < 3 * m.n; i++) { /* layers of the last but one are of three kinds, of the last of two */
+            const size_t e = i / 3, kind = e + 1 == m.n ? (i % 3 == 2 ? 8 : 1) : e + 2 == m.n ? i % 10 : e % 10;
+            w.push_back(of_kind(kind, i % 3 == 2 ? m.hidden : m.ffn, i % 3 == 2 ? m.ffn : m.hidden, 5 + 10 * i));
+        }
+        std::vector<float> x = noise(m.rows * m.hidden, 1), logits = noise(m.rows * m.n, 2, 3.0f),
+                           y = noise(m.rows * m.hidden, 3);
+        for (size_t i = 0; i < m.n; i++) /* one expert with all rows, and one with none */
+            for (size_t r = 0; r < m.rows; r++)
+                logits[r * m.n + i] = i == 3 ? 20.0f : i == 5 ? -20.0f : logits[r * m.n + i];
+        Packed alone("scalar", 1, m, w);
+        Seen seen;
+        alone.e.seen = Seen::tell;
+        alone.e.user = &seen;
+        const std::vector<float> want = alone.run(x, logits, y);
+        EXPECT_NE(seen.rows.end(), std::find(seen.rows.begin(), seen.rows.end(), 3 * 1000 + m.rows));
+        for (size_t i : seen.rows)
+            EXPECT_NE(5u, i / 1000);
+        for (const std::string &isa : isas())
+            for (int threads : {1, 3, 16}) {
+                Packed p(isa.c_str(), threads, m, w);
+                const std::vector<float> got = p.run(x, logits, y);
+                ASSERT_TRUE(same_bits(want.data(), got.data(), want.size())) << isa << " " << threads;
+            }
+    }
+}
+
 /* Which experts a row goes to shows in which of them changes it: expert e adds a multiple of 2^e. */
 TEST(Experts, of_equal_logits_the_lower_comes_first_and_a_nan_spoils_its_row_only)
 {
@@ -194,8 +291,9 @@ TEST(Experts, of_equal_logits_the_lower_comes_first_and_a_nan_spoils_its_row_onl
 TEST(Experts, sizes_that_do_not_fit_are_said_to_be_too_large)
 {
     Backend b("scalar");
-    nbi_experts e = {8, 2, true, 4096, 14336, nullptr};
-    EXPECT_LT(b->experts_bytes(b.be, &e, 512), (size_t)512 * (2 * 4096 + 3 * 14336 + 64) * 4);
+    nbi_experts e = {8, 2, true, 4096, 14336, nullptr, nullptr, nullptr};
+    /* floats in and out, and what kernels of integers want: a float, two bytes and a quarter of a sum an element */
+    EXPECT_LT(b->experts_bytes(b.be, &e, 512), (size_t)512 * (4096 * (4 + 7) + 14336 * (8 + 7) + 128));
     EXPECT_EQ(SIZE_MAX, b->experts_bytes(b.be, &e, SIZE_MAX / 4096));
 }
 

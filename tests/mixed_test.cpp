@@ -110,7 +110,7 @@ struct Seen {
     nbi_proj proj;
     nb_model *m;
     std::vector<float> x;
-    static nb_status tap(void *self, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k)
+    static nb_status tap(void *self, uint32_t layer, size_t p, const void *x, size_t rows, size_t k)
     {
         auto *s = static_cast<Seen *>(self);
         if (layer != s->layer || p != s->proj)

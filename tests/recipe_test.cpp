@@ -149,6 +149,28 @@ TEST(Recipe, embeddings_and_norms_are_never_quantized)
     EXPECT_EQ(r.scheme("lm_head").bits, 8);
 }
 
+TEST(Recipe, an_embedding_is_quantized_where_an_override_names_it)
+{
+    const std::string a8 = R"({"weights": {"bits": 8}, "activations": {"bits": 8}, "overrides": [)",
+                      named = R"({"match": "model.embed_tokens", )";
+    Recipe r(a8 + named + R"("weights": {"bits": 4, "group_size": 64}, "activations": null}]})");
+    ASSERT_NB_OK(r.status);
+    EXPECT_EQ(r.name_of("model.embed_tokens"), "W4A16 g64");
+    EXPECT_EQ(r.name_of("model.embed_tokens2"), "dense");
+    EXPECT_EQ(r.name_of("transformer.embed_tokens"), "dense");
+    Recipe ignored(R"({"weights": {"bits": 8}, "ignore": ["re:model.embed"], "overrides": [)" + named +
+                   R"("weights": {"bits": 4, "group_size": 64}}]})");
+    ASSERT_NB_OK(ignored.status);
+    EXPECT_EQ(ignored.name_of("model.embed_tokens"), "dense");
+    for (const char *bad : {R"("weights": {"bits": 4}}]})", R"("weights": {"bits": 2}, "activations": null}]})"}) {
+        Recipe b(a8 + named + bad);
+        EXPECT_EQ(b.status, NB_EFORMAT) << bad;
+        EXPECT_NE(std::string(nb_last_error()).find("looked up"), std::string::npos) << nb_last_error();
+    }
+    Recipe own(R"({"weights": {"bits": 4}, "method": "nf4", "overrides": [)" + named + R"("weights": {"bits": 4}}]})");
+    EXPECT_EQ(own.status, NB_EFORMAT);
+}
+
 TEST(Recipe, ignore_takes_names_and_expressions_from_the_start)
 {
     Recipe r(
@@ -404,6 +426,7 @@ struct Shipped {
 };
 const Shipped kShipped[] = {
     {"w8a8-dynamic", "W8A8 channel", nullptr},
+    {"w8a8", "W8A8 channel", nullptr, "W8A8 channel"},
     {"w8a8-static", "W8A8-static channel", nullptr},
     {"w8a8-static-asym", "W8A8-static-asym channel", nullptr},
     {"w8a16", "W8A16 channel", nullptr},
@@ -427,7 +450,7 @@ const Shipped kShipped[] = {
     {"w4a8kv4-rotated", "W4A8 g128", nullptr},
     {"mixed", "W4A16 g64 asym", nullptr},
     {"ternary", "W2A16 channel", nullptr},
-    {"ternary-a8", "W2A8 channel", nullptr},
+    {"ternary-a8", "W2A8 channel", nullptr, "W8A8 channel"},
     {"binary", "binary W1A1 channel", nullptr},
     {"w4-quip", "E8P W4A16 tensor rot", nullptr},
     {"w2-quip", "E8P W2A16 tensor rot", nullptr},

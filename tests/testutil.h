@@ -15,6 +15,20 @@
 
 #include "nibble.h"
 
+/* With AddressSanitizer (./dev sanitize) a program takes five times as long; whoever calls the same code again and again finds the
+ * same there.  Tests that run whole programs do less of it. */
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
+/* On an emulated CPU (./dev test-arm) a test takes fewer sizes of the same kinds. */
+inline bool emulated_cpu()
+{
+    return getenv("NB_TEST_EMULATED_CPU") != nullptr;
+}
+
 /* ../shared/data holds real models and tokenizers; it is not part of the repository. */
 inline std::string shared_data(const std::string &name)
 {

@@ -54,11 +54,10 @@ struct Kind {
     uint32_t group; /* 0: one scale a channel */
     nbi_act act;
 };
-const Kind kinds[] = {{"w4a16-g128", 4, 128, NBI_ACT_NONE},
-                      {"w8a8", 8, 0, NBI_ACT_TOKEN},
-                      {"dense", 0, 0, NBI_ACT_NONE},
-                      {"w8a16", 8, 0, NBI_ACT_NONE},
-                      {"w4a8-g128", 4, 128, NBI_ACT_TOKEN}};
+const Kind kinds[] = {{"w4a16-g128", 4, 128, NBI_ACT_NONE}, {"w8a8", 8, 0, NBI_ACT_TOKEN},
+                      {"dense", 0, 0, NBI_ACT_NONE},        {"w8a16", 8, 0, NBI_ACT_NONE},
+                      {"w4a8-g128", 4, 128, NBI_ACT_TOKEN}, {"w2a16-g64", 2, 64, NBI_ACT_NONE},
+                      {"w3a16-g128", 3, 128, NBI_ACT_NONE}, {"w2a8", 2, 0, NBI_ACT_TOKEN}};
 
 constexpr size_t X_ROWS = 256; /* different rows of x; more repeat them */
 
@@ -90,7 +89,7 @@ class Weight
         must(nbi_weight_alloc(&w), "a weight");
         for (size_t i = 0; i < n * k; i++) {
             const uint64_t r = next() >> 20;
-            w.codes[i] = (int8_t)(kind.bits == 8 ? (int)(r & 255) - 128 : (int)(r & 15) - 8);
+            w.codes[i] = (int8_t)((int)(r & ((1u << kind.bits) - 1)) - (1 << (kind.bits - 1)));
         }
         const size_t groups = nbi_scheme_groups(&w.scheme, k);
         for (size_t i = 0; i < n * groups; i++)

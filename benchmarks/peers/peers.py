@@ -24,14 +24,14 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 TESTS = [("pp128", "pp", 128, 1), ("pp512", "pp", 512, 1), ("tg32", "tg", 32, 1), ("tg16 x32", "tg", 16, 32)]
 LLAMA = ["F16", "Q8_0", "Q4_0", "Q4_K_M"]
 OPENVINO = ["int8", "int4"]
-NIBBLE = ["w8a8-dynamic", "w4a8", "w4a16", "ternary-a8"]
+NIBBLE = ["w8a8", "w4a8", "w4a16", "ternary-a8"]
 # What is compared with what: the test, nibble's recipe, the other one, and the ratio that nibble is meant to reach.
 GOALS = [("tg32", "nibble w4a8", "llama.cpp Q4_0", 1.5), ("tg32", "nibble w4a8", "llama.cpp Q4_K_M", 1.3),
-         ("tg32", "nibble w8a8-dynamic", "llama.cpp Q8_0", 1.3), ("tg32", "nibble ternary-a8", "nibble w4a8", 1.5),
-         ("pp128", "nibble w8a8-dynamic", "llama.cpp Q8_0", 3.0), ("pp512", "nibble w8a8-dynamic", "llama.cpp Q8_0", 3.0),
-         ("pp128", "nibble w8a8-dynamic", "OpenVINO int8", 1.25), ("pp512", "nibble w8a8-dynamic", "OpenVINO int8", 1.25),
+         ("tg32", "nibble w8a8", "llama.cpp Q8_0", 1.3), ("tg32", "nibble ternary-a8", "nibble w4a8", 1.5),
+         ("pp128", "nibble w8a8", "llama.cpp Q8_0", 3.0), ("pp512", "nibble w8a8", "llama.cpp Q8_0", 3.0),
+         ("pp128", "nibble w8a8", "OpenVINO int8", 1.25), ("pp512", "nibble w8a8", "OpenVINO int8", 1.25),
          ("pp128", "nibble w4a8", "llama.cpp Q4_0", 2.2), ("pp512", "nibble w4a8", "llama.cpp Q4_0", 2.2),
-         ("tg16 x32", "nibble w8a8-dynamic", "llama.cpp Q8_0", 3.0), ("tg16 x32", "nibble w4a8", "llama.cpp Q4_0", 3.0)]
+         ("tg16 x32", "nibble w8a8", "llama.cpp Q8_0", 3.0), ("tg16 x32", "nibble w4a8", "llama.cpp Q4_0", 3.0)]
 GEMM_ROWS = [1, 16, 32, 64, 128, 512]
 
 

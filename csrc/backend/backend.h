@@ -80,6 +80,10 @@ typedef struct nbi_experts {
     bool normalize;  /* weights of a row's experts sum to 1; else softmax over all experts */
     size_t hidden, ffn;
     nbi_linear *const *linear; /* [n][3]; none where only sizes are asked for */
+    /* Told of the activations [rows] that come to an expert's gate and up, then of those that come to its down; NULL: nobody
+     * looks. */
+    nb_status (*seen)(void *user, size_t expert, bool down, const void *x, size_t rows);
+    void *user;
 } nbi_experts;
 
 /* ---- a batch ---- */
@@ -259,11 +263,11 @@ typedef struct nbi_backend_ops {
     /* y[r][i] (in `forms`) = silu(gate_up[r][i]) * gate_up[r][n + i], i < n; gate_up [rows][2n] activations */
     nb_status (*swiglu)(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
     /* y[r] += sum of weight(e) * down_e(silu(gate_e x[r]) * up_e x[r]) over the top_k experts e with the largest logits, equal
-     * ones by lower index; weight: softmax of the logits.  x activations [rows][hidden] (NBI_FORM_FLOAT), logits fp32
+     * ones by lower index; weight: softmax of the logits.  x activations [rows][hidden] in `forms` (NBI_FORM_FLOAT among them), logits fp32
      * [rows][n], y residual.  A row's result does not depend on the others.  NULL where a device has none.  buffer has
      * experts_bytes(), scratch what linear() needs for `rows` rows. */
-    nb_status (*experts)(nbi_backend *b, const nbi_experts *e, const void *x, const float *logits, size_t rows,
-                         float *y, void *buffer, void *scratch);
+    nb_status (*experts)(nbi_backend *b, const nbi_experts *e, const void *x, unsigned forms, const float *logits,
+                         size_t rows, float *y, void *buffer, void *scratch);
     size_t (*experts_bytes)(nbi_backend *b, const nbi_experts *e, size_t rows); /* SIZE_MAX: too large */
     /* y[i] = x[logit_rows[i]] of the batch: residual rows of k elements */
     nb_status (*gather)(nbi_backend *b, const nbi_step *s, const float *x, size_t k, float *y);

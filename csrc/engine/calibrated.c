@@ -12,6 +12,9 @@
 #include "engine/stats.h"
 #include "model/checkpoint.h"
 
+/* Rows that an expert must see for methods to learn from them: fewer say more of the text than of the expert. */
+#define FEWEST_ROWS 32
+
 struct nbi_calibrated {
     nbi_calibrated_options o;
     nb_model *shell;
@@ -21,7 +24,7 @@ struct nbi_calibrated {
     int32_t *ids;
     size_t n, ctx;
     uint32_t next;
-    nbi_inputs in[NBI_N_PORTS]; /* of the layer that was told last */
+    nbi_inputs *in; /* [nbi_layer_places()] of the layer that was told last */
 };
 
 /* ---- the checkpoint as a source ---- */
@@ -33,9 +36,8 @@ static nb_status read_linear(void *self, const char *module, size_t n, size_t k,
     return st == NB_OK && c->o.rotation ? nbi_rotation_linear(c->o.rotation, module, out) : st;
 }
 
-static nb_status read_norm(const nbi_calibrated *c, const char *name, float **out, nbi_dtype *dtype)
+static nb_status read_norm(const nbi_calibrated *c, const char *name, size_t n, float **out, nbi_dtype *dtype)
 {
-    const size_t n = c->o.cfg->hidden;
     const nbi_tensor *t = nbi_checkpoint_find(c->o.ckpt, name);
     if (!t || !nbi_dtype_is_float(t->dtype) || t->n_elements != n)
         return nbi_fail(NB_EFORMAT, "%s: %s, expected float [%zu]", t ? t->file : c->o.path,
@@ -65,21 +67,21 @@ static nb_status widen(nbi_weight *w)
     return NB_OK;
 }
 
-static nb_status read_layer(nbi_calibrated *c, uint32_t i, nbi_host_layer *l, nbi_dtype norm_dtype[2])
+static nb_status read_layer(nbi_calibrated *c, uint32_t i, nbi_host_layer *l, nbi_dtype norm_dtype[NBI_N_NORMS])
 {
     const nbi_config *cfg = c->o.cfg;
     char name[128];
     nb_status st;
-    *l = (nbi_host_layer){0};
-    snprintf(name, sizeof name, "model.layers.%u.input_layernorm.weight", i);
-    NB_TRY(read_norm(c, name, &l->norm[0], &norm_dtype[0]));
-    snprintf(name, sizeof name, "model.layers.%u.post_attention_layernorm.weight", i);
-    NB_TRY(read_norm(c, name, &l->norm[1], &norm_dtype[1]));
-    for (int p = 0; p < NBI_N_PROJ; p++) {
-        size_t n, k;
-        nbi_proj_shape(cfg, (nbi_proj)p, &n, &k);
-        nbi_module_name(name, i, (nbi_proj)p);
-        NB_TRY(read_linear(c, name, n, k, nbi_proj_has_bias(cfg, (nbi_proj)p), &l->w[p]));
+    NB_TRY(nbi_host_layer_init(l, cfg));
+    for (int k = 0; k < NBI_N_NORMS; k++) {
+        snprintf(name, sizeof name, "model.layers.%u.%s.weight", i, nbi_norm_name(k));
+        if (nbi_norm_width(cfg, k))
+            NB_TRY(read_norm(c, name, nbi_norm_width(cfg, k), &l->norm[k], &norm_dtype[k]));
+    }
+    for (size_t p = 0; p < l->n; p++) {
+        nbi_module at;
+        nbi_module_at(cfg, i, p, &at);
+        NB_TRY(read_linear(c, at.name, at.n, at.k, at.bias, &l->w[p]));
         NB_TRY(widen(&l->w[p]));
     }
 done:
@@ -94,7 +96,7 @@ done:
 static unsigned needs_of(const nbi_calibrated_options *o)
 {
     unsigned needs = o->method->needs;
-    for (size_t i = 0; i < (size_t)o->cfg->n_layers * NBI_N_PROJ; i++)
+    for (size_t i = 0; i < o->cfg->n_layers * nbi_layer_modules(o->cfg); i++)
         if (o->scheme[i]->bits && o->scheme[i]->act == NBI_ACT_TENSOR)
             needs |= NBI_NEEDS_RANGE;
     return needs;
@@ -166,6 +168,12 @@ static nb_status open_walk(nbi_calibrated *c)
                                                          .callbacks = o->callbacks});
 }
 
+/* Feed-forward networks whose statistics are there at a time. */
+static uint32_t at_a_time(const nbi_calibrated *c)
+{
+    return c->walk ? nbi_layerwise_ffns(c->walk) : nbi_layer_ffns(c->o.cfg);
+}
+
 nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_options *o)
 {
     nb_status st;
@@ -176,6 +184,8 @@ nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_optio
         return nbi_fail_nomem("calibration", sizeof *c);
     c->o = *o;
     c->needs = needs_of(o);
+    if (!(c->in = calloc(nbi_layer_places(o->cfg), sizeof *c->in)))
+        NB_TRY(nbi_fail_nomem("calibration", nbi_layer_places(o->cfg) * sizeof *c->in));
     NB_TRY(read_text(c));
     nb_model_options_init(&mo);
     mo.device = o->device;
@@ -185,6 +195,11 @@ nb_status nbi_calibrated_create(nbi_calibrated **out, const nbi_calibrated_optio
     NB_TRY(open_stats(c));
     if (!is_saved(c))
         NB_TRY(open_walk(c));
+    if (c->stats && !is_saved(c) && o->method->balance && at_a_time(c) < nbi_layer_ffns(o->cfg))
+        NB_TRY(nbi_fail(NB_ELIMIT,
+                        "%s: statistics of all experts at once do not fit in the memory of calibration, and %s changes "
+                        "what later ones would see: allow more with --calib-memory, or leave out --stats",
+                        o->stats, o->method->name));
     *out = c;
     c = NULL;
 done:
@@ -194,7 +209,7 @@ done:
 
 static void forget_inputs(nbi_calibrated *c)
 {
-    for (int p = 0; p < NBI_N_PORTS; p++)
+    for (size_t p = 0; c->in && p < nbi_layer_places(c->o.cfg); p++)
         nbi_inputs_free(&c->in[p]);
 }
 
@@ -207,13 +222,15 @@ void nbi_calibrated_free(nbi_calibrated *c)
     nbi_layerwise_free(c->walk);
     nb_model_free(c->shell);
     nb_free(c->ids);
+    free(c->in);
     free(c);
 }
 
-const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p)
+const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, size_t module)
 {
-    const nbi_inputs *in = &c->in[nbi_port_of(p)];
-    return in->k ? in : NULL;
+    nbi_module at;
+    nbi_module_at(c->o.cfg, 0, module, &at);
+    return c->in[at.place].k ? &c->in[at.place] : NULL;
 }
 
 size_t nbi_calibrated_tokens(const nbi_calibrated *c)
@@ -238,59 +255,161 @@ const char *nbi_calibrated_device(const nbi_calibrated *c)
 
 /* ---- layers ---- */
 
-/* What layer i sees; where dense layers feed the next one the walk is behind it afterwards. */
-static nb_status gather(nbi_calibrated *c, uint32_t i, const nbi_host_layer *dense)
+/* What some places of layer i see; where dense layers feed the next one the walk is behind it with the last of them. */
+static nb_status gather(nbi_calibrated *c, uint32_t i, const nbi_host_layer *dense, const nbi_watch *w)
 {
+    const bool last = w->ffn1 == nbi_layer_ffns(c->o.cfg);
     if (is_saved(c))
         return nbi_stats_read(c->stats, i, c->in);
-    nb_status st = nbi_layerwise_observe(c->walk, i, dense, NBI_ALL_PORTS, c->o.dense_feed, c->in);
-    return st == NB_OK && c->stats ? nbi_stats_write(c->stats, i, c->in) : st;
+    nb_status st = nbi_layerwise_observe(c->walk, i, dense, w, c->o.dense_feed && last, c->in);
+    return st == NB_OK && c->stats ? nbi_stats_write(c->stats, i, w, c->in) : st;
 }
 
-static nb_status set_activation_grids(nbi_calibrated *c, uint32_t i, nbi_host_layer *quantized)
+/* The places of the feed-forward networks from ffn0 on whose turn it is, and with the first all others.  The router's, where it is
+ * needed: for a balance first, else as a file of statistics has it, last. */
+static nbi_watch turn_of(const nbi_calibrated *c, uint32_t ffn0)
+{
+    const uint32_t n = nbi_layer_ffns(c->o.cfg), left = n - ffn0, most = at_a_time(c);
+    nbi_watch w = {.ports = ffn0 ? 1u << NBI_PORT_FFN | 1u << NBI_PORT_DOWN : NBI_ALL_PORTS,
+                   .ffn0 = ffn0,
+                   .ffn1 = ffn0 + (left < most ? left : most)};
+    w.router = c->o.cfg->n_experts && (c->o.method->balance ? !ffn0 : c->stats && w.ffn1 == n);
+    return w;
+}
+
+/* Experts that the text hardly reaches are rounded by their weights alone; tell: say so, once a layer. */
+static void make_do(nbi_calibrated *c, const nbi_layer_job *job, const nbi_watch *w, bool tell)
+{
+    const size_t fewest = c->o.method->needs ? FEWEST_ROWS : 1;
+    for (uint32_t e = w->ffn0; e < w->ffn1 && c->o.cfg->n_experts; e++) {
+        nbi_inputs *ffn = &c->in[NBI_PORT_FFN + 2 * (size_t)e], *down = ffn + 1;
+        nbi_module at;
+        nbi_module_at(c->o.cfg, job->index, nbi_ffn_module(c->o.cfg, e, NBI_GATE), &at);
+        if (ffn->k && ffn->rows < fewest && tell)
+            nbi_log(c->o.callbacks, NB_LOG_WARN, "%.*s: %zu of %zu tokens came to this expert, fewer than %zu: %s",
+                    (int)(strrchr(at.name, '.') - at.name), at.name, ffn->rows, c->n, fewest,
+                    c->o.method->needs ? "it is rounded by its weights alone"
+                                       : "its activations have the widest range of the other experts'");
+        if (ffn->k && ffn->rows < fewest)
+            nbi_inputs_forget(ffn);
+        if (down->k && down->rows < fewest)
+            nbi_inputs_forget(down);
+    }
+}
+
+static nb_status set_activation_grids(nbi_calibrated *c, uint32_t i, const nbi_watch *w, nbi_host_layer *quantized)
 {
     nbi_grid g;
-    char name[96];
-    for (int p = 0; p < NBI_N_PROJ; p++) {
-        nbi_weight *w = &quantized->w[p];
-        if (!w->scheme.bits || w->scheme.act != NBI_ACT_TENSOR)
+    for (size_t p = 0; p < quantized->n; p++) {
+        nbi_weight *q = &quantized->w[p];
+        nbi_module at;
+        nbi_module_at(c->o.cfg, i, p, &at);
+        const nbi_observer *seen = c->in[at.place].all;
+        if (!nbi_watched(c->o.cfg, w, at.place) || !q->scheme.bits || q->scheme.act != NBI_ACT_TENSOR ||
+            (c->o.cfg->n_experts && !seen->count))
             continue;
-        nb_status st = nbi_observer_grid(c->in[nbi_port_of((nbi_proj)p)].all, c->o.observer, c->o.percentile, 8,
-                                         w->scheme.act_symmetric, &g);
-        nbi_module_name(name, i, (nbi_proj)p);
+        nb_status st = nbi_observer_grid(seen, c->o.observer, c->o.percentile, 8, q->scheme.act_symmetric, &g);
         if (st != NB_OK)
-            return nbi_fail_in(st, "%s: ", name);
-        w->act_scale = g.scale;
-        w->act_zero = g.zero;
+            return nbi_fail_in(st, "%s: ", at.name);
+        q->act_scale = g.scale;
+        q->act_zero = g.zero;
     }
     return NB_OK;
 }
 
-/* GPTQ's "true sequential": what a port sees comes from the ports before it as they are quantized already. */
-static nb_status look_again(nbi_calibrated *c, uint32_t i, nbi_port port, const nbi_host_layer *dense,
-                            const nbi_host_layer *quantized)
+/* Experts that the text does not reach have the widest static grid of the others. */
+static void borrow_grids(nbi_calibrated *c, uint32_t i, nbi_host_layer *quantized)
 {
-    nbi_host_layer view = *dense; /* borrows */
-    if (port == NBI_PORT_ATTN || !c->o.options->in_order || c->o.dense_feed)
-        return NB_OK;
-    for (int p = 0; p < NBI_N_PROJ; p++)
-        if (nbi_port_of((nbi_proj)p) < port)
-            view.w[p] = quantized->w[p];
-    nbi_inputs_free(&c->in[port]);
-    return nbi_layerwise_observe(c->walk, i, &view, 1u << port, false, c->in);
+    for (size_t p = NBI_GATE; c->o.cfg->n_experts && p < quantized->n; p++) {
+        nbi_weight *q = &quantized->w[p];
+        nbi_module at;
+        if (!q->scheme.bits || q->scheme.act != NBI_ACT_TENSOR || q->act_scale > 0)
+            continue;
+        nbi_module_at(c->o.cfg, i, p, &at);
+        for (uint32_t e = 0; e < c->o.cfg->n_experts; e++) {
+            const nbi_weight *o = &quantized->w[nbi_ffn_module(c->o.cfg, e, at.proj)];
+            if (o->scheme.act == NBI_ACT_TENSOR && o->act_scale > q->act_scale) {
+                q->act_scale = o->act_scale;
+                q->act_zero = o->act_zero;
+            }
+        }
+    }
 }
 
-static nb_status round_layer(nbi_calibrated *c, const nbi_layer_job *job, const nbi_host_layer *dense,
-                             nbi_host_layer *quantized)
+/* GPTQ's "true sequential": what a port sees comes from the ports before it as they are quantized already. */
+static nb_status look_again(nbi_calibrated *c, const nbi_layer_job *job, nbi_port port, const nbi_host_layer *dense,
+                            const nbi_host_layer *quantized, const nbi_watch *turn)
 {
-    nb_status st;
-    NB_TRY(nbi_round_norms(job, dense, quantized));
-    for (int p = 0; p < NBI_N_PORTS; p++) {
-        NB_TRY(look_again(c, job->index, (nbi_port)p, dense, quantized));
-        if (p == NBI_PORT_DOWN)
-            NB_TRY(nbi_rotation_inputs(&c->in[p], dense->w[NBI_DOWN].in_signs, c->o.threads));
-        NB_TRY(nbi_round_port(job, (nbi_port)p, dense, &c->in[p], quantized));
+    nbi_host_layer view = *dense; /* borrows */
+    const nbi_watch again = {.ports = 1u << port, .ffn0 = turn->ffn0, .ffn1 = turn->ffn1};
+    if (port == NBI_PORT_ATTN || !c->o.options->in_order || c->o.dense_feed)
+        return NB_OK;
+    if (!(view.w = malloc(dense->n * sizeof *view.w)))
+        return nbi_fail_nomem("a layer", dense->n * sizeof *view.w);
+    for (size_t p = 0; p < dense->n; p++) {
+        nbi_module at;
+        nbi_module_at(c->o.cfg, job->index, p, &at);
+        view.w[p] = nbi_port_of(at.proj) < port && quantized->w[p].n ? quantized->w[p] : dense->w[p];
     }
+    for (size_t p = 0; p < nbi_layer_places(c->o.cfg); p++)
+        if (nbi_watched(c->o.cfg, &again, p))
+            nbi_inputs_free(&c->in[p]);
+    nb_status st = nbi_layerwise_observe(c->walk, job->index, &view, &again, false, c->in);
+    free(view.w);
+    if (st == NB_OK && port >= NBI_PORT_FFN)
+        make_do(c, job, &again, false);
+    return st;
+}
+
+static bool is_router(const nbi_calibrated *c, size_t place)
+{
+    return c->o.cfg->n_experts && place + 1 == nbi_layer_places(c->o.cfg);
+}
+
+/* The places of a turn, port after port. */
+static nb_status round_places(nbi_calibrated *c, const nbi_layer_job *job, const nbi_host_layer *dense,
+                              nbi_host_layer *quantized, const nbi_watch *turn)
+{
+    const nbi_config *cfg = c->o.cfg;
+    nb_status st = NB_OK;
+    if (!turn->ffn0) {
+        NB_TRY(nbi_round_norms(job, dense, quantized));
+        if (cfg->n_experts)
+            NB_TRY(nbi_round_place(job, nbi_layer_places(cfg) - 1, dense, NULL, quantized));
+    }
+    for (int port = 0; port < NBI_N_PORTS; port++) {
+        if (!(turn->ports >> port & 1))
+            continue;
+        NB_TRY(look_again(c, job, (nbi_port)port, dense, quantized, turn));
+        if (port == NBI_PORT_DOWN)
+            for (uint32_t e = turn->ffn0; e < turn->ffn1; e++)
+                NB_TRY(nbi_rotation_inputs(&c->in[port + 2 * (size_t)e],
+                                           dense->w[nbi_ffn_module(cfg, e, NBI_DOWN)].in_signs, c->o.threads));
+        for (size_t p = 0; p < nbi_layer_places(cfg); p++)
+            if (nbi_place_port(p) == (nbi_port)port && nbi_watched(cfg, turn, p) && !is_router(c, p))
+                NB_TRY(nbi_round_place(job, p, dense, &c->in[p], quantized));
+    }
+done:
+    return st;
+}
+
+static nb_status quantize_layer(nbi_calibrated *c, const nbi_layer_job *job, nbi_host_layer *dense,
+                                nbi_host_layer *quantized)
+{
+    const uint32_t ffns = nbi_layer_ffns(c->o.cfg);
+    nb_status st = NB_OK;
+    nbi_watch turn;
+    for (uint32_t ffn = 0; ffn < ffns; ffn = turn.ffn1) {
+        turn = turn_of(c, ffn);
+        NB_TRY(gather(c, job->index, dense, &turn));
+        make_do(c, job, &turn, true);
+        NB_TRY(nbi_balance_layer(job, dense, c->in, &turn)); /* none where the model is rotated */
+        NB_TRY(round_places(c, job, dense, quantized, &turn));
+        NB_TRY(set_activation_grids(c, job->index, &turn, quantized));
+        for (size_t p = NBI_PORT_FFN; p < nbi_layer_places(c->o.cfg) && at_a_time(c) < ffns; p++)
+            nbi_inputs_free(&c->in[p]);
+    }
+    borrow_grids(c, job->index, quantized);
 done:
     return st;
 }
@@ -302,6 +421,7 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
                          .index = i,
                          .method = c->o.method,
                          .options = c->o.options,
+                         .scheme = c->o.scheme + i * nbi_layer_modules(c->o.cfg),
                          .scale_dtype = c->o.scale_dtype,
                          .be = c->shell->be,
                          .threads = c->o.threads,
@@ -310,13 +430,8 @@ nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host
     forget_inputs(c);
     *quantized = (nbi_host_layer){0};
     *dense = (nbi_host_layer){0};
-    for (int p = 0; p < NBI_N_PROJ; p++)
-        job.scheme[p] = c->o.scheme[i * NBI_N_PROJ + (uint32_t)p];
     NB_TRY(read_layer(c, i, dense, job.norm_dtype));
-    NB_TRY(gather(c, i, dense));
-    NB_TRY(nbi_balance_layer(&job, dense, c->in)); /* none where the model is rotated */
-    NB_TRY(round_layer(c, &job, dense, quantized));
-    NB_TRY(set_activation_grids(c, i, quantized));
+    NB_TRY(quantize_layer(c, &job, dense, quantized));
     if (!c->o.dense_feed && (c->o.head || i + 1 < c->o.cfg->n_layers))
         NB_TRY(nbi_layerwise_advance(c->walk, i, quantized));
     c->next++;
@@ -328,10 +443,23 @@ done:
     return st;
 }
 
+/* A layer's statistics for the file, and past it. */
+static nb_status gather_all(nbi_calibrated *c, uint32_t i, const nbi_host_layer *dense)
+{
+    nb_status st = NB_OK;
+    nbi_watch turn;
+    for (uint32_t ffn = 0; ffn < nbi_layer_ffns(c->o.cfg) && st == NB_OK; ffn = turn.ffn1) {
+        turn = turn_of(c, ffn);
+        st = gather(c, i, dense, &turn);
+        forget_inputs(c);
+    }
+    return st;
+}
+
 nb_status nbi_calibrated_skip(nbi_calibrated *c, const nbi_host_layer *quantized)
 {
     const uint32_t i = c->next++;
-    nbi_dtype norm_dtype[2];
+    nbi_dtype norm_dtype[NBI_N_NORMS];
     nbi_host_layer dense = {0};
     nb_status st = NB_OK;
     forget_inputs(c);
@@ -340,8 +468,7 @@ nb_status nbi_calibrated_skip(nbi_calibrated *c, const nbi_host_layer *quantized
     if (!c->o.dense_feed)
         return nbi_layerwise_advance(c->walk, i, quantized);
     NB_TRY(read_layer(c, i, &dense, norm_dtype));
-    NB_TRY(c->stats ? gather(c, i, &dense) : nbi_layerwise_advance(c->walk, i, &dense));
-    forget_inputs(c);
+    NB_TRY(c->stats ? gather_all(c, i, &dense) : nbi_layerwise_advance(c->walk, i, &dense));
 done:
     nbi_host_layer_free(&dense);
     return st;
@@ -355,7 +482,7 @@ nb_status nbi_calibrated_head(nbi_calibrated *c, nbi_inputs *in, bool *known)
     *known = !is_saved(c);
     if (!*known)
         return NB_OK;
-    nb_status st = read_norm(c, "model.norm.weight", &norm, &dtype);
+    nb_status st = read_norm(c, "model.norm.weight", c->o.cfg->hidden, &norm, &dtype);
     if (st == NB_OK)
         st = nbi_layerwise_head(c->walk, norm, in);
     free(norm);

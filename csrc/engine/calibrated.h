@@ -16,7 +16,7 @@ typedef struct nbi_calibrated_options {
     const nbi_config *cfg;
     const nbi_checkpoint *ckpt;      /* dense */
     const nbi_rotation *rotation;    /* the model is read through it; NULL: as it is */
-    const nbi_scheme *const *scheme; /* [n_layers * NBI_N_PROJ]; bits 0: stays dense */
+    const nbi_scheme *const *scheme; /* [n_layers * nbi_layer_modules()]; bits 0: stays dense */
     const nbi_method *method;
     const nbi_method_options *options;
     nbi_dtype scale_dtype;
@@ -48,8 +48,8 @@ const char *nbi_calibrated_device(const nbi_calibrated *c); /* what computed the
 nb_status nbi_calibrated_next(nbi_calibrated *c, nbi_host_layer *dense, nbi_host_layer *quantized);
 /* Past the next layer, which is quantized already. */
 nb_status nbi_calibrated_skip(nbi_calibrated *c, const nbi_host_layer *quantized);
-/* What the layer that came last saw of the text; NULL behind a skipped one. */
-const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, nbi_proj p);
+/* What a module of the layer that came last saw of the text; NULL behind a skipped one, and for experts that took turns. */
+const nbi_inputs *nbi_calibrated_inputs(const nbi_calibrated *c, size_t module);
 /* Behind the last layer: what lm_head sees of the text.  *known false: statistics were saved, which have none of it.
  * nbi_inputs_free() in. */
 nb_status nbi_calibrated_head(nbi_calibrated *c, nbi_inputs *in, bool *known);

@@ -19,10 +19,11 @@ struct nbi_layerwise {
     float *work;     /* [ctx][hidden] a window of it */
     float *seen;     /* [ctx][widest] one batch of a layer's inputs */
     nbi_inputs *in;
-    unsigned ports;                        /* of them that are looked at */
-    nbi_inputs_device *there[NBI_N_PORTS]; /* where the device gathers, else NULL */
-    uint64_t done;                         /* tokens through a layer */
-    double seconds;                        /* that took */
+    nbi_watch watch;
+    nbi_inputs_device **there; /* [nbi_layer_places()]: where the device gathers, else NULL */
+    uint32_t ffns;             /* whose statistics are gathered at a time */
+    uint64_t done;             /* tokens through a layer */
+    double seconds;            /* that took */
 };
 
 const char *nbi_port_name(nbi_port p)
@@ -31,20 +32,32 @@ const char *nbi_port_name(nbi_port p)
     return names[p];
 }
 
-size_t nbi_port_width(const nbi_config *c, nbi_port p)
+const char *nbi_norm_name(int norm)
 {
-    static const nbi_proj first[NBI_N_PORTS] = {NBI_Q, NBI_O, NBI_GATE, NBI_DOWN};
-    size_t n, k;
-    nbi_proj_shape(c, first[p], &n, &k);
-    return k;
+    static const char *const names[NBI_N_NORMS] = {"input_layernorm", "post_attention_layernorm", "self_attn.q_norm",
+                                                   "self_attn.k_norm"};
+    return names[norm];
+}
+
+size_t nbi_norm_width(const nbi_config *c, int norm)
+{
+    return norm < 2 ? c->hidden : c->head_norms ? c->head_dim : 0;
+}
+
+nb_status nbi_host_layer_init(nbi_host_layer *l, const nbi_config *c)
+{
+    const size_t n = nbi_layer_modules(c);
+    *l = (nbi_host_layer){.n = n, .w = calloc(n, sizeof *l->w)};
+    return l->w ? NB_OK : nbi_fail_nomem("a layer", n * sizeof *l->w);
 }
 
 void nbi_host_layer_free(nbi_host_layer *l)
 {
-    for (int p = 0; p < NBI_N_PROJ; p++)
+    for (size_t p = 0; l->w && p < l->n; p++)
         nbi_weight_free(&l->w[p]);
-    free(l->norm[0]);
-    free(l->norm[1]);
+    free(l->w);
+    for (int i = 0; i < NBI_N_NORMS; i++)
+        free(l->norm[i]);
     *l = (nbi_host_layer){0};
 }
 
@@ -52,7 +65,7 @@ void nbi_host_layer_free(nbi_host_layer *l)
 
 typedef struct supply {
     const nbi_host_layer *layer;
-    size_t hidden;
+    const nbi_config *cfg;
     uint32_t index;
 } supply;
 
@@ -60,16 +73,14 @@ typedef struct supply {
 static nb_status supply_linear(void *self, const char *module, size_t n, size_t k, bool bias, nbi_weight *out)
 {
     const supply *s = self;
-    char name[96];
     (void)n;
     (void)k;
     (void)bias;
-    for (int p = 0; p < NBI_N_PROJ; p++) {
-        nbi_module_name(name, s->index, (nbi_proj)p);
-        if (strcmp(name, module) != 0)
-            continue;
-        const nbi_weight *w = &s->layer->w[p];
-        return nbi_weight_copy(out, w);
+    for (size_t p = 0; p < s->layer->n; p++) {
+        nbi_module at;
+        nbi_module_at(s->cfg, s->index, p, &at);
+        if (strcmp(at.name, module) == 0)
+            return nbi_weight_copy(out, &s->layer->w[p]);
     }
     return nbi_fail(NB_EINTERNAL, "layer %u has no module %s", s->index, module);
 }
@@ -77,13 +88,15 @@ static nb_status supply_linear(void *self, const char *module, size_t n, size_t 
 static nb_status supply_vector(void *self, const char *name, size_t n, float *out)
 {
     const supply *s = self;
-    memcpy(out, s->layer->norm[strstr(name, "post_attention") != NULL], n * sizeof *out);
+    for (int i = 0; i < NBI_N_NORMS; i++)
+        if (strstr(name, nbi_norm_name(i)) && s->layer->norm[i])
+            memcpy(out, s->layer->norm[i], n * sizeof *out);
     return NB_OK;
 }
 
 static nb_status load(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer)
 {
-    supply s = {layer, l->o.shell->cfg.hidden, i};
+    supply s = {layer, &l->o.shell->cfg, i};
     nb_status st =
         nbi_layer_load(l->o.shell, &(nbi_source){.linear = supply_linear, .vector = supply_vector, .self = &s}, i);
     if (st != NB_OK)
@@ -95,6 +108,7 @@ static nb_status load(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer)
 
 typedef struct plan {
     uint64_t stream, statistics, layer, window, budget;
+    uint32_t ffns; /* whose statistics are there at a time */
     bool spill;
 } plan;
 
@@ -113,40 +127,52 @@ uint64_t nbi_calib_budget(uint64_t asked, nbi_backend *be)
     return free < half ? free : half;
 }
 
-uint64_t nbi_statistics_bytes(const nbi_config *c, unsigned needs)
+static uint64_t place_bytes(const nbi_config *c, size_t place, unsigned needs)
 {
-    const uint64_t gram = needs & NBI_NEEDS_GRAM ? sizeof(float) : 0;
-    uint64_t bytes = 0;
-    size_t widest = 0;
-    for (int p = 0; p < NBI_N_PORTS; p++) {
-        const size_t k = nbi_port_width(c, (nbi_port)p);
-        widest = k > widest ? k : widest;
-        bytes += times(k, sizeof(double) + 3 * sizeof(float)) + times(times(k, k), gram);
-        bytes += needs & NBI_NEEDS_RANGE ? 2 * sizeof(nbi_observer) : 0;
-    }
-    return bytes + times(times(widest, widest), gram);
+    const uint64_t k = nbi_place_width(c, place);
+    return times(k, sizeof(double) + 3 * sizeof(float)) +
+           (needs & NBI_NEEDS_GRAM ? times(times(k, k), sizeof(float)) : 0) +
+           (needs & NBI_NEEDS_RANGE ? 2 * sizeof(nbi_observer) : 0);
 }
 
-/* Weights of a layer are there in fp32, as the device packs them and as codes. */
+static size_t widest_place(const nbi_config *c)
+{
+    size_t widest = 0;
+    for (size_t p = 0; p < NBI_N_PORTS; p++) {
+        const size_t k = nbi_place_width(c, p);
+        widest = k > widest ? k : widest;
+    }
+    return widest;
+}
+
+uint64_t nbi_statistics_bytes(const nbi_config *c, unsigned needs, uint32_t ffns)
+{
+    const uint64_t widest = widest_place(c), copy = needs & NBI_NEEDS_GRAM ? times(times(widest, widest), 4) : 0;
+    return place_bytes(c, NBI_PORT_ATTN, needs) + place_bytes(c, NBI_PORT_O, needs) +
+           times(ffns, place_bytes(c, NBI_PORT_FFN, needs) + place_bytes(c, NBI_PORT_DOWN, needs)) +
+           (c->n_experts ? place_bytes(c, NBI_PORT_FFN, needs) : 0) + copy;
+}
+
+/* Weights of a layer are there in fp32, as the device packs them and as codes.  What does not fit goes to a file if it is the
+ * stream, and takes turns if it is experts. */
 static plan make_plan(const nbi_layerwise_options *o)
 {
     const nbi_config *c = &o->shell->cfg;
     plan p = {.stream = times(times(o->n, c->hidden), sizeof(float)),
-              .statistics = nbi_statistics_bytes(c, o->needs),
+              .ffns = nbi_layer_ffns(c),
               .budget = nbi_calib_budget(o->memory, o->shell->be)};
-    size_t n, k, widest = 0;
-    for (int i = 0; i < NBI_N_PROJ; i++) {
-        nbi_proj_shape(c, (nbi_proj)i, &n, &k);
-        p.layer += times(times(n, k), 2 * sizeof(float) + 1);
+    nbi_module at;
+    for (size_t i = 0; i < nbi_layer_modules(c); i++) {
+        nbi_module_at(c, 0, i, &at);
+        p.layer += times(times(at.n, at.k), 2 * sizeof(float) + 1);
     }
-    for (int i = 0; i < NBI_N_PORTS; i++) {
-        k = nbi_port_width(c, (nbi_port)i);
-        widest = k > widest ? k : widest;
-    }
-    p.window = times(times(o->ctx, widest + c->hidden), sizeof(float)) +
+    p.window = times(times(o->ctx, widest_place(c) + c->hidden), sizeof(float)) +
                nbi_workspace_bytes(o->shell,
                                    &(nbi_workspace_limits){.rows = o->ctx, .seqs = 1, .logits = 1, .context = o->ctx});
+    p.statistics = nbi_statistics_bytes(c, o->needs, p.ffns);
     p.spill = p.stream + p.statistics + p.layer + p.window > p.budget;
+    for (; p.ffns > 1 && p.spill && p.statistics + p.layer + p.window > p.budget; p.ffns--)
+        p.statistics = nbi_statistics_bytes(c, o->needs, p.ffns - 1);
     return p;
 }
 
@@ -170,6 +196,9 @@ static nb_status tell_plan(const nbi_layerwise_options *o, const plan *p)
         "a layer %.1f MiB, a window %.1f MiB",
         o->n, o->ctx, o->shell->cfg.n_layers, mib(p->stream), p->spill ? "in a file" : "in memory", mib(p->statistics),
         mib(p->layer), mib(p->window));
+    if (p->ffns < nbi_layer_ffns(&o->shell->cfg))
+        nbi_log(o->callbacks, NB_LOG_INFO, "statistics of %u of %u experts at a time, to stay within %.1f MiB", p->ffns,
+                o->shell->cfg.n_experts, mib(p->budget));
     return NB_OK;
 }
 
@@ -206,18 +235,19 @@ nb_status nbi_layerwise_create(nbi_layerwise **out, const nbi_layerwise_options 
     const nbi_config *c = &one.cfg;
     const size_t n_pages = nbi_ceil_div(o->ctx, NBI_PAGE_TOKENS);
     const plan p = make_plan(o);
-    size_t widest = 0;
+    const size_t widest = widest_place(c);
     nbi_layerwise *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("calibration", sizeof *l);
     one.cfg.n_layers = 1;
     l->o = *o;
-    for (int i = 0; i < NBI_N_PORTS; i++)
-        widest = nbi_port_width(c, (nbi_port)i) > widest ? nbi_port_width(c, (nbi_port)i) : widest;
+    l->ffns = p.ffns;
     NB_TRY(tell_plan(o, &p));
     NB_TRY(nbi_residual_create(&l->x, o->n, c->hidden, p.spill ? o->folder : NULL));
     if (!(l->work = malloc(o->ctx * c->hidden * sizeof *l->work)) ||
-        !(l->seen = malloc(o->ctx * widest * sizeof *l->seen)) || !(l->pages = malloc(n_pages * sizeof *l->pages)))
+        !(l->seen = malloc(o->ctx * widest * sizeof *l->seen)) ||
+        !(l->there = calloc(nbi_layer_places(c), sizeof(nbi_inputs_device *))) ||
+        !(l->pages = malloc(n_pages * sizeof *l->pages)))
         NB_TRY(nbi_fail_nomem("a window of the calibration text", o->ctx * widest * sizeof(float)));
     for (size_t i = 0; i < n_pages; i++)
         l->pages[i] = (int32_t)i;
@@ -242,25 +272,40 @@ void nbi_layerwise_free(nbi_layerwise *l)
     free(l->pages);
     free(l->work);
     free(l->seen);
+    free(l->there);
     free(l);
 }
 
-/* A tap: the first projection of each port stands for all of it. */
-static nb_status observe(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k)
+uint32_t nbi_layerwise_ffns(const nbi_layerwise *l)
+{
+    return l->ffns;
+}
+
+bool nbi_watched(const nbi_config *c, const nbi_watch *w, size_t place)
+{
+    const nbi_port port = nbi_place_port(place);
+    const size_t ffn = (place - NBI_PORT_FFN) / 2;
+    if (port >= NBI_PORT_FFN && ffn == nbi_layer_ffns(c))
+        return w->router;
+    return (w->ports >> port & 1) && (port < NBI_PORT_FFN || (ffn >= w->ffn0 && ffn < w->ffn1));
+}
+
+/* A tap: the first module of each place stands for all of it. */
+static nb_status observe(void *user, uint32_t layer, size_t module, const void *x, size_t rows, size_t k)
 {
     nbi_layerwise *l = user;
     nbi_backend *be = l->o.shell->be;
-    const nbi_port port = nbi_port_of(p);
-    char name[96];
+    nbi_module at;
     nb_status st;
-    if ((p != NBI_Q && p != NBI_O && p != NBI_GATE && p != NBI_DOWN) || !(l->ports >> port & 1))
+    nbi_module_at(&l->o.shell->cfg, layer, module, &at);
+    if (at.proj == NBI_K || at.proj == NBI_V || at.proj == NBI_UP ||
+        !nbi_watched(&l->o.shell->cfg, &l->watch, at.place))
         return NB_OK;
-    if (l->there[port])
-        st = nbi_inputs_device_add(l->there[port], x, rows);
+    if (l->there[at.place])
+        st = nbi_inputs_device_add(l->there[at.place], x, rows);
     else if ((st = be->ops->download_act(be, l->seen, x, rows * k)) == NB_OK)
-        st = nbi_inputs_add(&l->in[port], l->seen, rows, l->o.threads);
-    nbi_module_name(name, layer, p);
-    return st == NB_OK ? st : nbi_fail_in(st, "%s: ", name);
+        st = nbi_inputs_add(&l->in[at.place], l->seen, rows, l->o.threads);
+    return st == NB_OK ? st : nbi_fail_in(st, "%s: ", at.name);
 }
 
 static nb_status tick(nbi_layerwise *l, uint32_t i)
@@ -295,42 +340,45 @@ done:
     return st;
 }
 
-static nb_status open_ports(nbi_layerwise *l, unsigned ports, nbi_inputs *in)
+static nb_status open_places(nbi_layerwise *l, const nbi_watch *watch, nbi_inputs *in)
 {
+    const nbi_config *c = &l->o.shell->cfg;
     nbi_backend *be = l->o.shell->be;
     nb_status st = NB_OK;
-    for (int p = 0; p < NBI_N_PORTS; p++) {
-        if (!(ports >> p & 1))
+    for (size_t p = 0; p < nbi_layer_places(c); p++) {
+        if (!nbi_watched(c, watch, p))
             continue;
-        NB_TRY(nbi_inputs_init(&in[p], nbi_port_width(&l->o.shell->cfg, (nbi_port)p), l->o.needs));
+        NB_TRY(nbi_inputs_init(&in[p], nbi_place_width(c, p), l->o.needs));
         if (be->quant)
             NB_TRY(nbi_inputs_device_create(&l->there[p], be, &in[p], l->o.ctx));
     }
     l->in = in;
-    l->ports = ports;
+    l->watch = *watch;
 done:
     return st;
 }
 
-nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, unsigned ports, bool move,
-                                nbi_inputs *in)
+nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, const nbi_watch *watch,
+                                bool move, nbi_inputs *in)
 {
+    const nbi_config *c = &l->o.shell->cfg;
+    const size_t places = nbi_layer_places(c);
     nb_status st;
-    for (int p = 0; p < NBI_N_PORTS; p++)
-        if (ports >> p & 1)
+    for (size_t p = 0; p < places; p++)
+        if (nbi_watched(c, watch, p))
             in[p] = (nbi_inputs){0};
-    NB_TRY(open_ports(l, ports, in));
+    NB_TRY(open_places(l, watch, in));
     NB_TRY(load(l, i, layer));
     NB_TRY(feed(l, i, move, observe));
-    for (int p = 0; p < NBI_N_PORTS; p++)
+    for (size_t p = 0; p < places; p++)
         if (l->there[p])
             NB_TRY(nbi_inputs_device_finish(l->there[p]));
 done:
     nbi_layer_unload(l->o.shell, i);
-    for (int p = 0; p < NBI_N_PORTS; p++) {
+    for (size_t p = 0; p < places; p++) {
         nbi_inputs_device_free(l->there[p]);
         l->there[p] = NULL;
-        if (st != NB_OK && ports >> p & 1)
+        if (st != NB_OK && nbi_watched(c, watch, p))
             nbi_inputs_free(&in[p]);
     }
     return st;

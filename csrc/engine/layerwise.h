@@ -8,19 +8,25 @@
 #include "quant/inputs.h"
 
 const char *nbi_port_name(nbi_port p); /* "attn", "o", "ffn", "down" */
-size_t nbi_port_width(const nbi_config *c, nbi_port p);
 
-/* What statistics of a layer take, with the copy of the largest Gram matrix that a second-order method makes. */
-uint64_t nbi_statistics_bytes(const nbi_config *c, unsigned needs);
+/* What statistics of a layer take, those of `ffns` of its feed-forward networks, with the copy of the largest Gram matrix that a
+ * second-order method makes. */
+uint64_t nbi_statistics_bytes(const nbi_config *c, unsigned needs, uint32_t ffns);
 /* Memory for a calibration: what was asked for; 0: half of the machine's, which is not ours alone, or what is free. */
 uint64_t nbi_calib_budget(uint64_t asked, nbi_backend *be);
 
 /* A layer on the host: dense fp32 weights that methods change, norms. */
+enum { NBI_N_NORMS = 4 };
 typedef struct nbi_host_layer {
-    nbi_weight w[NBI_N_PROJ];
-    float *norm[2]; /* [hidden]: before attention, before the feed-forward network */
+    size_t n;
+    nbi_weight *w; /* [n], as nbi_module_at() counts */
+    float *norm
+        [NBI_N_NORMS]; /* [hidden]: before attention, before the feed-forward networks; [head_dim]: of queries, of keys, or NULL */
 } nbi_host_layer;
-void nbi_host_layer_free(nbi_host_layer *l); /* the members */
+nb_status nbi_host_layer_init(nbi_host_layer *l, const nbi_config *c); /* weights of no size, no norms */
+void nbi_host_layer_free(nbi_host_layer *l);                           /* the members */
+const char *nbi_norm_name(int norm);                                   /* "input_layernorm" */
+size_t nbi_norm_width(const nbi_config *c, int norm);                  /* 0: the model has none */
 
 typedef struct nbi_layerwise nbi_layerwise;
 
@@ -32,21 +38,33 @@ typedef struct nbi_layerwise_options {
     int threads;
     uint64_t memory;    /* most bytes to use, 0: what seems good.  The stream goes to a file where it does not fit */
     const char *folder; /* for that file */
-    uint32_t passes;    /* of the text through a layer that are to come, for the progress bar */
+    uint32_t
+        passes; /* of the text through a layer that are to come, for the progress bar; more where experts take turns */
     const nb_callbacks *callbacks;
 } nbi_layerwise_options;
 
 nb_status nbi_layerwise_create(nbi_layerwise **out, const nbi_layerwise_options *o);
 void nbi_layerwise_free(nbi_layerwise *l);
 
+/* The places that are looked at: those of these ports (bits), of the feed-forward networks ffn0 .. ffn1-1, and the router's. */
+typedef struct nbi_watch {
+    unsigned ports;
+    uint32_t ffn0, ffn1;
+    bool router;
+} nbi_watch;
 #define NBI_ALL_PORTS ((1u << NBI_N_PORTS) - 1)
 
-/* Feeds all windows to layer i with the weights of `layer` and leaves what its linear layers saw in in[NBI_N_PORTS]
- * (nbi_inputs_free() each); `ports`: bits of those that are looked at, the others of in[] are not touched.  move: the residual
- * stream goes past the layer; else it stays as it was before. */
-nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, unsigned ports, bool move,
-                                nbi_inputs *in);
-/* Moves the residual stream past layer i, now with these weights (quantized or dense). */
+/* Whether a place is among them. */
+bool nbi_watched(const nbi_config *c, const nbi_watch *w, size_t place);
+
+/* Feed-forward networks whose statistics fit in the memory that is allowed, at least 1: others take their turn behind them. */
+uint32_t nbi_layerwise_ffns(const nbi_layerwise *l);
+
+/* Feeds all windows to layer i with the weights of `layer` and leaves what its linear layers saw in in[nbi_layer_places()]
+ * (those that are watched); nbi_inputs_free() each, and the others are not touched.  move: the residual stream goes past the layer; else it stays as it
+ * was before. */
+nb_status nbi_layerwise_observe(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer, const nbi_watch *watch,
+                                bool move, nbi_inputs *in);
 nb_status nbi_layerwise_advance(nbi_layerwise *l, uint32_t i, const nbi_host_layer *layer);
 /* Behind the last layer: what lm_head sees, x / sqrt(mean(x^2) + eps) * norm; nbi_inputs_free() it. */
 nb_status nbi_layerwise_head(nbi_layerwise *l, const float *norm, nbi_inputs *in);

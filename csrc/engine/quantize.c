@@ -28,7 +28,10 @@ void nb_quantize_options_init(nb_quantize_options *o)
 typedef struct module {
     char name[96];
     uint32_t layer;
+    size_t index; /* in its layer, as nbi_module_at() counts */
     nbi_proj proj;
+    size_t place; /* whose inputs it reads: nbi_layer_places() */
+    bool outside; /* of the layers: the embedding, lm_head */
     bool is_head, bias;
     size_t n, k;
     nbi_scheme scheme;
@@ -48,7 +51,7 @@ typedef struct job {
     nbi_resume *resume;              /* finished layers, on disk */
     json_t *done_rows;               /* of the current layer, where an earlier run finished it; else NULL */
     size_t first_row;                /* of the current layer in rows */
-    const nbi_scheme **schemes;      /* [n_layers * NBI_N_PROJ], for it and the rotation */
+    const nbi_scheme **schemes;      /* [n_layers * nbi_layer_modules()], for it and the rotation */
     nbi_rotation *rotation;          /* the model is read through it; NULL: as it is */
     nbi_host_layer dense, quantized; /* the layer whose tensors are being written */
     int64_t layer;                   /* its index, -1 before the first */
@@ -91,7 +94,11 @@ static nb_status list_modules(job *j)
 {
     const nbi_config *c = &j->cfg;
     const size_t each = nbi_layer_modules(c);
-    j->modules = calloc(c->n_layers * each + 1, sizeof *j->modules);
+    nbi_scheme table;
+    nb_status st = nbi_recipe_scheme(j->recipe, NBI_EMBEDDING, c->hidden, &table);
+    if (st != NB_OK)
+        return st;
+    j->modules = calloc(c->n_layers * each + 2, sizeof *j->modules);
     if (!j->modules)
         return nbi_fail_nomem("the list of layers", c->n_layers * each * sizeof *j->modules);
     for (uint32_t i = 0; i < c->n_layers; i++)
@@ -99,13 +106,16 @@ static nb_status list_modules(job *j)
             module *m = &j->modules[j->n_modules++];
             nbi_module at;
             nbi_module_at(c, i, p, &at);
-            *m = (module){.layer = i, .proj = at.proj, .bias = at.bias, .n = at.n, .k = at.k};
+            *m = (module){
+                .layer = i, .index = p, .proj = at.proj, .place = at.place, .bias = at.bias, .n = at.n, .k = at.k};
             memcpy(m->name, at.name, sizeof m->name);
         }
     if (!c->tied) {
         module *m = &j->modules[j->n_modules++];
-        *m = (module){.name = "lm_head", .is_head = true, .n = c->vocab, .k = c->hidden};
+        *m = (module){.name = "lm_head", .outside = true, .is_head = true, .n = c->vocab, .k = c->hidden};
     }
+    if (table.bits)
+        j->modules[j->n_modules++] = (module){.name = NBI_EMBEDDING, .outside = true, .n = c->vocab, .k = c->hidden};
     qsort(j->modules, j->n_modules, sizeof *j->modules, by_name);
     return NB_OK;
 }
@@ -117,7 +127,7 @@ static nb_status set_schemes(job *j)
     for (size_t i = 0; i < j->n_modules; i++) {
         module *m = &j->modules[i];
         NB_TRY(nbi_recipe_scheme(j->recipe, m->name, m->k, &m->scheme));
-        if (nbi_recipe_rotates(j->recipe) && !m->is_head && m->proj == NBI_DOWN && m->scheme.bits)
+        if (nbi_recipe_rotates(j->recipe) && !m->outside && m->proj == NBI_DOWN && m->scheme.bits)
             m->scheme.rotate_in = true;
         if (m->is_head && m->scheme.act == NBI_ACT_TENSOR)
             NB_TRY(nbi_fail(NB_EUNSUPPORTED, "the recipe gives lm_head static activations, expected dynamic or none"));
@@ -130,39 +140,48 @@ done:
     return st;
 }
 
-/* What walks through the layers or turns them knows of two norms and one FFN a layer. */
+/* What turns layers, or tries bits on all of them, knows of two norms and one FFN a layer. */
 static nb_status refuse(const job *j, const char *what)
 {
     const char *is = j->cfg.n_experts    ? "is a mixture of experts"
                      : j->cfg.head_norms ? "has norms of queries and keys"
                                          : NULL;
     return !is ? NB_OK
-               : nbi_fail(
-                     NB_EUNSUPPORTED,
-                     "%s: %s, for which %s is not there yet: expected a recipe that needs no calibration text, such as "
-                     "w8a16, w4a16-g128 or nf4",
-                     j->src, is, what);
+               : nbi_fail(NB_EUNSUPPORTED,
+                          "%s: %s, for which %s is not there yet: expected a recipe without it, such as "
+                          "w4a16-g128-gptq, w8a16 or nf4",
+                          j->src, is, what);
+}
+
+/* Rotations before experts would have to be undone for the router. */
+static nb_status refuse_rotated_experts(const job *j)
+{
+    for (size_t i = 0; i < j->n_modules; i++) {
+        const module *m = &j->modules[i];
+        if (j->cfg.n_experts && m->proj >= NBI_GATE && !m->outside && (m->scheme.rotate_in || m->scheme.rotate_out))
+            return refuse(j, "a method that rotates weights");
+    }
+    return NB_OK;
 }
 
 static nb_status list_schemes(job *j)
 {
-    const size_t n = (size_t)j->cfg.n_layers * NBI_N_PROJ;
+    const size_t each = nbi_layer_modules(&j->cfg), n = j->cfg.n_layers * each;
+    nb_status st = NB_OK;
     j->model.rotate_keys = nbi_recipe_rotates(j->recipe);
     snprintf(j->model.kv_dtype, sizeof j->model.kv_dtype, "%s", nbi_recipe_kv_dtype(j->recipe));
-    if (nbi_recipe_rotates(j->recipe) || nbi_recipe_needs_text(j->recipe)) {
-        nb_status st = refuse(j, nbi_recipe_rotates(j->recipe) ? "a rotated recipe" : "calibration");
-        if (st != NB_OK)
-            return st;
-    }
-    if (j->cfg.n_experts)
-        return NB_OK;
+    if (nbi_recipe_rotates(j->recipe))
+        NB_TRY(refuse(j, "a rotated recipe"));
+    NB_TRY(refuse_rotated_experts(j));
     if (!(j->schemes = calloc(n, sizeof *j->schemes)))
-        return nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes);
+        NB_TRY(nbi_fail_nomem("the list of schemes", n * sizeof *j->schemes));
     for (size_t i = 0; i < j->n_modules; i++)
-        if (!j->modules[i].is_head)
-            j->schemes[j->modules[i].layer * NBI_N_PROJ + (uint32_t)j->modules[i].proj] = &j->modules[i].scheme;
-    return nbi_recipe_rotates(j->recipe) ? nbi_rotation_create(&j->rotation, &j->cfg, j->ckpt, j->schemes, j->threads)
-                                         : NB_OK;
+        if (!j->modules[i].outside)
+            j->schemes[j->modules[i].layer * each + j->modules[i].index] = &j->modules[i].scheme;
+    if (nbi_recipe_rotates(j->recipe))
+        NB_TRY(nbi_rotation_create(&j->rotation, &j->cfg, j->ckpt, j->schemes, j->threads));
+done:
+    return st;
 }
 
 /* The format that can say all schemes. */
@@ -379,9 +398,9 @@ static nb_status round_one(job *j, const module *m, const nbi_weight *src, const
                                 .scale_dtype = j->scale_dtype,
                                 .options = j->method_options,
                                 .be = j->be,
-                                .module = m->is_head ? m->name : strchr(m->name + strlen("model.layers."), '.') + 1,
+                                .module = m->outside ? m->name : strchr(m->name + strlen("model.layers."), '.') + 1,
                                 .layer = m->layer,
-                                .port = m->is_head ? NBI_N_PORTS : (unsigned)nbi_port_of(m->proj),
+                                .port = m->outside ? NBI_N_PORTS : (unsigned)m->place,
                                 .threads = j->threads};
     if (in || (!j->method->needs && strcmp(j->method->name, "rtn") != 0))
         return j->method->quantize(q, &job);
@@ -397,17 +416,17 @@ static nb_status quantize_one(job *j, const module *m)
     nbi_inputs in = {0};
     bool known = false;
     nb_status st;
-    if (j->walk && !m->is_head) {
-        nbi_weight *made = &j->quantized.w[m->proj];
+    if (j->walk && !m->outside) {
+        nbi_weight *made = &j->quantized.w[m->index];
         NB_TRY(nbi_quant_write(j->format, j->writer, m->name, made, j->scale_dtype));
         if (!j->done_rows)
-            NB_TRY(report_row(j, m, made, &j->dense.w[m->proj], nbi_calibrated_inputs(j->walk, m->proj)));
+            NB_TRY(report_row(j, m, made, &j->dense.w[m->index], nbi_calibrated_inputs(j->walk, m->index)));
         goto done;
     }
     NB_TRY(nbi_read_linear(&src, j->ckpt, NULL, m->name, m->n, m->k, m->bias));
     if (j->rotation)
         NB_TRY(nbi_rotation_linear(j->rotation, m->name, &src));
-    if (j->walk && calibrates_head(j)) {
+    if (j->walk && m->is_head && calibrates_head(j)) {
         NB_TRY(nbi_calibrated_head(j->walk, &in, &known));
         if (!known)
             nbi_log(&j->o.callbacks, NB_LOG_WARN, "%s has nothing of lm_head, which is rounded to nearest", j->o.stats);
@@ -553,7 +572,8 @@ static nb_status leave_layer(job *j)
         json_t *rows = json_array();
         for (size_t i = j->first_row; rows && i < json_array_size(j->rows); i++)
             json_array_append(rows, json_array_get(j->rows, i));
-        st = rows ? nbi_resume_save(j->resume, (uint32_t)j->layer, &j->quantized, rows) : nbi_fail_nomem("rows", 0);
+        st = rows ? nbi_resume_save(j->resume, (uint32_t)j->layer, &j->cfg, &j->quantized, rows)
+                  : nbi_fail_nomem("rows", 0);
         json_decref(rows);
     }
     json_decref(j->done_rows);
@@ -596,16 +616,18 @@ static nb_status enter_layer(job *j, int64_t layer)
 /* A tensor of the current layer that stays dense, as the method left it; NULL: it is not one that methods touch. */
 static const float *balanced(const job *j, const char *name)
 {
-    char module[96];
-    const char *norms[2] = {"input_layernorm.weight", "post_attention_layernorm.weight"},
-               *part = strchr(name + 13, '.');
-    for (int i = 0; i < 2; i++)
-        if (part && strcmp(part + 1, norms[i]) == 0)
+    const char *part = strchr(name + 13, '.');
+    char norm[64];
+    for (int i = 0; i < NBI_N_NORMS; i++) {
+        snprintf(norm, sizeof norm, "%s.weight", nbi_norm_name(i));
+        if (part && strcmp(part + 1, norm) == 0)
             return j->quantized.norm[i];
-    for (int p = 0; p < NBI_N_PROJ; p++) {
-        nbi_module_name(module, (uint32_t)j->layer, (nbi_proj)p);
-        const size_t n = strlen(module);
-        if (strncmp(name, module, n) != 0)
+    }
+    for (size_t p = 0; p < j->quantized.n; p++) {
+        nbi_module at;
+        nbi_module_at(&j->cfg, (uint32_t)j->layer, p, &at);
+        const size_t n = strlen(at.name);
+        if (strncmp(name, at.name, n) != 0)
             continue;
         if (strcmp(name + n, ".bias") == 0)
             return j->quantized.w[p].bias;

@@ -213,9 +213,9 @@ static size_t members_of(member out[MOST_MEMBERS], nbi_weight *w)
     return sizeof all / sizeof *all;
 }
 
-static void name_of(char out[64], int p, const char *member)
+static void name_of(char out[64], size_t p, const char *member)
 {
-    snprintf(out, 64, "w%d.%s", p, member);
+    snprintf(out, 64, "w%zu.%s", p, member);
 }
 
 /* The numbers of a weight as they lie in memory: the file is for this program on this machine. */
@@ -240,12 +240,13 @@ static void put(nbi_bundle *b, step s, const char *name, const void *data, size_
         nbi_bundle_write(b, data, bytes);
 }
 
-static void put_layer(nbi_bundle *b, step s, const nbi_host_layer *l, size_t hidden)
+static void put_layer(nbi_bundle *b, step s, const nbi_host_layer *l, const nbi_config *cfg)
 {
     char name[64];
-    put(b, s, "norm0", l->norm[0], hidden * sizeof(float));
-    put(b, s, "norm1", l->norm[1], hidden * sizeof(float));
-    for (int p = 0; p < NBI_N_PROJ; p++) {
+    for (int i = 0; i < NBI_N_NORMS; i++)
+        if (l->norm[i])
+            put(b, s, nbi_norm_name(i), l->norm[i], nbi_norm_width(cfg, i) * sizeof(float));
+    for (size_t p = 0; p < l->n; p++) {
         nbi_weight w = l->w[p];
         const nbi_weight numbers = numbers_of(&w);
         member m[MOST_MEMBERS];
@@ -260,18 +261,17 @@ static void put_layer(nbi_bundle *b, step s, const nbi_host_layer *l, size_t hid
     }
 }
 
-nb_status nbi_resume_save(nbi_resume *r, uint32_t i, const nbi_host_layer *l, const json_t *rows)
+nb_status nbi_resume_save(nbi_resume *r, uint32_t i, const nbi_config *cfg, const nbi_host_layer *l, const json_t *rows)
 {
     nb_status st = NB_OK;
     nbi_bundle *b = NULL;
     char *path = layer_path(r, i), *text = json_dumps(rows, JSON_COMPACT);
     json_t *words = text ? json_pack("{s:s}", "rows", text) : NULL;
-    const size_t hidden = l->w[NBI_Q].k;
     if (!path || !words)
         NB_TRY(nbi_fail_nomem("a finished layer", 0));
     NB_TRY(nbi_bundle_create(&b, path, words));
-    put_layer(b, DECLARE, l, hidden);
-    put_layer(b, WRITE, l, hidden);
+    put_layer(b, DECLARE, l, cfg);
+    put_layer(b, WRITE, l, cfg);
     NB_TRY(nbi_bundle_commit(b));
 done:
     nbi_bundle_free(b);
@@ -281,7 +281,7 @@ done:
     return st;
 }
 
-static nb_status read_weight(nbi_weight *w, const nbi_checkpoint *c, int p, size_t n, size_t k)
+static nb_status read_weight(nbi_weight *w, const nbi_checkpoint *c, size_t p, size_t n, size_t k)
 {
     member m[MOST_MEMBERS];
     char name[64];
@@ -327,15 +327,18 @@ nb_status nbi_resume_load(nbi_resume *r, uint32_t i, const nbi_config *cfg, nbi_
     NB_TRY(nbi_json_parse(rows, text ? text : "", text ? strlen(text) : 0, path));
     if (!json_is_array(*rows))
         NB_TRY(nbi_fail(NB_EFORMAT, "%s: its rows are not an array", path));
-    for (int k = 0; k < 2; k++) {
-        if (!(l->norm[k] = malloc(cfg->hidden * sizeof(float))))
-            NB_TRY(nbi_fail_nomem("a norm", cfg->hidden * sizeof(float)));
-        NB_TRY(nbi_bundle_read(c, k ? "norm1" : "norm0", l->norm[k], cfg->hidden * sizeof(float)));
+    NB_TRY(nbi_host_layer_init(l, cfg));
+    for (int k = 0; k < NBI_N_NORMS; k++) {
+        const size_t bytes = nbi_norm_width(cfg, k) * sizeof(float);
+        if (bytes && !(l->norm[k] = malloc(bytes)))
+            NB_TRY(nbi_fail_nomem("a norm", bytes));
+        if (bytes)
+            NB_TRY(nbi_bundle_read(c, nbi_norm_name(k), l->norm[k], bytes));
     }
-    for (int p = 0; p < NBI_N_PROJ; p++) {
-        size_t n, k;
-        nbi_proj_shape(cfg, (nbi_proj)p, &n, &k);
-        NB_TRY(read_weight(&l->w[p], c, p, n, k));
+    for (size_t p = 0; p < l->n; p++) {
+        nbi_module at;
+        nbi_module_at(cfg, i, p, &at);
+        NB_TRY(read_weight(&l->w[p], c, p, at.n, at.k));
     }
 done:
     if (st != NB_OK) {

@@ -65,7 +65,7 @@ static size_t widest_input(const nbi_config *c)
 {
     size_t widest = 0;
     for (int p = 0; p < NBI_N_PORTS; p++)
-        widest = nbi_port_width(c, (nbi_port)p) > widest ? nbi_port_width(c, (nbi_port)p) : widest;
+        widest = nbi_place_width(c, (size_t)p) > widest ? nbi_place_width(c, (size_t)p) : widest;
     return widest;
 }
 
@@ -94,7 +94,7 @@ static plan make_plan(const nbi_sensitivity_options *o)
     const nbi_config *c = &o->m->cfg;
     const size_t judged = count_windows(o) * o->ctx;
     plan p = {.model = resident(o, "model.embed_tokens", c->vocab, c->hidden),
-              .statistics = nbi_statistics_bytes(c, o->method->needs | NBI_NEEDS_GRAM),
+              .statistics = nbi_statistics_bytes(c, o->method->needs | NBI_NEEDS_GRAM, 1),
               .logits = judged * nbi_verdict_bytes(c->vocab) + o->ctx * c->vocab * sizeof(float),
               .window =
                   o->ctx * (widest_input(c) + c->hidden) * sizeof(float) +
@@ -340,14 +340,14 @@ done:
 /* ---- the walk ---- */
 
 /* The first projection of each port stands for all of it. */
-static nb_status observe(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k)
+static nb_status observe(void *user, uint32_t layer, size_t p, const void *x, size_t rows, size_t k)
 {
     run *r = user;
     (void)layer;
     if (p != NBI_Q && p != NBI_O && p != NBI_GATE && p != NBI_DOWN)
         return NB_OK;
     nb_status st = r->o->m->be->ops->download_act(r->o->m->be, r->seen, x, rows * k);
-    return st == NB_OK ? nbi_inputs_add(&r->in[nbi_port_of(p)], r->seen, rows, r->o->threads) : st;
+    return st == NB_OK ? nbi_inputs_add(&r->in[nbi_port_of((nbi_proj)p)], r->seen, rows, r->o->threads) : st;
 }
 
 static void forget_inputs(run *r)

@@ -84,9 +84,10 @@ typedef struct item {
     void *data;
 } item;
 
-enum { MOST_ITEMS = 10 };
+enum { MOST_ITEMS = 11 };
 
-static size_t items_of(item out[MOST_ITEMS], const nbi_inputs *in)
+/* own_rows: an expert's, which are not all tokens. */
+static size_t items_of(item out[MOST_ITEMS], const nbi_inputs *in, bool own_rows)
 {
     size_t n = 0;
     const size_t k = in->k;
@@ -94,6 +95,8 @@ static size_t items_of(item out[MOST_ITEMS], const nbi_inputs *in)
     out[n++] = (item){"max", NBI_F32, 0, k, k * sizeof(float), in->hi};
     out[n++] = (item){"abs_max", NBI_F32, 0, k, k * sizeof(float), in->abs_max};
     out[n++] = (item){"abs_sum", NBI_F64, 0, k, k * sizeof(double), in->abs_sum};
+    if (own_rows)
+        out[n++] = (item){"rows", NBI_U64, 0, 1, sizeof in->rows, (void *)(uintptr_t)&in->rows};
     if (in->gram)
         out[n++] = (item){"gram", NBI_F32, k, k, k * k * sizeof(float), in->gram};
     if (in->all) {
@@ -118,9 +121,15 @@ static void set_head(nbi_observer *o, const head *h)
     o->count = (uint64_t)h->count;
 }
 
-static void name_of(char out[96], uint32_t layer, int port, const char *item)
+static void name_of(char out[96], const nbi_config *c, uint32_t layer, size_t place, const char *item)
 {
-    snprintf(out, 96, "layers.%u.%s.%s", layer, nbi_port_name((nbi_port)port), item);
+    const char *port = nbi_port_name(nbi_place_port(place));
+    if (!c->n_experts || place < NBI_PORT_FFN)
+        snprintf(out, 96, "layers.%u.%s.%s", layer, port, item);
+    else if (place + 1 == nbi_layer_places(c))
+        snprintf(out, 96, "layers.%u.router.%s", layer, item);
+    else
+        snprintf(out, 96, "layers.%u.experts.%zu.%s.%s", layer, (place - NBI_PORT_FFN) / 2, port, item);
 }
 
 /* ---- life ---- */
@@ -133,13 +142,13 @@ static void declare_all(nbi_stats *s)
     float some;
     char name[96];
     for (uint32_t i = 0; i < s->cfg->n_layers; i++)
-        for (int p = 0; p < NBI_N_PORTS; p++) {
-            nbi_inputs shape = {.k = nbi_port_width(s->cfg, (nbi_port)p)};
+        for (size_t p = 0; p < nbi_layer_places(s->cfg); p++) {
+            nbi_inputs shape = {.k = nbi_place_width(s->cfg, p)};
             shape.gram = s->needs & NBI_NEEDS_GRAM ? &some : NULL;
             shape.all = shape.tokens = s->needs & NBI_NEEDS_RANGE ? &none : NULL;
-            const size_t n = items_of(items, &shape);
+            const size_t n = items_of(items, &shape, s->cfg->n_experts != 0);
             for (size_t j = 0; j < n; j++) {
-                name_of(name, i, p, items[j].name);
+                name_of(name, s->cfg, i, p, items[j].name);
                 nbi_bundle_declare(s->out, name, items[j].t, items[j].rows, items[j].columns);
             }
         }
@@ -211,18 +220,18 @@ const char *nbi_stats_device(const nbi_stats *s)
     return word(s->words, "device");
 }
 
-static nb_status read_port(nbi_stats *s, uint32_t i, int p, nbi_inputs *in)
+static nb_status read_place(nbi_stats *s, uint32_t i, size_t p, nbi_inputs *in)
 {
     item items[MOST_ITEMS];
     char name[96];
     head h;
-    nb_status st = nbi_inputs_init(in, nbi_port_width(s->cfg, (nbi_port)p), s->needs);
+    nb_status st = nbi_inputs_init(in, nbi_place_width(s->cfg, p), s->needs);
     if (st != NB_OK)
         return st;
     in->rows = s->rows;
-    const size_t n = items_of(items, in);
+    const size_t n = items_of(items, in, s->cfg->n_experts != 0);
     for (size_t j = 0; j < n; j++) {
-        name_of(name, i, p, items[j].name);
+        name_of(name, s->cfg, i, p, items[j].name);
         if ((st = nbi_bundle_read(s->arrays, name, items[j].data ? items[j].data : &h, items[j].bytes)) != NB_OK)
             return nbi_fail_in(st, "%s: ", s->path);
         if (!items[j].data)
@@ -233,27 +242,33 @@ static nb_status read_port(nbi_stats *s, uint32_t i, int p, nbi_inputs *in)
 
 nb_status nbi_stats_read(nbi_stats *s, uint32_t i, nbi_inputs *in)
 {
+    const size_t places = nbi_layer_places(s->cfg);
     nb_status st = NB_OK;
-    memset(in, 0, NBI_N_PORTS * sizeof *in);
-    for (int p = 0; p < NBI_N_PORTS; p++)
-        NB_TRY(read_port(s, i, p, &in[p]));
+    memset(in, 0, places * sizeof *in);
+    for (size_t p = 0; p < places; p++)
+        NB_TRY(read_place(s, i, p, &in[p]));
 done:
-    for (int p = 0; p < NBI_N_PORTS && st != NB_OK; p++)
+    for (size_t p = 0; p < places && st != NB_OK; p++)
         nbi_inputs_free(&in[p]);
     return st;
 }
 
-nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_inputs *in)
+static void write_place(nbi_stats *s, const nbi_inputs *in)
 {
     item items[MOST_ITEMS];
-    for (int p = 0; p < NBI_N_PORTS; p++) {
-        const size_t n = items_of(items, &in[p]);
-        for (size_t j = 0; j < n; j++) {
-            const head h = items[j].data                       ? (head){0}
-                           : strcmp(items[j].name, "all") == 0 ? head_of(in[p].all)
-                                                               : head_of(in[p].tokens);
-            nbi_bundle_write(s->out, items[j].data ? items[j].data : &h, items[j].bytes);
-        }
+    const size_t n = items_of(items, in, s->cfg->n_experts != 0);
+    for (size_t j = 0; j < n; j++) {
+        const head h = items[j].data                       ? (head){0}
+                       : strcmp(items[j].name, "all") == 0 ? head_of(in->all)
+                                                           : head_of(in->tokens);
+        nbi_bundle_write(s->out, items[j].data ? items[j].data : &h, items[j].bytes);
     }
-    return i + 1 == s->cfg->n_layers ? nbi_bundle_commit(s->out) : NB_OK;
+}
+
+nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_watch *w, const nbi_inputs *in)
+{
+    for (size_t p = 0; p < nbi_layer_places(s->cfg); p++)
+        if (nbi_watched(s->cfg, w, p))
+            write_place(s, &in[p]);
+    return i + 1 == s->cfg->n_layers && w->ffn1 == nbi_layer_ffns(s->cfg) ? nbi_bundle_commit(s->out) : NB_OK;
 }

@@ -21,9 +21,10 @@ bool nbi_stats_saved(const nbi_stats *s);         /* it exists: read it */
 unsigned nbi_stats_needs(const nbi_stats *s);     /* NBI_NEEDS_*: what it holds or is to hold */
 const char *nbi_stats_device(const nbi_stats *s); /* what computed them */
 
-/* in[NBI_N_PORTS] of layer i; nbi_inputs_free() each. */
+/* in[nbi_layer_places()] of layer i; nbi_inputs_free() each. */
 nb_status nbi_stats_read(nbi_stats *s, uint32_t i, nbi_inputs *in);
-/* Layers in order; the last one makes the file. */
-nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_inputs *in);
+/* Layers in order, in each its feed-forward networks, as many at a time as are watched (what stands outside of them with the
+ * first); the last one makes the file. */
+nb_status nbi_stats_write(nbi_stats *s, uint32_t i, const nbi_watch *w, const nbi_inputs *in);
 
 #endif

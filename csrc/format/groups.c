@@ -287,6 +287,21 @@ static json_t *names_of(const nbi_groups *g, const nbi_scheme *s)
     return list;
 }
 
+/* All linear layers, and by their names the modules of this scheme that are none. */
+static json_t *common_targets(const nbi_groups *g, const nbi_scheme *s)
+{
+    json_t *list = json_pack("[s]", "Linear");
+    for (size_t i = 0; list && i < g->n_entries; i++) {
+        const nbi_scheme mine = normal(&g->e[i].scheme);
+        if (strstr(g->e[i].module, "embed") && same(&mine, s) &&
+            json_array_append_new(list, json_string(g->e[i].module)) != 0) {
+            json_decref(list);
+            list = NULL;
+        }
+    }
+    return list;
+}
+
 json_t *nbi_groups_json(const nbi_groups *g, json_t *(*make)(const nbi_scheme *s, json_t *targets, bool flag),
                         bool flag)
 {
@@ -298,7 +313,7 @@ json_t *nbi_groups_json(const nbi_groups *g, json_t *(*make)(const nbi_scheme *s
     for (size_t i = 0; groups && i < g->n; i++) {
         char name[32];
         snprintf(name, sizeof name, "group_%zu", i);
-        json_t *targets = i == common ? json_pack("[s]", "Linear") : names_of(g, &g->schemes[i]);
+        json_t *targets = i == common ? common_targets(g, &g->schemes[i]) : names_of(g, &g->schemes[i]);
         if (json_object_set_new(groups, name, make(&g->schemes[i], targets, flag)) != 0) {
             json_decref(groups);
             groups = NULL;

@@ -99,9 +99,13 @@ static nb_status parse_experts(nbi_config *c, const json_t *j, const expert_keys
 {
     nb_status st;
     int64_t step = 1;
+    /* Transformers 5 writes one name for all families */
+    const char *experts = json_object_get(j, keys->experts) || !json_object_get(j, mixtral_keys.experts)
+                              ? keys->experts
+                              : mixtral_keys.experts;
     c->expert_names = keys->names;
     c->norm_top_k = !keys->norm;
-    NB_TRY(need(j, keys->experts, 1, NBI_MAX_EXPERTS, &c->n_experts, where));
+    NB_TRY(need(j, experts, 1, NBI_MAX_EXPERTS, &c->n_experts, where));
     NB_TRY(need(j, "num_experts_per_tok", 1, NBI_MAX_EXPERTS, &c->top_k, where));
     if (keys->ffn)
         NB_TRY(need(j, keys->ffn, 1, 1 << 20, &c->ffn, where));
@@ -114,8 +118,8 @@ static nb_status parse_experts(nbi_config *c, const json_t *j, const expert_keys
                         "and none",
                         where);
     if (c->top_k > c->n_experts)
-        return nbi_fail(NB_EFORMAT, "%s: \"num_experts_per_tok\" is %u, but \"%s\" only %u", where, c->top_k,
-                        keys->experts, c->n_experts);
+        return nbi_fail(NB_EFORMAT, "%s: \"num_experts_per_tok\" is %u, but \"%s\" only %u", where, c->top_k, experts,
+                        c->n_experts);
 done:
     return st;
 }
@@ -321,11 +325,30 @@ void nbi_module_at(const nbi_config *c, uint32_t layer, size_t i, nbi_module *ou
         out->proj = (nbi_proj)(NBI_GATE + (i - NBI_GATE - 1) % 3);
     }
     nbi_proj_shape(c, out->proj, &out->n, &out->k);
+    out->place = out->proj == NBI_ROUTER ? nbi_layer_places(c) - 1 : nbi_port_of(out->proj) + 2 * (size_t)out->expert;
     out->bias = nbi_proj_has_bias(c, out->proj);
     if (c->n_experts && out->proj >= NBI_GATE)
         expert_name(c, out);
     else
         nbi_module_name(out->name, layer, out->proj);
+}
+
+size_t nbi_layer_places(const nbi_config *c)
+{
+    return c->n_experts ? NBI_PORT_FFN + 2 * (size_t)c->n_experts + 1 : NBI_N_PORTS;
+}
+
+nbi_port nbi_place_port(size_t place)
+{
+    return (nbi_port)(place < NBI_PORT_FFN ? place : NBI_PORT_FFN + place % 2);
+}
+
+size_t nbi_place_width(const nbi_config *c, size_t place)
+{
+    static const nbi_proj first[NBI_N_PORTS] = {NBI_Q, NBI_O, NBI_GATE, NBI_DOWN};
+    size_t n, k;
+    nbi_proj_shape(c, first[nbi_place_port(place)], &n, &k);
+    return k;
 }
 
 /* The parameters of a layer, of which `experts` experts count. */

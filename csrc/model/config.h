@@ -67,6 +67,7 @@ typedef struct nbi_module {
     char name[96]; /* "model.layers.3.block_sparse_moe.experts.5.w2" */
     nbi_proj proj;
     uint32_t layer, expert; /* expert 0 where there is none */
+    size_t place;           /* whose inputs it reads: nbi_layer_places() */
     size_t n, k;
     bool bias;
 } nbi_module;
@@ -76,5 +77,21 @@ void nbi_module_at(const nbi_config *c, uint32_t layer, size_t i, nbi_module *ou
 /* What linear layers read: q, k and v see the same input, so do gate and up. */
 typedef enum nbi_port { NBI_PORT_ATTN, NBI_PORT_O, NBI_PORT_FFN, NBI_PORT_DOWN, NBI_N_PORTS } nbi_port;
 nbi_port nbi_port_of(nbi_proj p);
+
+/* The places of a layer: its ports one by one.  ATTN and O; FFN and DOWN of each feed-forward network, side by side; with experts
+ * one more, what the router sees.  Without experts a place is its port, and a module its nbi_proj. */
+size_t nbi_layer_places(const nbi_config *c);
+nbi_port nbi_place_port(size_t place); /* of the router's: FFN */
+size_t nbi_place_width(const nbi_config *c, size_t place);
+/* Feed-forward networks of a layer: experts, or the one. */
+static inline uint32_t nbi_layer_ffns(const nbi_config *c)
+{
+    return c->n_experts ? c->n_experts : 1;
+}
+/* GATE, UP or DOWN of a feed-forward network, as nbi_module_at() counts. */
+static inline size_t nbi_ffn_module(const nbi_config *c, uint32_t ffn, nbi_proj p)
+{
+    return (size_t)p + (c->n_experts ? 1 + 3 * (size_t)ffn : 0);
+}
 
 #endif

@@ -252,7 +252,7 @@ static nb_status project(const run *r, const port *p, void *x, void *y, nbi_dst 
         nbi_proj_shape(&r->m->cfg, (nbi_proj)(p->first + i), &n[i], &k);
         width += n[i];
         if (r->tap)
-            NB_TRY(r->tap(r->tap_user, p->layer, (nbi_proj)(p->first + i), x, r->rows, k));
+            NB_TRY(r->tap(r->tap_user, p->layer, p->first + i, x, r->rows, k));
     }
     if (p->in)
         NB_TRY(be->ops->transform_in(be, p->in, x, r->rows, p->forms));
@@ -280,6 +280,23 @@ done:
     return st;
 }
 
+/* What experts see, for a tap. */
+typedef struct lookout {
+    const run *r;
+    uint32_t layer;
+} lookout;
+
+static nb_status look(void *user, size_t expert, bool down, const void *x, size_t rows)
+{
+    const lookout *l = user;
+    const nbi_config *c = &l->r->m->cfg;
+    nb_status st = NB_OK;
+    for (nbi_proj p = down ? NBI_DOWN : NBI_GATE; p <= (down ? NBI_DOWN : NBI_UP) && st == NB_OK; p++)
+        st = l->r->tap(l->r->tap_user, l->layer, nbi_ffn_module(c, (uint32_t)expert, p), x, rows,
+                       down ? c->ffn : c->hidden);
+    return st;
+}
+
 static nb_status run_experts(const run *r, uint32_t i)
 {
     const nbi_config *c = &r->m->cfg;
@@ -288,11 +305,18 @@ static nb_status run_experts(const run *r, uint32_t i)
     nbi_backend *be = r->m->be;
     const nbi_backend_ops *ops = be->ops;
     const nbi_linear *router = l->router;
-    const nbi_experts experts = nbi_experts_of(c, l);
+    lookout out = {r, i};
+    nbi_experts experts = nbi_experts_of(c, l);
+    const unsigned forms = NBI_FORM_FLOAT | ops->linear_form(l->expert[0]); /* as most experts want it */
     nb_status st;
-    NB_TRY(ops->rmsnorm(be, w->x, l->ffn_norm, c->norm_eps, r->rows, c->hidden, w->h, NBI_FORM_FLOAT));
+    NB_TRY(ops->rmsnorm(be, w->x, l->ffn_norm, c->norm_eps, r->rows, c->hidden, w->h, forms));
+    if (r->tap) {
+        experts.seen = look;
+        experts.user = &out;
+        NB_TRY(r->tap(r->tap_user, i, NBI_GATE, w->h, r->rows, c->hidden)); /* the router */
+    }
     NB_TRY(ops->linear(be, &router, 1, w->h, NBI_FORM_FLOAT, r->rows, w->router, experts.n, NBI_DST_F32, w->scratch));
-    NB_TRY(ops->experts(be, &experts, w->h, w->router, r->rows, w->x, w->experts, w->scratch));
+    NB_TRY(ops->experts(be, &experts, w->h, forms, w->router, r->rows, w->x, w->experts, w->scratch));
 done:
     return st;
 }

@@ -60,8 +60,9 @@ nb_status nbi_workspace_create(nbi_workspace **out, const nb_model *m, const nbi
 void nbi_workspace_free(nbi_workspace *w);
 uint64_t nbi_workspace_bytes(const nb_model *m, const nbi_workspace_limits *limits);
 
-/* Sees the input of every linear layer, before it is quantized: rows x k activations on the device. */
-typedef nb_status (*nbi_tap_fn)(void *user, uint32_t layer, nbi_proj p, const void *x, size_t rows, size_t k);
+/* Sees the input of every linear layer, before it is quantized: rows x k activations on the device; an expert's are the rows
+ * that chose it.  module: as nbi_module_at() counts. */
+typedef nb_status (*nbi_tap_fn)(void *user, uint32_t layer, size_t module, const void *x, size_t rows, size_t k);
 
 /* One batch through the model; the logits of its logit_rows go to `logits` [n_logits][vocab], fp32 on the host; NULL: they
  * stay on the device.  No allocation.  tap may be NULL. */

@@ -105,7 +105,7 @@ static nb_status dice_scheme(void *self, const char *module, size_t n, size_t k,
     const dice *d = self;
     *scheme = (nbi_scheme){0};
     *dense = d->dtype;
-    if (!d->recipe || strcmp(module, "model.embed_tokens") == 0)
+    if (!d->recipe)
         return NB_OK;
     nb_status st = nbi_recipe_scheme(d->recipe, module, k, scheme);
     if (st == NB_OK && scheme->bits)

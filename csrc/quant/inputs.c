@@ -98,6 +98,18 @@ void nbi_inputs_divide(nbi_inputs *in, const float *s)
             in->gram[i * in->k + j] = (float)((double)in->gram[i * in->k + j] / ((double)s[i] * (double)s[j]));
 }
 
+void nbi_inputs_forget(nbi_inputs *in)
+{
+    in->rows = 1;
+    for (size_t j = 0; j < in->k; j++) {
+        in->lo[j] = -1;
+        in->hi[j] = in->abs_max[j] = 1;
+        in->abs_sum[j] = 1;
+    }
+    for (size_t i = 0; in->gram && i < in->k * in->k; i++)
+        in->gram[i] = i % (in->k + 1) == 0;
+}
+
 void nbi_head_inputs(float *y, const float *x, const float *norm, float eps, size_t rows, size_t k)
 {
     for (size_t r = 0; r < rows; r++, x += k, y += k) {

@@ -30,6 +30,8 @@ void nbi_inputs_free(nbi_inputs *in); /* the members */
 nb_status nbi_inputs_add(nbi_inputs *in, const float *x, size_t rows, int threads);
 /* The inputs after a balance: each x_j becomes x_j / s[j].  Not for all and tokens, which do not know channels. */
 void nbi_inputs_divide(nbi_inputs *in, const float *s);
+/* As if inputs were equally large and independent of each other: methods then look at weights alone.  all and tokens stay. */
+void nbi_inputs_forget(nbi_inputs *in);
 /* What lm_head sees of rows of the residual stream: y = x / sqrt(mean(x^2) + eps) * norm, both [rows][k]. */
 void nbi_head_inputs(float *y, const float *x, const float *norm, float eps, size_t rows, size_t k);
 

@@ -443,6 +443,18 @@ static nb_status resolve_scheme(const nbi_recipe *r, nbi_scheme *s, const char *
     return NB_OK;
 }
 
+/* A table of vectors to look up: a scale for each group or row, and nothing that a product would need. */
+static nb_status check_embedding(const nbi_scheme *s, const char *where)
+{
+    if (!s->bits || (nbi_scheme_is_plain(s) && s->bits >= 4 && s->act == NBI_ACT_NONE))
+        return NB_OK;
+    return nbi_fail(
+        NB_EFORMAT,
+        "%s: an embedding is looked up and not multiplied: expected weights of 4 or 8 bits by a method that "
+        "makes plain codes, and \"activations\": null",
+        where);
+}
+
 /* The method has its say when all schemes are complete. */
 static nb_status resolve_schemes(nbi_recipe *r, const char *where)
 {
@@ -451,6 +463,8 @@ static nb_status resolve_schemes(nbi_recipe *r, const char *where)
     for (size_t i = 0; i < r->n_overrides && st == NB_OK; i++) {
         snprintf(inner, sizeof inner, "%s: overrides[%zu]", where, i);
         st = resolve_scheme(r, &r->overrides[i].scheme, inner);
+        if (st == NB_OK && strcmp(r->overrides[i].match.text, NBI_EMBEDDING) == 0)
+            st = check_embedding(&r->overrides[i].scheme, inner);
     }
     return st;
 }
@@ -614,11 +628,14 @@ void nbi_recipe_calibration(const nbi_recipe *r, nbi_observer_method *method, do
     *ctx = r->ctx;
 }
 
-/* Embedding tables are looked up, not multiplied, norms are vectors, and a router of experts decides more than it weighs:
+/* Embedding tables are looked up, not multiplied (an override that names one, and no pattern, quantizes it), norms are vectors, and a router of experts decides more than it weighs:
  * "model.embed_tokens", "transformer.wte", "model.layers.0.input_layernorm", "q_norm", "model.layers.0.block_sparse_moe.gate". */
-static bool is_never_quantized(const char *module)
+static bool is_never_quantized(const nbi_recipe *r, const char *module)
 {
     const char *dot = strrchr(module, '.'), *last = dot ? dot + 1 : module;
+    for (size_t i = 0; i < r->n_overrides; i++)
+        if (strcmp(r->overrides[i].match.text, NBI_EMBEDDING) == 0 && strcmp(module, NBI_EMBEDDING) == 0)
+            return false;
     return strstr(last, "norm") || strstr(last, "embed") || strcmp(last, "wte") == 0 || strcmp(last, "wpe") == 0 ||
            strcmp(last, "gate") == 0;
 }
@@ -628,7 +645,7 @@ nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, n
     bool hit = false;
     nb_status st;
     *out = (nbi_scheme){0};
-    if (is_never_quantized(module))
+    if (is_never_quantized(r, module))
         return NB_OK;
     for (size_t i = 0; i < r->n_ignore; i++)
         if ((st = pattern_matches(&r->ignore[i], module, &hit)) != NB_OK || hit)
@@ -651,7 +668,7 @@ nb_status nbi_recipe_scheme(const nbi_recipe *r, const char *module, size_t k, n
 
 nb_status nbi_recipe_fate(const nbi_recipe *r, const char *module, nbi_fate *fate)
 {
-    bool ignored = is_never_quantized(module), overridden = false;
+    bool ignored = is_never_quantized(r, module), overridden = false;
     nb_status st = NB_OK;
     for (size_t i = 0; i < r->n_ignore && st == NB_OK && !ignored; i++)
         st = pattern_matches(&r->ignore[i], module, &ignored);

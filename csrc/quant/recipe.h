@@ -24,6 +24,9 @@
 
 typedef struct nbi_recipe nbi_recipe;
 
+/* Quantized where an override has this name; patterns pass it by. */
+#define NBI_EMBEDDING "model.embed_tokens"
+
 /* `spec`: a path, or the name of a recipe: then <dir>/<name>.json for dir in $NIBBLE_RECIPES, the installed data
  * folder, ./configs/recipes. */
 nb_status nbi_recipe_load(nbi_recipe **out, const char *spec);

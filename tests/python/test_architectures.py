@@ -297,17 +297,6 @@ def test_broken_experts_are_named(tmp_path, root):
             nibble.quantize(folder, str(tmp_path / "out"), recipe=recipe)
 
 
-def test_what_needs_calibration_is_refused_for_experts(tmp_path, root):
-    folder = str(tmp_path / "m")
-    make_folder(folder, "mixtral_all")
-    text = tmp_path / "text.txt"
-    text.write_text("to be or not to be " * 1000)
-    for recipe in ("w8a8-static", "w4-quip", "mixed", "llm-int8"):
-        with pytest.raises(nibble.Error, match="mixture of experts"):
-            nibble.quantize(folder, str(tmp_path / "out"), recipe=os.path.join(root, f"configs/recipes/{recipe}.json"),
-                            calib=str(text))
-
-
 @pytest.mark.parametrize("name", ["all_biases", "qwen2", "tied", "sharded", "f16", "mixtral", "mixtral_all", "qwen3"])
 @pytest.mark.parametrize("recipe", ["w8a16", "w4a16-g32-asym", "w8a8-dynamic"])
 def test_quantized_weights_give_the_logits_of_their_dequantized_values(name, recipe, tmp_path, root):

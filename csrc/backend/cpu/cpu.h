@@ -306,6 +306,8 @@ extern const nbi_cpu_packing nbi_cpu_pack1, nbi_cpu_pack2, nbi_cpu_pack3, nbi_cp
 
 /* linear.c */
 size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k);
+bool nbi_cpu_same_input(const nbi_linear *a, const nbi_linear *b);
+void nbi_cpu_code_row(const nbi_cpu *c, const nbi_cpu_job *j, bool coded, size_t row); /* coded: but for the sums */
 nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
@@ -315,8 +317,8 @@ nb_status nbi_cpu_norm_heads(nbi_backend *b, void *qkv, size_t rows, size_t n_he
                              const float *q_weight, const float *k_weight, float eps);
 
 /* experts.c */
-nb_status nbi_cpu_experts(nbi_backend *b, const nbi_experts *e, const void *x, const float *logits, size_t rows,
-                          float *y, void *buffer, void *scratch);
+nb_status nbi_cpu_experts(nbi_backend *b, const nbi_experts *e, const void *x, unsigned forms, const float *logits,
+                          size_t rows, float *y, void *buffer, void *scratch);
 size_t nbi_cpu_experts_bytes(nbi_backend *b, const nbi_experts *e, size_t rows);
 
 /* attention.c */

@@ -67,7 +67,7 @@ nb_status nbi_cpu_swiglu(nbi_backend *b, const void *gate_up, size_t rows, size_
 {
     const nbi_cpu *c = nbi_cpu_of(b);
     const int threads = nbi_cpu_threads(c, rows * n);
-    const size_t block = rows < (size_t)threads ? 4096 : n, blocks = nbi_ceil_div(n, block);
+    const size_t block = rows < (size_t)threads ? 512 : n, blocks = nbi_ceil_div(n, block);
     nbi_cpu_rows to;
     nb_status st = rows_of(&to, c, y, rows, n);
     if (st != NB_OK)

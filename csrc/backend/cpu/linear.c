@@ -51,14 +51,6 @@ static cut choose_cut(const nbi_linear *l, size_t rows, size_t threads)
     return t;
 }
 
-static void compute_piece(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, size_t rows, const cut *t, size_t i)
-{
-    size_t p0 = i / t->n_rows * t->panels, r0 = i % t->n_rows * t->rows;
-    size_t p1 = j->l->panels - p0 < t->panels ? j->l->panels : p0 + t->panels;
-    size_t r1 = rows - r0 < t->rows ? rows : r0 + t->rows;
-    kern->linear[j->l->kind](j, p0, p1, r0, r1);
-}
-
 /* Rows of x as an act-ordered layer wants them: its columns are another order of the inputs. */
 static const float *reorder(const nbi_cpu *c, const nbi_linear *l, const float *x, size_t rows, float *to)
 {
@@ -96,7 +88,7 @@ static void add_sparse(const nbi_cpu_kernels *kern, const nbi_cpu_job *j, size_t
 }
 
 /* Whether two layers read rows of x as the same numbers, so that one preparation serves both. */
-static bool same_input(const nbi_linear *a, const nbi_linear *b)
+bool nbi_cpu_same_input(const nbi_linear *a, const nbi_linear *b)
 {
     const bool integer = nbi_cpu_is_integer(a->kind);
     if (a->perm || b->perm || integer != nbi_cpu_is_integer(b->kind) || a->n_outliers != b->n_outliers ||
@@ -145,42 +137,55 @@ static void prepare(const nbi_cpu *c, team *t, size_t rows, unsigned forms, void
     }
 }
 
-static void code_row(const nbi_cpu *c, const team *t, size_t row)
+void nbi_cpu_code_row(const nbi_cpu *c, const nbi_cpu_job *j, bool coded, size_t row)
 {
-    const nbi_cpu_job *j = &t->job[0];
     const nbi_linear *l = j->l;
     if (l->kind == NBI_CPU_XNOR) {
         c->kern->sign_row(j, row);
         return;
     }
-    if (!t->coded)
+    if (!coded)
         c->kern->quantize_row(j->x + row * l->k, l->k, j->q_stride, l->scheme.act == NBI_ACT_TENSOR ? l : NULL,
                               j->q + row * j->q_stride * c->kern->q_bytes, j->q_scale + row);
     c->kern->sum_row(j, row);
 }
 
-/* Pieces are handed out as threads ask for them: which thread computes one changes nothing in it. */
+/* Piece i of a team's. */
+static void compute_piece(const team *t, const nbi_cpu_kernels *kern, size_t rows, size_t i)
+{
+    size_t at = t->n - 1;
+    while (i < t->first[at])
+        at--;
+    i -= t->first[at];
+    const nbi_cpu_job *j = &t->job[at];
+    const cut *c = &t->cut[at];
+    const size_t p0 = i / c->n_rows * c->panels, r0 = i % c->n_rows * c->rows;
+    const size_t p1 = j->l->panels - p0 < c->panels ? j->l->panels : p0 + c->panels;
+    const size_t r1 = rows - r0 < c->rows ? rows : r0 + c->rows;
+    kern->linear[j->l->kind](j, p0, p1, r0, r1);
+}
+
+/* Every thread has a range of pieces, a long stream of memory; the last ones are handed out as threads ask for them, so that none waits
+ * for more than a piece.  Which thread computes one changes nothing in it. */
 static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
 {
     const nbi_cpu_kernels *kern = c->kern;
-    const nbi_linear *l = t->job[0].l;
-    const bool integer = nbi_cpu_is_integer(l->kind);
-    const size_t pieces = t->first[t->n], share = pieces / ((size_t)threads * 8);
-    const size_t chunk = share ? share : 1;
+    const bool integer = nbi_cpu_is_integer(t->job[0].l->kind);
+    const size_t pieces = t->first[t->n], last = pieces / 8 > 2 * (size_t)threads ? pieces / 8 : 2 * (size_t)threads;
+    const size_t fixed = threads > 1 && pieces > last ? pieces - last : 0;
 #pragma omp parallel num_threads(threads)
     {
         if (integer) {
 #pragma omp for schedule(static)
             for (size_t r = 0; r < rows; r++)
-                code_row(c, t, r);
+                nbi_cpu_code_row(c, &t->job[0], t->coded, r);
         }
-#pragma omp for schedule(dynamic, chunk)
-        for (size_t i = 0; i < pieces; i++) {
-            size_t at = t->n - 1;
-            while (i < t->first[at])
-                at--;
-            compute_piece(kern, &t->job[at], rows, &t->cut[at], i - t->first[at]);
-        }
+#pragma omp for schedule(static) nowait
+        for (size_t i = 0; i < fixed; i++)
+            compute_piece(t, kern, rows, i);
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = fixed; i < pieces; i++)
+            compute_piece(t, kern, rows, i);
         for (size_t i = 0; i < t->n; i++)
             if (t->job[i].l->sparse.nnz)
                 add_sparse(kern, &t->job[i], rows);
@@ -196,7 +201,7 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, c
         team t = {.n = 0};
         size_t work = 0;
         const size_t from = i;
-        for (; i < n && (i == from || same_input(l[from], l[i])); column += l[i++]->n) {
+        for (; i < n && (i == from || nbi_cpu_same_input(l[from], l[i])); column += l[i++]->n) {
             t.job[t.n++] = (nbi_cpu_job){
                 .l = l[i], .x = x, .given = x, .y = column, .ldy = ldy, .accumulate = dst == NBI_DST_RESIDUAL};
             work += rows * l[i]->n * l[i]->k;

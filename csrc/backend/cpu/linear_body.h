@@ -237,7 +237,12 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
     for (size_t g = 0; g < l->groups; g++) {
         const size_t k0 = g * l->group_len, k1 = k0 + l->group_len;
         v16d sum[MAX_P][MAX_M];
-        UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) sum[p][m] = v16d_zero();
+        UNROLL for (int m = 0; m < M; m++)
+        {
+            const v16d begin =
+                v16d_begin(l->zeros ? 0 : l->packing->offset, j->q_sum[(row + (size_t)m) * l->groups + g]);
+            UNROLL for (int p = 0; p < P; p++) sum[p][m] = begin;
+        }
         /* A last block that K does not fill multiplies the zeros that quantize_row() left beyond K. */
         for (size_t k = k0; k < k1; k += per)
             if (low)

@@ -52,26 +52,10 @@ V16_INLINE v16 v16_load(const float *p)
 {
     return v16_make(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
 }
-V16_INLINE v16 v16_load_n(const float *p, size_t n)
-{
-    float t[16] = {0};
-    if (n == 16)
-        return v16_load(p);
-    memcpy(t, p, n * sizeof(float));
-    return v16_load(t);
-}
 V16_INLINE v16 v16_load_f16(const uint16_t *p)
 {
     return v16_make(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
                     _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8))));
-}
-V16_INLINE v16 v16_load_f16_n(const uint16_t *p, size_t n)
-{
-    uint16_t t[16] = {0};
-    if (n == 16)
-        return v16_load_f16(p);
-    memcpy(t, p, n * sizeof *p);
-    return v16_load_f16(t);
 }
 V16_INLINE __m256 v16_bf16_half(const uint16_t *p)
 {
@@ -109,16 +93,6 @@ V16_INLINE void v16_store(float *p, v16 a)
 {
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
-}
-V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
-{
-    float t[16];
-    if (n == 16) {
-        v16_store(p, a);
-        return;
-    }
-    v16_store(t, a);
-    memcpy(p, t, n * sizeof(float));
 }
 
 V16_INLINE v16 v16_add(v16 a, v16 b)
@@ -376,6 +350,11 @@ V16_INLINE __m256 v16d_half(__m256i s, const int32_t *corr, __m256i zero, int32_
         s = _mm256_add_epi32(s, _mm256_loadu_si256((const __m256i *)corr));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_mullo_epi32(zero, _mm256_set1_epi32(xsum))));
 }
+V16_INLINE v16d v16d_begin(uint32_t zero, int32_t xsum)
+{
+    (void)zero, (void)xsum;
+    return v16d_zero();
+}
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
     __m256i zlo = _mm256_set1_epi32((int)zero), zhi = zlo;
@@ -387,5 +366,7 @@ V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, 
     return v16_make(v16d_half(v16d_eight(acc, 0), corr, zlo, xsum),
                     v16d_half(v16d_eight(acc, 1), corr ? corr + 8 : NULL, zhi, xsum));
 }
+
+#include "backend/cpu/v16_tails.h"
 
 #endif

@@ -294,14 +294,20 @@ V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
 }
+/* Sixteen sums begin with what all lanes subtract, which is then free; v16d_finish() subtracts the zero points that differ. */
+V16_INLINE v16d v16d_begin(uint32_t zero, int32_t xsum)
+{
+    return _mm512_set1_epi32((int)(0 - zero * (uint32_t)xsum));
+}
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
-    __m512i z = _mm512_set1_epi32((int)(zero * (uint32_t)xsum));
+    (void)zero;
     if (zeros)
-        z = _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros)), _mm512_set1_epi32(xsum));
+        acc = _mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros)),
+                                                       _mm512_set1_epi32(xsum)));
     if (corr)
         acc = _mm512_add_epi32(acc, _mm512_loadu_si512(corr));
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, z));
+    return _mm512_cvtepi32_ps(acc);
 }
 
 #endif

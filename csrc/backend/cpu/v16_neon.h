@@ -49,27 +49,11 @@ V16_INLINE v16 v16_load(const float *p)
 {
     return (v16){{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
 }
-V16_INLINE v16 v16_load_n(const float *p, size_t n)
-{
-    float t[16] = {0};
-    if (n == 16)
-        return v16_load(p);
-    memcpy(t, p, n * sizeof(float));
-    return v16_load(t);
-}
 V16_INLINE v16 v16_load_f16(const uint16_t *p)
 {
     v16 r;
     V16_EACH r.r[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
     return r;
-}
-V16_INLINE v16 v16_load_f16_n(const uint16_t *p, size_t n)
-{
-    uint16_t t[16] = {0};
-    if (n == 16)
-        return v16_load_f16(p);
-    memcpy(t, p, n * sizeof *p);
-    return v16_load_f16(t);
 }
 V16_INLINE v16 v16_load_bf16(const uint16_t *p)
 {
@@ -107,16 +91,6 @@ V16_INLINE v16 v16_set1_f16(uint16_t h)
 V16_INLINE void v16_store(float *p, v16 a)
 {
     V16_EACH vst1q_f32(p + 4 * i, a.r[i]);
-}
-V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
-{
-    float t[16];
-    if (n == 16) {
-        v16_store(p, a);
-        return;
-    }
-    v16_store(t, a);
-    memcpy(p, t, n * sizeof(float));
 }
 
 V16_INLINE v16 v16_add(v16 a, v16 b)
@@ -322,11 +296,6 @@ V16_INLINE v16x v16x_load(const nbi_qx *x)
     memcpy(&four, x, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
-V16_INLINE v16d v16d_zero(void)
-{
-    const int32x4_t z = vdupq_n_s32(0);
-    return (v16d){{z, z, z, z}};
-}
 V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
 {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
@@ -352,11 +321,6 @@ V16_INLINE v16x v16x_load(const nbi_qx *x)
     memcpy(&four, x, 4);
     return vreinterpret_s8_s32(vdup_n_s32(four));
 }
-V16_INLINE v16d v16d_zero(void)
-{
-    const int32x4_t z = vdupq_n_s32(0);
-    return (v16d){{z, z, z, z}, {z, z, z, z}};
-}
 V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
 {
     V16_EACH
@@ -372,6 +336,17 @@ V16_INLINE int32x4_t v16d_quarter(v16d acc, int i)
     return vpaddq_s32(acc.lo[i], acc.hi[i]);
 }
 #endif
+V16_INLINE v16d v16d_zero(void)
+{
+    v16d z;
+    memset(&z, 0, sizeof z);
+    return z;
+}
+V16_INLINE v16d v16d_begin(uint32_t zero, int32_t xsum)
+{
+    (void)zero, (void)xsum;
+    return v16d_zero();
+}
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
@@ -395,5 +370,7 @@ V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, 
     }
     return r;
 }
+
+#include "backend/cpu/v16_tails.h"
 
 #endif

@@ -282,6 +282,11 @@ V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x) /* acc + the four products of
     return acc;
 }
 /* The sums as fp32 after + corr (NULL: 0) - zero * xsum; exact, as pack.c checked that the result fits an int32. */
+V16_INLINE v16d v16d_begin(uint32_t zero, int32_t xsum)
+{
+    (void)zero, (void)xsum;
+    return v16d_zero();
+}
 V16_INLINE v16 v16d_finish(v16d acc, const int32_t *corr, const uint8_t *zeros, uint32_t zero, int32_t xsum)
 {
     v16 r;

@@ -5,7 +5,8 @@
  *   memory.c     arenas, pinned staging, copies
  *   launch.c     kernels.h made into modules and functions; every launch is checked against its contract
  *   step.c       a batch on the device; recorded steps (CUDA graphs)
- *   pack.c       canonical weight -> layout.h          linear.c     linear()
+ *   kinds.c      the kinds of weights                  pack.c       canonical weight -> layout.h
+ *   linear.c     linear()
  *   transform.c  rotations of activations
  *   sparse.c     single numbers and outliers beside a layer
  *   rows.c       embed, rmsnorm, swiglu, gather        attention.c  rope_append, attention
@@ -199,6 +200,20 @@ size_t nbi_cuda_step_bytes(nbi_backend *b, const nbi_step_limits *limits);
 nb_status nbi_cuda_step_begin(nbi_backend *b, nbi_step *s, const nbi_batch *batch);
 nb_status nbi_cuda_step_enter(nbi_backend *b, nbi_step *s, bool *replayed, size_t *rows, size_t *n_logits);
 nb_status nbi_cuda_step_end(nbi_backend *b, nbi_step *s, bool ok);
+
+/* ---- kinds.c ---- */
+typedef struct nbi_cuda_kind {
+    /* 16 codes of row `row` of a panel as k16 block b of a block, whose units were zeroed; NULL: dense, or no tiles */
+    void (*put)(unsigned char *units, int row, int b, const int8_t *codes);
+    bool zeros_always; /* zero points are stored for symmetric weights, too */
+    bool sixteenths;   /* and count sixteenths whatever the scheme says */
+    int zero_offset;
+    struct {
+        enum nb_kernel gemm, gemv; /* in half, gemm of the first tile; that in bfloat16 is the next one */
+    } kernels[2];                  /* of activations as they are; of INT8 */
+} nbi_cuda_kind;
+extern const nbi_cuda_kind nbi_cuda_kinds[NB_N_WEIGHT_KINDS];
+unsigned nbi_cuda_kind_of(const nbi_scheme *s); /* NB_W_*, where our own kernels multiply */
 
 /* ---- pack.c, linear.c ---- */
 struct nbi_linear {

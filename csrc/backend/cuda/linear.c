@@ -110,24 +110,15 @@ static const tile tiles[] = {NB_GEMM_TILE_LIST(X, 0)};
 #undef X
 enum { N_TILES = sizeof tiles / sizeof tiles[0] };
 
+/* Kernels come in two types of activations each, one after the other. */
 static enum nb_kernel gemm_kernel(const nbi_cuda *c, const nbi_linear *l, size_t t)
 {
-    const enum nb_kernel first = l->p.kind == NB_W_NF4     ? NBI_K(c, nb_gemm_nf4_r16)
-                                 : l->p.kind == NB_W_W4F   ? NBI_K(c, nb_gemm_w4f_r16)
-                                 : l->p.kind == NB_W_DENSE ? NBI_K(c, nb_gemm_dense_r16)
-                                 : l->p.kind == NB_W_W8
-                                     ? (l->integer ? NBI_K(c, nb_gemm_w8a8_r16) : NBI_K(c, nb_gemm_w8_r16))
-                                     : (l->integer ? NBI_K(c, nb_gemm_w4a8_r16) : NBI_K(c, nb_gemm_w4_r16));
-    return (enum nb_kernel)((size_t)first + 2 * t); /* two types of each */
+    return (enum nb_kernel)(nbi_cuda_kinds[l->p.kind].kernels[l->integer].gemm + 2 * t + (c->act != NBI_F16));
 }
 
 static enum nb_kernel gemv_kernel(const nbi_cuda *c, const nbi_linear *l)
 {
-    return l->p.kind == NB_W_NF4     ? NBI_K(c, nb_gemv_nf4)
-           : l->p.kind == NB_W_W4F   ? NBI_K(c, nb_gemv_w4f)
-           : l->p.kind == NB_W_DENSE ? NBI_K(c, nb_gemv_dense)
-           : l->p.kind == NB_W_W8    ? (l->integer ? NBI_K(c, nb_gemv_w8a8) : NBI_K(c, nb_gemv_w8))
-                                     : (l->integer ? NBI_K(c, nb_gemv_w4a8) : NBI_K(c, nb_gemv_w4));
+    return (enum nb_kernel)(nbi_cuda_kinds[l->p.kind].kernels[l->integer].gemv + (c->act != NBI_F16));
 }
 
 /* Tiles of columns that the parts of a launch have. */

@@ -67,7 +67,6 @@ static nb_status check_quantized(const nbi_weight *w)
 {
     const nbi_scheme *s = &w->scheme;
     const uint32_t step = s->act == NBI_ACT_NONE ? 16 : 32;
-    /* 2 and 3 bits are kept as 4 */
     if (s->kind == NBI_KIND_E8P)
         return nbi_fail(NB_EUNSUPPORTED, "weights that are not on an even grid have no CUDA kernel");
     if (s->kind == NBI_KIND_NF4 && (s->bits != 4 || s->act != NBI_ACT_NONE || s->act_order))
@@ -116,39 +115,39 @@ static nb_status check(const nbi_weight *w)
 
 /* ---- the parts of a block ---- */
 
-enum { TILES, SCALES, ZEROS, CORR, BIAS, N_PARTS };
+enum { BLOCKS, SCALES, ZEROS, CORR, BIAS, N_PARTS };
 
 typedef struct layout {
     size_t item[N_PARTS], count[N_PARTS], at[N_PARTS]; /* bytes of an item, how many, where they begin */
     size_t bytes;
 } layout;
 
-static unsigned kind_of(const nbi_scheme *s)
+/* Of a panel. */
+static size_t blocks_of(unsigned kind, size_t k)
 {
-    if (s->bits && (s->kind == NBI_KIND_NF4 || s->act == NBI_ACT_SIGN))
-        return s->kind == NBI_KIND_NF4 ? NB_W_NF4 : NB_W_XNOR;
-    return s->bits == 0 ? NB_W_DENSE : s->bits == 8 ? NB_W_W8 : s->zero_frac ? NB_W_W4F : NB_W_W4;
+    return nbi_ceil_div(k, (size_t)NB_TILES(kind) * NB_TILE_K);
 }
 
 /* Corrections have room wherever a scheme may want them, so that the plan does not depend on the zero point. */
 static bool lay_out(layout *l, size_t n, size_t k, const nbi_scheme *s, bool bias)
 {
+    const unsigned kind = nbi_cuda_kind_of(s);
     const size_t panels = nbi_ceil_div(n, NB_TILE_N);
-    size_t tiles = nbi_ceil_div(k, NB_TILE_K);
+    size_t blocks = blocks_of(kind, k);
     const bool grouped = s->strategy == NBI_PER_GROUP && s->group;
     size_t all, groups = 0;
     *l = (layout){
-        {(size_t)NB_UNITS(kind_of(s)) * NB_UNIT, NB_TILE_N * 4, NB_TILE_N, NB_TILE_N * 4, NB_TILE_N * 4}, {0}, {0}, 0};
-    if (kind_of(s) == NB_W_XNOR) { /* 128 bits of a row */
-        l->item[TILES] = 16;
-        tiles = NB_TILE_N * (NB_XNOR_WORDS(k) / 4);
+        {(size_t)NB_UNITS(kind) * NB_UNIT, NB_TILE_N * 4, NB_TILE_N, NB_TILE_N * 4, NB_TILE_N * 4}, {0}, {0}, 0};
+    if (kind == NB_W_XNOR) { /* 128 bits of a row */
+        l->item[BLOCKS] = 16;
+        blocks = NB_TILE_N * (NB_XNOR_WORDS(k) / 4);
     }
-    if (!nbi_mul(panels, tiles, &all) ||
+    if (!nbi_mul(panels, blocks, &all) ||
         (s->bits && !nbi_mul(panels, grouped ? nbi_ceil_div(k, s->group) : 1, &groups)))
         return false;
-    l->count[TILES] = all;
+    l->count[BLOCKS] = all;
     l->count[SCALES] = groups;
-    l->count[ZEROS] = kind_of(s) == NB_W_W4 || (s->bits && !s->symmetric) ? groups : 0;
+    l->count[ZEROS] = nbi_cuda_kinds[kind].zeros_always || (s->bits && !s->symmetric) ? groups : 0;
     l->count[CORR] = s->bits && s->act == NBI_ACT_TENSOR && !s->act_symmetric ? groups : 0;
     l->count[BIAS] = bias ? panels : 0;
     for (int i = 0; i < N_PARTS; i++) {
@@ -185,7 +184,8 @@ size_t nbi_cuda_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme
 
 typedef struct packing {
     const nbi_weight *w;
-    size_t tiles, groups, group_len; /* of a panel; of a row */
+    unsigned kind;
+    size_t blocks, groups, group_len; /* of a panel; of a row */
     nbi_dtype act;
     bool overflow; /* a finite dense weight became infinite */
 } packing;
@@ -219,35 +219,6 @@ static void put_dense(unsigned char *tile, int r, int b, const uint16_t s[16])
     }
 }
 
-static void put_w8(unsigned char *tile, int r, int b, const int8_t *s)
-{
-    for (int t = 0; t < 4; t++) {
-        const int8_t four[4] = {s[2 * t], s[2 * t + 8], s[2 * t + 1], s[2 * t + 9]};
-        memcpy(tile + b / 2 * NB_UNIT + (r % 8 * 4 + t) * 16 + (b % 2 * 2 + r / 8) * 4, four, 4);
-    }
-}
-
-static void put_w4(unsigned char *tile, int r, int b, const int8_t *s)
-{
-    const int shift = r / 8 * 4;
-    for (int t = 0; t < 4; t++) {
-        unsigned char *d = tile + (r % 8 * 4 + t) * 16 + b * 4;
-        d[0] = (unsigned char)(d[0] | (unsigned)(s[2 * t] + 8) << shift);
-        d[1] = (unsigned char)(d[1] | (unsigned)(s[2 * t + 8] + 8) << shift);
-        d[2] = (unsigned char)(d[2] | (unsigned)(s[2 * t + 1] + 8) << shift);
-        d[3] = (unsigned char)(d[3] | (unsigned)(s[2 * t + 9] + 8) << shift);
-    }
-}
-
-static void put_nf4(unsigned char *tile, int r, int b, const int8_t *s)
-{
-    for (int t = 0; t < 4; t++) {
-        unsigned char *d = tile + (r % 8 * 4 + t) * 16 + b * 4 + r / 8;
-        d[0] = (unsigned char)((s[2 * t] + 8) | (s[2 * t + 1] + 8) << 4);
-        d[2] = (unsigned char)((s[2 * t + 8] + 8) | (s[2 * t + 9] + 8) << 4);
-    }
-}
-
 /* 128 signs of a row. */
 static void pack_bits(const packing *p, size_t i, unsigned char *out)
 {
@@ -258,7 +229,7 @@ static void pack_bits(const packing *p, size_t i, unsigned char *out)
         out[j / 8] = (unsigned char)(out[j / 8] | (w->codes[n * w->k + k0 + j] > 0) << j % 8);
 }
 
-/* What lies beyond the weight, where x is 0: 0, in 4 bits the zero point (of sixteenths: 0), of NF4 the code of 0. */
+/* What lies beyond the weight, where x is 0: 0, below 8 bits the zero point (of sixteenths: 0), of NF4 the code of 0. */
 static int8_t padding(const packing *p, size_t n)
 {
     const nbi_weight *w = p->w;
@@ -267,30 +238,28 @@ static int8_t padding(const packing *p, size_t n)
     return w->scheme.bits < 8 && w->zeros && !w->scheme.zero_frac && n < w->n ? w->zeros[(n + 1) * p->groups - 1] : 0;
 }
 
-static bool pack_tile(const packing *p, size_t i, unsigned char *tile)
+static bool pack_block(const packing *p, size_t i, unsigned char *block)
 {
     const nbi_weight *w = p->w;
-    const size_t n0 = i / p->tiles * NB_TILE_N, k0 = i % p->tiles * NB_TILE_K;
+    const size_t n0 = i / p->blocks * NB_TILE_N, k0 = i % p->blocks * NB_TILES(p->kind) * NB_TILE_K;
     bool fits = true;
-    memset(tile, 0, (size_t)NB_UNITS(kind_of(&w->scheme)) * NB_UNIT);
+    memset(block, 0, (size_t)NB_UNITS(p->kind) * NB_UNIT);
     for (int r = 0; r < NB_TILE_N; r++)
-        for (int b = 0; b < 4; b++) {
+        for (int b = 0; b < 4 * NB_TILES(p->kind); b++) {
             const size_t n = n0 + (size_t)r, k = k0 + (size_t)b * 16;
             const bool inside = n < w->n && k < w->k;
             if (w->scheme.bits == 0) {
                 uint16_t s[16];
                 if (inside) {
                     fits = dense_block(p, n, k, s) && fits;
-                    put_dense(tile, r, b, s);
+                    put_dense(block, r, b, s);
                 }
                 continue;
             }
             int8_t fill[16];
             if (!inside)
                 memset(fill, padding(p, n), 16);
-            (w->scheme.kind == NBI_KIND_NF4 ? put_nf4
-             : w->scheme.bits == 8          ? put_w8
-                                            : put_w4)(tile, r, b, inside ? w->codes + n * w->k + k : fill);
+            nbi_cuda_kinds[p->kind].put(block, r, b, inside ? w->codes + n * w->k + k : fill);
         }
     return fits;
 }
@@ -316,8 +285,10 @@ static void pack_numbers(const packing *p, int part, size_t i, unsigned char *ou
         const size_t n = n0 + r, at = n * p->groups + g;
         const bool inside = n < w->n;
         if (part == ZEROS) {
+            const nbi_cuda_kind *kind = &nbi_cuda_kinds[p->kind];
             const int zero = inside && w->zeros ? w->zeros[at] : 0;
-            out[r] = (unsigned char)(zero + (w->scheme.zero_frac ? 128 : w->scheme.bits < 8 ? 8 : 0));
+            const int unit = kind->sixteenths && !w->scheme.zero_frac ? 16 : 1;
+            out[r] = (unsigned char)(zero * unit + kind->zero_offset);
         } else if (part == CORR) {
             const int32_t c = inside ? correction(p, n, g) : 0;
             memcpy(out + r * 4, &c, 4);
@@ -341,10 +312,10 @@ static nb_status send_part(nbi_cuda *c, packing *p, const layout *l, int part, c
         NB_TRY(nbi_cuda_stage_get(c, (void **)&host));
 #pragma omp parallel for schedule(static) reduction(&& : fits) if (n * item > 65536)
         for (size_t i = 0; i < n; i++) {
-            if (part == TILES && kind_of(&p->w->scheme) == NB_W_XNOR)
+            if (part == BLOCKS && p->kind == NB_W_XNOR)
                 pack_bits(p, first + i, host + i * item);
-            else if (part == TILES)
-                fits = pack_tile(p, first + i, host + i * item) && fits;
+            else if (part == BLOCKS)
+                fits = pack_block(p, first + i, host + i * item) && fits;
             else
                 pack_numbers(p, part, first + i, host + i * item);
         }
@@ -381,17 +352,17 @@ static void describe(nbi_linear *out, const nbi_cuda *c, const packing *p, const
     const nbi_weight *w = p->w;
     char *base = out->block;
     out->bytes = l->bytes;
-    out->p = (nb_packed){.w = base + l->at[TILES],
+    out->p = (nb_packed){.w = base + l->at[BLOCKS],
                          .scales = w->scheme.bits ? (const float *)(base + l->at[SCALES]) : NULL,
                          .zeros = l->count[ZEROS] ? base + l->at[ZEROS] : NULL,
                          .corr = l->count[CORR] && w->act_zero ? (const int32_t *)(base + l->at[CORR]) : NULL,
                          .bias = w->bias ? (const float *)(base + l->at[BIAS]) : NULL,
                          .n = (uint32_t)w->n,
                          .k = (uint32_t)w->k,
-                         .k_tiles = (uint32_t)p->tiles,
+                         .k_tiles = (uint32_t)nbi_ceil_div(w->k, NB_TILE_K),
                          .groups = (uint32_t)p->groups,
                          .group_len = (uint32_t)p->group_len,
-                         .kind = kind_of(&w->scheme),
+                         .kind = p->kind,
                          .dtype = c->act == NBI_F16 ? NB_T_F16 : NB_T_BF16};
 }
 
@@ -399,7 +370,8 @@ static nb_status pack(nbi_cuda *c, nbi_linear *out, const nbi_weight *w)
 {
     nb_status st = NB_OK;
     layout l;
-    packing p = {.w = w, .tiles = nbi_ceil_div(w->k, NB_TILE_K), .groups = 1, .act = c->act};
+    packing p = {.w = w, .kind = nbi_cuda_kind_of(&w->scheme), .groups = 1, .act = c->act};
+    p.blocks = blocks_of(p.kind, w->k);
     if (w->scheme.bits)
         p.groups = nbi_scheme_groups(&w->scheme, w->k);
     p.group_len = w->k / p.groups;
