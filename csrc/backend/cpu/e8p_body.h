@@ -8,6 +8,7 @@
 
 enum {
     E8P_STEP = 128,    /* columns that are laid out together: 8 or 16 KiB; divides NBI_K_CHUNK */
+    E8P_AHEAD = 2048,  /* bytes to what is fetched early: the next columns of four panels of 2-bit words */
     E8P_ROWS = 24,     /* rows that they serve */
     E8P_CODES = 16,    /* of a row in a block */
     E8P_MAX_LINES = 4, /* 64 bytes each: a block of a panel */
@@ -166,8 +167,10 @@ V16_INLINE void e8p_rows(const nbi_cpu_job *j, e8p_work *t, size_t panel, int pa
         t->first = t->k0 % NBI_K_CHUNK == 0;
         t->last = t->k0 + t->len == l->k || (t->k0 + t->len) % NBI_K_CHUNK == 0;
         for (size_t at = 0; at * E8P_CODES < t->len; at++, w += step)
-            for (int p = 0; p < panels; p++)
+            for (int p = 0; p < panels; p++) {
+                __builtin_prefetch(w + 64 * p + E8P_AHEAD);
                 e8p_lay_out(w + 64 * p, line, kind, t->line[p] + at * (size_t)e8p_lines(kind) * 64);
+            }
         size_t r = 0;
         r = e8p_tiles(j, t, panel, panels, row0, r, rows, kind, V16_PANELS_6, 6);
         r = e8p_tiles(j, t, panel, panels, row0, r, rows, kind, V16_PANELS_4, 4);

@@ -12,15 +12,41 @@
 #include "backend/cuda/cublaslt.h"
 #include "base/checked.h"
 
-/* E8P's codes are packed as the INT8 that they are, whatever their bits in a file. */
+/* E8P with 2 bits and float activations is packed in 4: q, odd, is 2 (c - z) with the code c = (q - 1) / 2 and the zero point
+ * z = -1/2, exactly.  Otherwise its codes are packed as the INT8 that they are. */
+static bool is_halved(const nbi_scheme *s)
+{
+    return s->bits == 2 && s->kind == NBI_KIND_E8P && s->act == NBI_ACT_NONE;
+}
+
 static nbi_scheme packed_scheme(const nbi_scheme *s)
 {
     nbi_scheme p = *s;
-    if (s->bits && s->kind == NBI_KIND_E8P) {
-        p.kind = NBI_KIND_INT;
-        p.bits = 8;
-    }
+    if (!s->bits || s->kind != NBI_KIND_E8P)
+        return p;
+    p.kind = NBI_KIND_INT;
+    p.bits = is_halved(s) ? 4 : 8;
+    p.symmetric = !is_halved(s);
+    p.zero_frac = is_halved(s) ? 4 : 0;
     return p;
+}
+
+/* Codes, scales and zero points of a weight that is_halved(), in *own; w gets a view of them. */
+static nb_status halve(nbi_weight *own, nbi_weight *w)
+{
+    *own = (nbi_weight){.n = w->n, .k = w->k, .scheme = packed_scheme(&w->scheme)};
+    nb_status st = nbi_weight_alloc(own);
+    if (st != NB_OK)
+        return st;
+    for (size_t i = 0; i < w->n * w->k; i++)
+        own->codes[i] = (int8_t)((w->codes[i] - 1) / 2);
+    for (size_t n = 0; n < w->n; n++)
+        own->scales[n] = 2 * w->scales[n];
+    memset(own->zeros, -8, w->n);
+    w->codes = own->codes;
+    w->scales = own->scales;
+    w->zeros = own->zeros;
+    return NB_OK;
 }
 
 /* ---- what has a kernel ---- */
@@ -365,13 +391,15 @@ done:
 nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weight *weight)
 {
     nbi_cuda *c = nbi_cuda_of(b);
-    nbi_weight packed = *weight;
+    nbi_weight packed = *weight, own = {0};
     const nbi_weight *w = &packed;
     nb_status st = NB_OK;
     *out = NULL;
     nbi_linear *l = calloc(1, sizeof *l);
     if (!l)
         return nbi_fail_nomem("a packed weight", sizeof *l);
+    if (is_halved(&weight->scheme) && weight->codes && weight->scales)
+        NB_TRY(halve(&own, &packed));
     packed.scheme = packed_scheme(&weight->scheme);
     NB_TRY(check(w));
     l->scheme = w->scheme;
@@ -391,6 +419,7 @@ nb_status nbi_cuda_linear_create(nbi_backend *b, nbi_linear **out, const nbi_wei
     *out = l;
     l = NULL;
 done:
+    nbi_weight_free(&own);
     nbi_cuda_linear_free(b, l);
     return st;
 }
