@@ -115,6 +115,52 @@ TEST(Gptq, rounds_as_the_paper_says)
                 }
 }
 
+/* When the descent stops by itself no single code can be improved: checked in double, with the codes of both sides for a target
+ * that fp32 may put beside the middle between them. */
+TEST(Gptq, descent_ends_where_no_code_can_be_improved)
+{
+    for (uint32_t group : {0u, 32u})
+        for (bool symmetric : {true, false}) {
+            Problem p(37, 96, 60 + group, 5);
+            nbi_gptq_options o = nbi_gptq_defaults();
+            const nbi_scheme s = scheme(2, group, symmetric);
+            Quantized before(p, s, o);
+            o.descent = 1000;
+            Quantized q(p, s, o, 2), again(p, s, o, 1);
+            EXPECT_EQ(0, memcmp(q.w.codes, again.w.codes, p.n * p.k));
+            const size_t k = p.k, groups = nbi_scheme_groups(&s, k), len = k / groups;
+            double trace = 0;
+            for (size_t i = 0; i < k; i++)
+                trace += p.h[i * k + i] == 0 ? 1 : (double)p.h[i * k + i];
+            const double lambda = 0.01 * trace / (double)k;
+            size_t moved = 0;
+            for (size_t r = 0; r < p.n; r++) {
+                std::vector<double> d(k);
+                auto zero = [&](size_t j) { return q.w.zeros ? q.w.zeros[r * groups + j / len] : 0; };
+                auto scale = [&](size_t j) { return (double)q.w.scales[r * groups + j / len]; };
+                for (size_t j = 0; j < k; j++) {
+                    const double w = p.h[j * k + j] == 0 ? 0 : (double)p.w[r * k + j];
+                    d[j] = (q.w.codes[r * k + j] - zero(j)) * scale(j) - w;
+                    moved += q.w.codes[r * k + j] != before.w.codes[r * k + j];
+                }
+                for (size_t j = 0; j < k; j++) {
+                    double slope = lambda * d[j];
+                    for (size_t t = 0; t < k; t++)
+                        slope += (double)p.h[j * k + t] * d[t];
+                    if (p.h[j * k + j] == 0)
+                        continue;
+                    const double away =
+                        slope / ((double)p.h[j * k + j] + lambda) / scale(j); /* of the best, in codes */
+                    const int code = q.w.codes[r * k + j];
+                    EXPECT_LT(away, code == -2 ? INFINITY : 0.501) << r << " " << j;
+                    EXPECT_GT(away, code == 1 ? -INFINITY : -0.501) << r << " " << j;
+                }
+            }
+            EXPECT_GT(moved, 0u);
+            EXPECT_LT(p.loss(q.w), p.loss(before.w));
+        }
+}
+
 TEST(Gptq, loses_less_than_rounding_to_nearest)
 {
     for (uint32_t group : {0u, 32u}) {

@@ -7,6 +7,7 @@
 
 #include "quant/bias.h"
 #include "quant/clip.h"
+#include "quant/descent.h"
 #include "quant/grid.h"
 #include "quant/hessian.h"
 #include "quant/linalg.h"
@@ -22,6 +23,7 @@ typedef struct gptq {
     nbi_dtype scale_dtype;
     size_t n, k, groups, len;
     nbi_hessian h;
+    nbi_descent descent;
     bool bad; /* some weight is not finite */
 } gptq;
 
@@ -66,17 +68,24 @@ typedef struct rows {
     float *e;        /* [ROWS][block] */
     float *plain;    /* [k] a row in its own order */
     nbi_grid *grids; /* [ROWS][groups] */
+    float *g;        /* [ROWS][k] for the descent; NULL without one */
 } rows;
+
+/* Row i as it was; weights of dead inputs are 0. */
+static void load_plain(const gptq *g, rows *r, size_t i)
+{
+    const size_t size = nbi_dtype_size(g->src->dense_dtype);
+    const char *src = (const char *)g->src->dense + (r->row0 + i) * g->k * size;
+    nbi_to_f32(r->plain, src, g->src->dense_dtype, g->k);
+    for (size_t j = 0; j < g->k; j++)
+        if (g->h.dead[j])
+            r->plain[j] = isfinite(r->plain[j]) ? 0 : r->plain[j];
+}
 
 static bool load_rows(const gptq *g, rows *r)
 {
-    const size_t size = nbi_dtype_size(g->src->dense_dtype);
     for (size_t i = 0; i < r->n; i++) {
-        const char *src = (const char *)g->src->dense + (r->row0 + i) * g->k * size;
-        nbi_to_f32(r->plain, src, g->src->dense_dtype, g->k);
-        for (size_t j = 0; j < g->k; j++)
-            if (g->h.dead[j])
-                r->plain[j] = isfinite(r->plain[j]) ? 0 : r->plain[j];
+        load_plain(g, r, i);
         for (size_t q = 0; q < g->groups && g->o.static_groups; q++)
             if (!set_grid(g, r->row0 + i, q, r->plain + q * g->len, &r->grids[i * g->groups + q]))
                 return false;
@@ -107,6 +116,27 @@ static bool round_block(const gptq *g, rows *r, size_t i, size_t b0, size_t b1)
     return true;
 }
 
+/* What was w becomes the error of each code. */
+static void descend_rows(const gptq *g, rows *r)
+{
+    const size_t k = g->k;
+    for (size_t i = 0; i < r->n; i++) {
+        const int8_t *codes = g->out->codes + (r->row0 + i) * k;
+        load_plain(g, r, i);
+        for (size_t j = 0; j < k; j++)
+            r->w[i * k + j] = nbi_grid_value(&r->grids[i * g->groups + j / g->len], codes[j]) - r->plain[j];
+    }
+    memset(r->g, 0, r->n * k * sizeof *r->g);
+    nbi_matmul_sub(r->g, k, r->w, k, g->descent.h, k, r->n, k, k);
+    for (size_t i = 0; i < r->n; i++) {
+        size_t changed = 1;
+        load_plain(g, r, i);
+        for (uint32_t pass = 0; pass < g->o.descent && changed; pass++)
+            changed = nbi_descend(&g->descent, g->out->codes + (r->row0 + i) * k, &r->grids[i * g->groups], r->plain,
+                                  r->w + i * k, r->g + i * k);
+    }
+}
+
 static bool round_rows(const gptq *g, rows *r)
 {
     if (!load_rows(g, r))
@@ -119,6 +149,8 @@ static bool round_rows(const gptq *g, rows *r)
         if (b1 < g->k)
             nbi_matmul_sub(r->w + b1, g->k, r->e, g->o.block, g->h.u + b0 * g->k + b1, g->k, r->n, g->k - b1, b1 - b0);
     }
+    if (r->g)
+        descend_rows(g, r);
     return true;
 }
 
@@ -131,7 +163,8 @@ static nb_status take_rows(gptq *g)
     r.e = malloc(ROWS * g->o.block * sizeof *r.e);
     r.plain = malloc(g->k * sizeof *r.plain);
     r.grids = malloc(ROWS * g->groups * sizeof *r.grids);
-    const bool ready = r.w && r.e && r.plain && r.grids;
+    r.g = g->o.descent ? malloc(ROWS * g->k * sizeof *r.g) : NULL;
+    const bool ready = r.w && r.e && r.plain && r.grids && (r.g || !g->o.descent);
     if (!ready)
         st = NB_ENOMEM; /* the sentence belongs to the thread that called */
 #pragma omp for schedule(dynamic, 1)
@@ -147,6 +180,7 @@ static nb_status take_rows(gptq *g)
     free(r.e);
     free(r.plain);
     free(r.grids);
+    free(r.g);
     return st;
 }
 
@@ -199,6 +233,7 @@ nb_status nbi_gptq(nbi_weight *out, const nbi_weight *src, const nbi_scheme *sch
     g.groups = nbi_scheme_groups(scheme, g.k);
     g.len = g.k / g.groups;
     NB_TRY(nbi_hessian_create(&g.h, h, g.k, o->act_order ? 1 : 0, o->damp));
+    g.descent = (nbi_descent){.h = h, .k = g.k, .len = g.len, .lambda = g.h.lambda};
     NB_TRY(round_all(&g, threads > 0 ? threads : 1));
     NB_TRY(nbi_copy_bias(&w, src));
     if (damp_used)

@@ -16,9 +16,10 @@ typedef struct nbi_gptq_options {
     bool clip;          /* grids by the search of quant/clip.h instead of the full range */
     float damp;         /* lambda = damp * mean of H_ii */
     uint32_t block;
+    uint32_t descent; /* passes of coordinate descent over the codes, at most: quant/descent.h */
 } nbi_gptq_options;
 
-nbi_gptq_options nbi_gptq_defaults(void); /* act-order, static groups, no clip, 0.01, 128 */
+nbi_gptq_options nbi_gptq_defaults(void); /* act-order, static groups, no clip, 0.01, 128, no descent */
 
 /* Quantizes `src` by `scheme` (per channel or groups; weights part).  h [K][K] fp32 = X^T X of its inputs, any positive
  * multiple of it; not changed.  Where h + lambda I has no factorisation lambda is raised in steps, and *damp_used (may be

@@ -65,7 +65,8 @@ static nb_status factor(nbi_hessian *q, const float *h)
     if (!isfinite(trace))
         return nbi_fail(NB_EFORMAT, "the second moments of its inputs are not finite");
     for (;; q->damp += DAMP_STEP) {
-        set_damped(q, h, (float)((double)q->damp * trace / (double)q->k));
+        q->lambda = (float)((double)q->damp * trace / (double)q->k);
+        set_damped(q, h, q->lambda);
         nb_status st = nbi_inverse_cholesky(q->u, q->k);
         if (st != NB_EFORMAT || q->damp + DAMP_STEP > DAMP_MOST)
             return st;

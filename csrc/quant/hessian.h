@@ -14,6 +14,7 @@ typedef struct nbi_hessian {
     bool *dead;      /* [k], by columns: inputs that were always 0 */
     float *u;        /* [k][k] in that order, upper triangular: the inverse of H + lambda I is U^T U */
     float damp;      /* lambda / mean of H_ii: what was asked for, or more where that has no factorisation */
+    float lambda;
 } nbi_hessian;
 
 /* h [k][k] = X^T X or a multiple of it.  group 0: columns as they stand; else groups of that many, a divisor of k, in

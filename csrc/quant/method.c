@@ -111,13 +111,11 @@ struct nbi_method_key {
 #define AT(member) offsetof(nbi_method_options, member)
 
 static const nbi_method_key no_keys[] = {{0}};
-static const nbi_method_key gptq_keys[] = {{"act_order", YES_NO, AT(gptq.act_order), 0, 1},
-                                           {"static_groups", YES_NO, AT(gptq.static_groups), 0, 1},
-                                           {"clip", YES_NO, AT(gptq.clip), 0, 1},
-                                           {"damp", NUMBER, AT(gptq.damp), 0, 1},
-                                           {"block", COUNT, AT(gptq.block), 1, 1 << 20},
-                                           {"true_sequential", YES_NO, AT(in_order), 0, 1},
-                                           {0}};
+static const nbi_method_key gptq_keys[] = {
+    {"act_order", YES_NO, AT(gptq.act_order), 0, 1}, {"static_groups", YES_NO, AT(gptq.static_groups), 0, 1},
+    {"clip", YES_NO, AT(gptq.clip), 0, 1},           {"damp", NUMBER, AT(gptq.damp), 0, 1},
+    {"block", COUNT, AT(gptq.block), 1, 1 << 20},    {"descent", COUNT, AT(gptq.descent), 0, 1000},
+    {"true_sequential", YES_NO, AT(in_order), 0, 1}, {0}};
 static const nbi_method_key spqr_keys[] = {{"act_order", YES_NO, AT(spqr.act_order), 0, 1},
                                            {"threshold", NUMBER, AT(spqr.threshold), 0, 1e9},
                                            {"damp", NUMBER, AT(spqr.damp), 0, 1},
