@@ -81,7 +81,7 @@ def needs_text(path):
     schemes = [r] + r.get("overrides", [])
     static = any((s.get("activations") or {}).get("strategy") == "tensor" for s in schemes)
     method = r.get("method", "rtn")
-    return static or (method if isinstance(method, str) else method["name"]) not in DATA_FREE or "search" in r
+    return static or (method if isinstance(method, str) else method["name"]) not in DATA_FREE or "search" in r or "kv_keys" in r
 
 
 def compare(a, path, base, *flags):

@@ -1,5 +1,5 @@
 /* An embedding in codes: what a model looks up, and a head that is tied to it. */
-#include "testutil.h"
+#include "cpu_model.h"
 
 #include <cmath>
 
@@ -12,20 +12,8 @@ namespace
 
 const std::string DEMO = repo_file("configs/demo/model");
 
-struct Model {
-    nb_model *m = nullptr;
-    explicit Model(const std::string &path)
-    {
-        nb_model_options o;
-        nb_model_options_init(&o);
-        o.device = "cpu";
-        o.threads = 2;
-        EXPECT_NB_OK(nb_model_load(&m, path.c_str(), &o));
-    }
-    ~Model() { nb_model_free(m); }
-    Model(const Model &) = delete;
-    Model &operator=(const Model &) = delete;
-
+struct Model : CpuModel {
+    using CpuModel::CpuModel;
     /* All rows of the table, as the model looks them up. */
     std::vector<float> table() const
     {

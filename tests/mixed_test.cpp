@@ -1,6 +1,6 @@
 /* Mixed precision and its reports on the shipped model: sensitivities against models that were quantized for the purpose and
  * compared from outside, errors against sums in double, reports against what they describe. */
-#include "testutil.h"
+#include "cpu_model.h"
 
 #include <jansson.h>
 
@@ -22,23 +22,10 @@ extern "C" {
 namespace
 {
 
+using Model = CpuModel;
+
 const std::string MODEL = repo_file("configs/demo/model"), VAL = repo_file("configs/demo/val.txt");
 const size_t CTX = 64, TOKENS = 4 * CTX;
-
-struct Model {
-    nb_model *m = nullptr;
-    explicit Model(const std::string &path)
-    {
-        nb_model_options o;
-        nb_model_options_init(&o);
-        o.device = "cpu";
-        o.threads = 2;
-        EXPECT_NB_OK(nb_model_load(&m, path.c_str(), &o));
-    }
-    ~Model() { nb_model_free(m); }
-    Model(const Model &) = delete;
-    Model &operator=(const Model &) = delete;
-};
 
 std::vector<int32_t> text_ids(const nb_model *m)
 {
