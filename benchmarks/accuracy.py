@@ -97,7 +97,7 @@ def measure(a, name, path, base, tmp):
     report = nibble(a, "quantize", a.model, "-o", out, "--recipe", path, *flags)
     seconds = time.monotonic() - start
     weights = sum(m["shape"][0] * m["shape"][1] for m in report["modules"])
-    bits = sum(8 * m["bytes"] for m in report["modules"]) / weights
+    bits = sum(8 * m["bytes"] for m in report["modules"]) / weights if weights else 16.0  # a recipe of the cache alone
     far = compare(a, out, base)
     shutil.rmtree(out)
     return dict(recipe=name, bytes=report["bytes_after"], bits_per_weight=round(bits, 4), **far, seconds=round(seconds, 1))
