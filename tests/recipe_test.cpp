@@ -302,12 +302,12 @@ TEST(Recipe, options_reach_their_method_and_no_other)
     };
     ASSERT_NB_OK(nbi_method_parse(&m, &d, nullptr, "here"));
     ASSERT_NB_OK(parse(R"({"name": "gptq", "act_order": false, "static_groups": false, "clip": true, "damp": 0.5,
-                           "block": 7, "true_sequential": true})"));
+                           "block": 7, "descent": 3, "true_sequential": true})"));
     EXPECT_STREQ("gptq", m->name);
     EXPECT_FALSE(o.gptq.act_order || o.gptq.static_groups);
     EXPECT_TRUE(o.gptq.clip && o.in_order);
     EXPECT_EQ(0.5f, o.gptq.damp);
-    EXPECT_EQ(7u, o.gptq.block);
+    EXPECT_TRUE(o.gptq.block == 7 && o.gptq.descent == 3);
     EXPECT_TRUE(o.spqr.damp == d.spqr.damp && o.spqr.block == d.spqr.block && o.spqr.act_order);
     ASSERT_NB_OK(parse(R"({"name": "spqr", "act_order": false, "damp": 0.25, "threshold": 0.75, "block": 9})"));
     EXPECT_FALSE(o.spqr.act_order);
@@ -322,11 +322,11 @@ TEST(Recipe, options_reach_their_method_and_no_other)
     ASSERT_NB_OK(parse(R"({"name": "twn", "refine": true})"));
     EXPECT_TRUE(o.refine);
 
-    EXPECT_FAILS(
-        NB_EFORMAT,
-        "here: method gptq has no option \"alpha\", its options are act_order, static_groups, clip, damp, block, "
-        "true_sequential",
-        parse(R"({"name": "gptq", "alpha": 0.5})"));
+    EXPECT_FAILS(NB_EFORMAT,
+                 "here: method gptq has no option \"alpha\", its options are act_order, static_groups, clip, damp, "
+                 "block, descent, "
+                 "true_sequential",
+                 parse(R"({"name": "gptq", "alpha": 0.5})"));
     EXPECT_FAILS(NB_EFORMAT, "method llm-int8 has no option \"damp\", its options are threshold",
                  parse(R"({"name": "llm-int8", "damp": 0.5})"));
     EXPECT_FAILS(NB_EFORMAT, "method rtn has no option \"clip\", it has none",
