@@ -47,30 +47,15 @@ TEST(E8pLinear, every_word_is_multiplied_and_unpacked_as_what_it_stands_for)
 
 TEST(E8pLinear, every_isa_thread_count_and_batch_has_the_documented_order)
 {
-    const size_t max_rows = 53, ns[] = {1, 15, 16, 17, 33, 70, 130},
-                 ks[] = {8, 16, 24, 120, 128, 136, 504, 512, 520, 640, 1024, 1160};
-    std::vector<std::unique_ptr<Backend>> backends;
-    for (const std::string &isa : isas())
-        for (int threads : {1, 2})
-            backends.push_back(std::make_unique<Backend>(isa.c_str(), threads));
+    const size_t ns[] = {1, 15, 16, 17, 33, 70, 130}, ks[] = {8, 16, 24, 120, 128, 136, 504, 512, 520, 640, 1024, 1160};
+    const auto backends = every_backend();
     size_t index = 0;
     for (unsigned bits : {2u, 4u})
         for (size_t k : ks) {
             const size_t n = ns[++index % 7];
-            Weight w = make_weight(e8p_scheme(bits), NBI_F32, n, k, index, index % 2);
-            const std::vector<float> x = noise(max_rows * k, 91 + index);
-            std::vector<float> want;
-            for (size_t j = 0; j < max_rows * n; j++)
-                want.push_back(canonical(w.w, &x[j / n * k], j % n));
-            for (auto &b : backends) {
-                Packed p(*b, w.w);
-                const bool few = b->be->threads == 2 || strstr(b->be->description, "scalar");
-                for (size_t rows : few ? std::vector<size_t>{1, 25} : std::vector<size_t>{1, 2, 3, 5, 8, 23, 24, 53})
-                    ASSERT_TRUE(same_bits(run_linear(*b, p.l, n, k, x.data(), rows).data(), want.data(), rows * n))
-                        << bits << " bits, N=" << n << " K=" << k << " rows=" << rows << " " << b->be->description;
-                ASSERT_TRUE(same_bits(run_linear(*b, p.l, n, k, &x[52 * k], 1).data(), &want[52 * n], n))
-                    << "a row depends on its batch";
-            }
+            const Weight w = make_weight(e8p_scheme(bits), NBI_F32, n, k, index, index % 2);
+            expect_canonical(backends, w, n, k, 91 + index, {1, 2, 3, 5, 8, 23, 24, 53}, {1, 25},
+                             std::to_string(bits) + " bits");
         }
 }
 

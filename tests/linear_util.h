@@ -103,4 +103,37 @@ inline float canonical(const nbi_weight &w, const float *x, size_t n)
     return w.bias ? y + w.bias[n] : y;
 }
 
+/* Every instruction set that is here, with one thread and with two. */
+inline std::vector<std::unique_ptr<Backend>> every_backend()
+{
+    std::vector<std::unique_ptr<Backend>> all;
+    for (const std::string &isa : isas())
+        for (int threads : {1, 2})
+            all.push_back(std::make_unique<Backend>(isa.c_str(), threads));
+    return all;
+}
+
+/* Each backend gives the bits of canonical(), in batches of these sizes and for the last row alone; two of the sizes do for scalar code
+ * and for two threads. */
+inline void expect_canonical(const std::vector<std::unique_ptr<Backend>> &backends, const Weight &w, size_t n, size_t k,
+                             uint64_t seed, const std::vector<size_t> &sizes, const std::vector<size_t> &few_sizes,
+                             const std::string &name)
+{
+    const size_t most = sizes.back();
+    const std::vector<float> x = noise(most * k, seed);
+    std::vector<float> want;
+    for (size_t j = 0; j < most * n; j++)
+        want.push_back(canonical(w.w, &x[j / n * k], j % n));
+    for (auto &b : backends) {
+        Packed p(*b, w.w);
+        const bool few = b->be->threads == 2 || strstr(b->be->description, "scalar");
+        for (size_t rows : few ? few_sizes : sizes)
+            ASSERT_TRUE(same_bits(run_linear(*b, p.l, n, k, x.data(), rows).data(), want.data(), rows * n))
+                << name << " N=" << n << " K=" << k << " rows=" << rows << " " << b->be->description;
+        const size_t last = most - 1;
+        ASSERT_TRUE(same_bits(run_linear(*b, p.l, n, k, &x[last * k], 1).data(), &want[last * n], n))
+            << name << ": a row depends on its batch";
+    }
+}
+
 } // namespace

@@ -55,29 +55,14 @@ size_t code_bytes(const nbi_scheme &s, size_t k)
 
 TEST(Lowbit, every_isa_thread_count_and_batch_has_the_documented_order)
 {
-    const size_t max_rows = 19, ns[] = {1, 15, 16, 17, 33, 70};
-    std::vector<std::unique_ptr<Backend>> backends;
-    for (const std::string &isa : isas())
-        for (int threads : {1, 2})
-            backends.push_back(std::make_unique<Backend>(isa.c_str(), threads));
+    const size_t ns[] = {1, 15, 16, 17, 33, 70};
+    const auto backends = every_backend();
     size_t index = 0;
     for (const Case &c : lowbit_cases())
         for (size_t i = 0; i < (emulated_cpu() ? 1 : 4); i++) {
             const size_t n = ns[++index % 6], k = some_k(c, index * 7 + i);
-            Weight w = lowbit_weight(c, n, k, index);
-            const std::vector<float> x = noise(max_rows * k, 91 + index);
-            std::vector<float> want;
-            for (size_t j = 0; j < max_rows * n; j++)
-                want.push_back(canonical(w.w, &x[j / n * k], j % n));
-            for (auto &b : backends) {
-                Packed p(*b, w.w);
-                const bool few = b->be->threads == 2 || strstr(b->be->description, "scalar");
-                for (size_t rows : few ? std::vector<size_t>{1, 19} : std::vector<size_t>{1, 2, 3, 4, 5, 8, 11, 19})
-                    ASSERT_TRUE(same_bits(run_linear(*b, p.l, n, k, x.data(), rows).data(), want.data(), rows * n))
-                        << c.name() << " N=" << n << " K=" << k << " rows=" << rows << " " << b->be->description;
-                ASSERT_TRUE(same_bits(run_linear(*b, p.l, n, k, &x[18 * k], 1).data(), &want[18 * n], n))
-                    << c.name() << ": a row depends on its batch";
-            }
+            const Weight w = lowbit_weight(c, n, k, index);
+            expect_canonical(backends, w, n, k, 91 + index, {1, 2, 3, 4, 5, 8, 11, 19}, {1, 19}, c.name());
         }
 }
 
