@@ -138,6 +138,7 @@ typedef struct nbi_packed {
     size_t n, k;
     nbi_scheme scheme;
     nbi_dtype dense; /* bits == 0 */
+    nbi_dtype scale_type;
     bool bias;
     float act_scale;
     int32_t act_zero;
