@@ -185,8 +185,9 @@ typedef struct nbi_cpu_kernels {
     void (*attend)(const nbi_cpu_attend *a);
     void (*attend_join)(const nbi_cpu_attend *a);            /* y of a tile whose chunks 0 .. c1-1 are all in parts */
     void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
-    float (*roof_read)(const float *p, size_t n);            /* reads n floats, a multiple of 256; their sum */
-    double (*roof_int8)(size_t n, float *sink);              /* n rounds of INT8 products; the operations done */
+    float (*roof_read)(const float *p, size_t n,
+                       bool one); /* reads n floats, a multiple of 256, in one stream or four; the largest */
+    double (*roof_int8)(size_t n, float *sink); /* n rounds of INT8 products; the operations done */
 } nbi_cpu_kernels;
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
