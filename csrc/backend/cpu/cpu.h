@@ -313,8 +313,9 @@ void nbi_cpu_code_row(const nbi_cpu *c, const nbi_cpu_job *j, bool coded, size_t
 nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
+bool nbi_cpu_gates(nbi_backend *b, const nbi_linear *const gate_up[2], size_t rows);
 nb_status nbi_cpu_gated(nbi_backend *b, const nbi_linear *const gate_up[2], const void *x, unsigned forms, size_t rows,
-                        void *y, unsigned produced, void *room, void *scratch);
+                        void *y, unsigned produced, void *scratch);
 
 /* head_norms.c */
 nb_status nbi_cpu_norm_heads(nbi_backend *b, void *qkv, size_t rows, size_t n_heads, size_t n_kv_heads, size_t head_dim,
