@@ -92,6 +92,21 @@ inline size_t whole(const nbi_scheme &s, size_t k)
     return s.bits && s.kind == NBI_KIND_E8P ? (k + 7) / 8 * 8 : k;
 }
 
+/* A sparse part of one number a row. */
+inline void add_number_beside_each_row(nbi_weight &w)
+{
+    const size_t n = w.n;
+    w.scheme.sparse = true;
+    w.scheme.nnz = n;
+    w.sparse = {n, (uint32_t *)malloc((n + 1) * 4), (uint32_t *)malloc(n * 4), (float *)malloc(n * 4)};
+    for (size_t i = 0; i <= n; i++)
+        w.sparse.row[i] = (uint32_t)i;
+    for (size_t i = 0; i < n; i++) {
+        w.sparse.col[i] = (uint32_t)(i % w.k);
+        w.sparse.value[i] = 0.5f;
+    }
+}
+
 struct Case {
     nbi_scheme s;
     nbi_dtype dtype;

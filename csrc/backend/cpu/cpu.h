@@ -117,8 +117,9 @@ typedef struct nbi_cpu_job {
     const nbi_linear *l;
     const float *x;     /* [rows][K] */
     const float *given; /* [rows][K]: x as it came, what the sparse part multiplies */
-    float *y;           /* [rows][ldy] */
-    size_t ldy;
+    float *y;           /* [rows][ldy]: outputs from `from`, a multiple of NBI_PANEL, on */
+    size_t ldy, from;
+    const unsigned char *after; /* the weights that are read next; NULL: the panels that follow */
     unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K; XNOR: [rows][bit_words] */
     size_t q_stride;  /* elements, a multiple of 8 */
     int32_t *q_sum;   /* [rows][groups]: sum of the codes of a group */
@@ -185,8 +186,9 @@ typedef struct nbi_cpu_kernels {
     void (*attend)(const nbi_cpu_attend *a);
     void (*attend_join)(const nbi_cpu_attend *a);            /* y of a tile whose chunks 0 .. c1-1 are all in parts */
     void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
-    float (*roof_read)(const float *p, size_t n);            /* reads n floats, a multiple of 256; their sum */
-    double (*roof_int8)(size_t n, float *sink);              /* n rounds of INT8 products; the operations done */
+    float (*roof_read)(const float *p, size_t n,
+                       bool one); /* reads n floats, a multiple of 256, in one stream or four; the largest */
+    double (*roof_int8)(size_t n, float *sink); /* n rounds of INT8 products; the operations done */
 } nbi_cpu_kernels;
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
@@ -312,6 +314,9 @@ void nbi_cpu_code_row(const nbi_cpu *c, const nbi_cpu_job *j, bool coded, size_t
 nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
+bool nbi_cpu_gates(nbi_backend *b, const nbi_linear *const gate_up[2], size_t rows);
+nb_status nbi_cpu_gated(nbi_backend *b, const nbi_linear *const gate_up[2], const void *x, unsigned forms, size_t rows,
+                        void *y, unsigned produced, void *scratch);
 
 /* head_norms.c */
 nb_status nbi_cpu_norm_heads(nbi_backend *b, void *qkv, size_t rows, size_t n_heads, size_t n_kv_heads, size_t head_dim,

@@ -47,7 +47,7 @@ static void finish(const nbi_cpu_job *j, size_t panel, size_t row, v16 sum)
 {
     const nbi_linear *l = j->l;
     size_t n0 = panel * NBI_PANEL, n = l->n - n0 < NBI_PANEL ? l->n - n0 : NBI_PANEL;
-    float *y = j->y + row * j->ldy + n0;
+    float *y = j->y + row * j->ldy + (n0 - j->from);
     if (l->bias)
         sum = v16_add(sum, v16_load(l->bias + n0));
     if (j->accumulate)
@@ -189,6 +189,28 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
 
 /* ---- quantized weights, INT8 activations ---- */
 
+/* What the second-level cache should have next, and how many bytes of it a step asks for: 0, or at most 128.
+ *
+ * Of several strips of rows the first one brings a block of panels from memory, and would wait for it while the others find it in
+ * the cache and leave the memory idle.  So all of them ask, evenly, for the block after it. */
+typedef struct ahead {
+    const unsigned char *at;
+    size_t pace;
+} ahead;
+
+/* What `rows` rows on MAX_P panels ask for: those from `panel` on, or what the job has behind its last one. */
+static ahead ahead_from(const nbi_cpu_job *j, size_t panel, bool last, size_t rows)
+{
+    const nbi_linear *l = j->l;
+    const size_t strips = (rows + 5) / 6; /* of six rows at most */
+    const unsigned char *at = last && j->after                             ? j->after
+                              : panel < l->panels && panel % NBI_SLAB == 0 ? nbi_cpu_panel(l, panel)
+                                                                           : NULL;
+    if (strips < 2 || !at)
+        return (ahead){l->w, 0};
+    return (ahead){at, ((size_t)64 * MAX_P + strips - 1) / strips};
+}
+
 /* Both halves of a nibble's line are taken from memory: dwords that wait for the second half would cost sums their registers. */
 V16_INLINE void int_step(const unsigned char *w, const nbi_qx *q, size_t stride, int kind, int P, int M,
                          v16d sum[MAX_P][MAX_M])
@@ -233,7 +255,7 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
 
 #include "backend/cpu/lowbit_body.h"
 
-V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
+V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M, ahead *next)
 {
     const nbi_linear *l = j->l;
     const int low = kind > NBI_CPU_Q4 ? lowbit_bits(kind) : 0; /* 1, 2, 3: blocks of one to three lines */
@@ -255,11 +277,17 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
             UNROLL for (int p = 0; p < P; p++) sum[p][m] = begin;
         }
         /* A last block that K does not fill multiplies the zeros that quantize_row() left beyond K. */
-        for (size_t k = k0; k < k1; k += per)
+        for (size_t k = k0; k < k1; k += per) {
+            if (P == MAX_P && M > 1) {
+                __builtin_prefetch(next->at, 0, 2);
+                __builtin_prefetch(next->at + 64, 0, 2);
+                next->at += next->pace;
+            }
             if (low)
                 lowbit_int_block(w + k / per * step, line, q + k, stride, low, P, M, sum);
             else
                 int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
+        }
         int_group(j, panel, row, g, P, M, sum, acc);
     }
     for (int m = 0; m < M; m++) {
@@ -272,34 +300,35 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
 
 /* ---- from tiles to matrices ---- */
 
-V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
+V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M, ahead *next)
 {
     if (kind <= NBI_CPU_BF16)
         dense_tile(j, panel, row, kind, P, M);
     else if (kind <= NBI_CPU_NF4)
         code_tile(j, panel, row, kind, P, M);
     else if (nbi_cpu_is_integer(kind))
-        int_tile(j, panel, row, kind, P, M);
+        int_tile(j, panel, row, kind, P, M, next);
     else
         lowbit_code_tile(j, panel, row, kind, P, M);
 }
 
 /* M rows of the panels [p0,p1), P at a time. */
-V16_INLINE void strip(const nbi_cpu_job *j, size_t p0, size_t p1, size_t row, int kind, int P, int M)
+V16_INLINE void strip(const nbi_cpu_job *j, size_t p0, size_t p1, size_t row, int kind, int P, int M, ahead *next)
 {
     for (; p1 - p0 >= (size_t)P; p0 += (size_t)P)
-        tile(j, p0, row, kind, P, M);
+        tile(j, p0, row, kind, P, M, next);
     if (P > 1)
         for (; p0 < p1; p0++)
-            tile(j, p0, row, kind, 1, M);
+            tile(j, p0, row, kind, 1, M, next);
 }
 
 /* All tiles of M rows that still fit; P 0: the machine has none.  Eight rows are twice four and not six and two. */
-V16_INLINE size_t strips(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r, size_t r1, int kind, int P, int M)
+V16_INLINE size_t strips(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r, size_t r1, int kind, int P, int M,
+                         ahead *next)
 {
     if (P)
         for (; r1 - r >= (size_t)M && !(M == 6 && r1 - r == 8); r += (size_t)M)
-            strip(j, p0, p1, r, kind, P, M);
+            strip(j, p0, p1, r, kind, P, M, next);
     return r;
 }
 
@@ -309,11 +338,12 @@ V16_INLINE void matrix(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, si
     const int integer = nbi_cpu_is_integer(kind);
     for (size_t p = p0; p < p1; p += MAX_P) {
         size_t pe = p1 - p < MAX_P ? p1 : p + MAX_P, r = r0;
-        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_8 : V16_PANELS_8, 8);
-        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_6 : V16_PANELS_6, 6);
-        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_4 : V16_PANELS_4, 4);
-        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_2 : V16_PANELS_2, 2);
-        strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_1 : V16_PANELS_1, 1);
+        ahead next = ahead_from(j, pe, pe == p1, r1 - r0);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_8 : V16_PANELS_8, 8, &next);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_6 : V16_PANELS_6, 6, &next);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_4 : V16_PANELS_4, 4, &next);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_2 : V16_PANELS_2, 2, &next);
+        strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_1 : V16_PANELS_1, 1, &next);
     }
 }
 
