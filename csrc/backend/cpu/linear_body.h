@@ -255,6 +255,38 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
 
 #include "backend/cpu/lowbit_body.h"
 
+#ifdef V16_PLANES
+/* Codes of 4 and 2 bits stay where they lie in their byte, and those of position i have sums of their own, 2^(bits * i) times as
+ * large: a row of x needs no shift for each line of codes, and the products, not what prepares them, are the limit.
+ *
+ * A sum takes (255 - 15) * 128 from each of four elements a step at most, so PLANE_K elements are less than 2^31. */
+#define PLANE_K ((size_t)65536)
+
+V16_INLINE void plane_group(const unsigned char *w, size_t step, const nbi_qx *q, size_t len, int bits, int P,
+                            v16d sum[MAX_P][MAX_M])
+{
+    const int planes = 8 / bits;
+    const uint32_t mask = bits == 4 ? 0x0f0f0f0f : 0x03030303;
+    for (size_t k = 0; k < len;) {
+        const size_t end = len - k < PLANE_K ? len : k + PLANE_K;
+        v16d plane[4][MAX_P];
+        UNROLL for (int i = 0; i < planes; i++) UNROLL for (int p = 0; p < P; p++) plane[i][p] = v16d_zero();
+        for (; k < end; k += 4 * (size_t)planes, w += step, q += 4 * planes) {
+            v16u wd[MAX_P];
+            UNROLL for (int p = 0; p < P; p++) wd[p] = v16u_load(w + 64 * p);
+            UNROLL for (int i = 0; i < planes; i++)
+            {
+                const v16x xq = v16x_load(q + 4 * i);
+                UNROLL for (int p = 0; p < P; p++) plane[i][p] =
+                    v16d_add(plane[i][p], v16q_bytes(v16u_and(wd[p], mask << (bits * i))), xq);
+            }
+        }
+        UNROLL for (int p = 0; p < P; p++) UNROLL for (int i = 0; i < planes; i++) sum[p][0] =
+            v16d_fold(sum[p][0], plane[i][p], bits * i);
+    }
+}
+#endif
+
 V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M, ahead *next)
 {
     const nbi_linear *l = j->l;
@@ -277,6 +309,13 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
             UNROLL for (int p = 0; p < P; p++) sum[p][m] = begin;
         }
         /* A last block that K does not fill multiplies the zeros that quantize_row() left beyond K. */
+#ifdef V16_PLANES
+        if (M == 1 && (kind == NBI_CPU_Q4 || kind == NBI_CPU_Q2)) {
+            plane_group(w + k0 / per * step, step, q + k0, l->group_len, kind == NBI_CPU_Q4 ? 4 : 2, P, sum);
+            int_group(j, panel, row, g, P, M, sum, acc);
+            continue;
+        }
+#endif
         for (size_t k = k0; k < k1; k += per) {
             if (P == MAX_P && M > 1) {
                 __builtin_prefetch(next->at, 0, 2);

@@ -294,6 +294,13 @@ V16_INLINE v16d v16d_add(v16d acc, v16q w, v16x x)
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
 }
+/* This target multiplies bytes without a sign and has registers for the sums of all positions: plane_group(). */
+#define V16_PLANES
+/* acc + plane / 2^shift, which leaves no rest */
+V16_INLINE v16d v16d_fold(v16d acc, v16d plane, int shift)
+{
+    return _mm512_add_epi32(acc, _mm512_srai_epi32(plane, (unsigned)shift));
+}
 /* Sixteen sums begin with what all lanes subtract, which is then free; v16d_finish() subtracts the zero points that differ. */
 V16_INLINE v16d v16d_begin(uint32_t zero, int32_t xsum)
 {
