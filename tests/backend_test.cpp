@@ -569,7 +569,8 @@ TEST(Roofs, every_float_is_read_and_no_product_is_left_out)
         std::vector<float> x(2048, 0.0f);
         for (size_t i = 0; i < x.size(); i++) { /* the newest is the largest: it must have been seen */
             x[i] = (float)(i + 1);
-            ASSERT_EQ((float)(i + 1), k->roof_read(x.data(), x.size())) << isa << " " << i;
+            for (bool one : {true, false})
+                ASSERT_EQ((float)(i + 1), k->roof_read(x.data(), x.size(), one)) << isa << " " << i;
         }
         float sink = 0;
         const double ops = k->roof_int8(3, &sink);

@@ -205,17 +205,8 @@ Weight of_kind(size_t kind, size_t n, size_t k, uint64_t seed)
         for (size_t j = 0; j < k; j++)
             w.w.perm[j] = (uint32_t)(k - 1 - j);
     }
-    if (kind == 9) { /* a number beside each row */
-        w.w.scheme.sparse = true;
-        w.w.sparse = {n, (uint32_t *)malloc((n + 1) * 4), (uint32_t *)malloc(n * 4), (float *)malloc(n * 4)};
-        w.w.scheme.nnz = n;
-        for (size_t i = 0; i <= n; i++)
-            w.w.sparse.row[i] = (uint32_t)i;
-        for (size_t i = 0; i < n; i++) {
-            w.w.sparse.col[i] = (uint32_t)(i % k);
-            w.w.sparse.value[i] = 0.5f;
-        }
-    }
+    if (kind == 9)
+        add_number_beside_each_row(w.w);
     return w;
 }
 

@@ -59,6 +59,15 @@ inline Weight make_weight(nbi_scheme s, nbi_dtype dtype, size_t n, size_t k, uin
     return out;
 }
 
+/* Scales as a file of that type holds them. */
+inline void round_scales(nbi_weight &w, nbi_dtype type)
+{
+    const size_t n = w.scheme.bits ? w.n * nbi_scheme_groups(&w.scheme, w.k) : 0;
+    std::vector<float> stored(n);
+    nbi_from_f32(stored.data(), type, w.scales, n);
+    nbi_to_f32(w.scales, stored.data(), type, n);
+}
+
 /* Zero point number `at`. */
 inline double zero_of(const nbi_weight &w, size_t at)
 {
@@ -81,6 +90,21 @@ inline nbi_scheme scheme(unsigned bits, uint32_t group, bool sym, nbi_act act, b
 inline size_t whole(const nbi_scheme &s, size_t k)
 {
     return s.bits && s.kind == NBI_KIND_E8P ? (k + 7) / 8 * 8 : k;
+}
+
+/* A sparse part of one number a row. */
+inline void add_number_beside_each_row(nbi_weight &w)
+{
+    const size_t n = w.n;
+    w.scheme.sparse = true;
+    w.scheme.nnz = n;
+    w.sparse = {n, (uint32_t *)malloc((n + 1) * 4), (uint32_t *)malloc(n * 4), (float *)malloc(n * 4)};
+    for (size_t i = 0; i <= n; i++)
+        w.sparse.row[i] = (uint32_t)i;
+    for (size_t i = 0; i < n; i++) {
+        w.sparse.col[i] = (uint32_t)(i % w.k);
+        w.sparse.value[i] = 0.5f;
+    }
 }
 
 struct Case {

@@ -246,21 +246,34 @@ static nb_status project_one(const run *r, const port *p, size_t i, const void *
     return st == NB_OK ? be->ops->transform_out(be, l->out[at], out, r->rows, l->out_bias[at], y, col, width, dst) : st;
 }
 
+/* x on its way into the layers of a port: shown to a tap, and transformed. */
+static nb_status enter(const run *r, const port *p, void *x)
+{
+    nbi_backend *be = r->m->be;
+    size_t n, k;
+    nb_status st = NB_OK;
+    for (size_t i = 0; r->tap && i < p->n; i++) {
+        nbi_proj_shape(&r->m->cfg, (nbi_proj)(p->first + i), &n, &k);
+        NB_TRY(r->tap(r->tap_user, p->layer, p->first + i, x, r->rows, k));
+    }
+    if (p->in)
+        st = be->ops->transform_in(be, p->in, x, r->rows, p->forms);
+done:
+    return st;
+}
+
 /* The layers of a port side by side into y. */
 static nb_status project(const run *r, const port *p, void *x, void *y, nbi_dst dst)
 {
     nbi_backend *be = r->m->be;
     const nbi_layer *l = &r->m->layers[p->layer];
-    size_t width = 0, col = 0, n[NBI_MAX_FUSED], k = 0;
-    nb_status st = NB_OK;
+    size_t width = 0, col = 0, n[NBI_MAX_FUSED], k;
+    nb_status st;
     for (size_t i = 0; i < p->n; i++) {
         nbi_proj_shape(&r->m->cfg, (nbi_proj)(p->first + i), &n[i], &k);
         width += n[i];
-        if (r->tap)
-            NB_TRY(r->tap(r->tap_user, p->layer, p->first + i, x, r->rows, k));
     }
-    if (p->in)
-        NB_TRY(be->ops->transform_in(be, p->in, x, r->rows, p->forms));
+    NB_TRY(enter(r, p, x));
     if (!l->out[p->first])
         return be->ops->linear(be, (const nbi_linear *const *)&l->proj[p->first], p->n, x, p->forms, r->rows, y, width,
                                dst, r->w->scratch);
@@ -270,17 +283,36 @@ done:
     return st;
 }
 
-static nb_status run_ffn(const run *r, uint32_t i)
+/* act = silu(gate) * up, in one operation or three; *act: where they are. */
+static nb_status run_gate_up(const run *r, uint32_t i, unsigned produced, void **act)
 {
-    const nbi_config *c = &r->m->cfg;
+    const nbi_layer *l = &r->m->layers[i];
+    const nbi_linear *const *gate_up = (const nbi_linear *const *)&l->proj[NBI_GATE];
+    const port ffn = port_of(r, i, NBI_GATE, 2);
     nbi_workspace *w = r->w;
     nbi_backend *be = r->m->be;
-    const port ffn = port_of(r, i, NBI_GATE, 2), down = port_of(r, i, NBI_DOWN, 1);
     nb_status st;
-    NB_TRY(be->ops->rmsnorm(be, w->x, r->m->layers[i].ffn_norm, c->norm_eps, r->rows, c->hidden, w->h, ffn.produced));
-    NB_TRY(project(r, &ffn, w->h, w->gate_up, NBI_DST_ACT));
-    NB_TRY(be->ops->swiglu(be, w->gate_up, r->rows, c->ffn, w->act, down.produced));
-    NB_TRY(project(r, &down, w->act, w->x, NBI_DST_RESIDUAL));
+    NB_TRY(be->ops->rmsnorm(be, w->x, l->ffn_norm, r->m->cfg.norm_eps, r->rows, r->m->cfg.hidden, w->h, ffn.produced));
+    if (be->ops->gates && !l->out[NBI_GATE] && be->ops->gates(be, gate_up, r->rows)) {
+        *act = w->gate_up; /* w->act is w->h, which is read until the end */
+        NB_TRY(enter(r, &ffn, w->h));
+        NB_TRY(be->ops->gated(be, gate_up, w->h, ffn.forms, r->rows, *act, produced, w->scratch));
+    } else {
+        *act = w->act;
+        NB_TRY(project(r, &ffn, w->h, w->gate_up, NBI_DST_ACT));
+        NB_TRY(be->ops->swiglu(be, w->gate_up, r->rows, r->m->cfg.ffn, *act, produced));
+    }
+done:
+    return st;
+}
+
+static nb_status run_ffn(const run *r, uint32_t i)
+{
+    const port down = port_of(r, i, NBI_DOWN, 1);
+    void *act;
+    nb_status st;
+    NB_TRY(run_gate_up(r, i, down.produced, &act));
+    NB_TRY(project(r, &down, act, r->w->x, NBI_DST_RESIDUAL));
 done:
     return st;
 }

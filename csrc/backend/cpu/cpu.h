@@ -18,7 +18,7 @@
 #endif
 
 /* Names the bytes of packed weights, for the cache of them: changes with pack.c (pack_cache_test has their hashes). */
-#define NBI_CPU_LAYOUT "cpu-3"
+#define NBI_CPU_LAYOUT "cpu-4"
 
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
 #define NBI_SLAB  4  /* panels whose lines alternate: a single row of x reads one stream */
@@ -77,9 +77,10 @@ struct nbi_linear {
     size_t panel_bytes, line; /* line: bytes of sixteen numbers or dwords side by side; 0: XNOR, which has no slabs */
     size_t bit_words;         /* XNOR: 64-bit words of a row */
     unsigned char *w;         /* [slabs][panel_bytes / line][panels of the slab][line] */
-    float *scales;            /* [slabs][groups][panels of the slab][16]; NULL when dense */
-    uint8_t *zeros;           /* as scales; NULL when symmetric */
-    uint32_t *perm;           /* [K] act-order, or NULL */
+    void *scales;             /* [slabs][groups][panels of the slab][16] of scale_type; NULL when dense */
+    nbi_dtype scale_type; /* fp32; of a weight with groups bf16 or f16, where that holds each of its scales exactly */
+    uint8_t *zeros;       /* as scales; NULL when symmetric */
+    uint32_t *perm;       /* [K] act-order, or NULL */
     nbi_sparse
         sparse; /* as nbi_weight has it; of a layer with outliers value is [panels][n_outliers][16], col the outliers */
     size_t n_outliers;
@@ -104,7 +105,7 @@ static inline unsigned char *nbi_cpu_panel(const nbi_linear *l, size_t panel)
     return l->w + panel / NBI_SLAB * NBI_SLAB * l->panel_bytes + panel % NBI_SLAB * l->line;
 }
 
-/* Where the sixteen scales (zero points, corrections) of a group lie. */
+/* Where the sixteen scales (zero points, corrections) of a group lie, in elements. */
 static inline size_t nbi_cpu_group_at(const nbi_linear *l, size_t panel, size_t g)
 {
     return (panel / NBI_SLAB * NBI_SLAB * l->groups + g * nbi_cpu_slab(l, panel) + panel % NBI_SLAB) * NBI_PANEL;
@@ -116,8 +117,9 @@ typedef struct nbi_cpu_job {
     const nbi_linear *l;
     const float *x;     /* [rows][K] */
     const float *given; /* [rows][K]: x as it came, what the sparse part multiplies */
-    float *y;           /* [rows][ldy] */
-    size_t ldy;
+    float *y;           /* [rows][ldy]: outputs from `from`, a multiple of NBI_PANEL, on */
+    size_t ldy, from;
+    const unsigned char *after; /* the weights that are read next; NULL: the panels that follow */
     unsigned char *q; /* [rows][q_stride] of the kernels' q_bytes: codes of x, zero beyond K; XNOR: [rows][bit_words] */
     size_t q_stride;  /* elements, a multiple of 8 */
     int32_t *q_sum;   /* [rows][groups]: sum of the codes of a group */
@@ -200,8 +202,9 @@ typedef struct nbi_cpu_kernels {
     void (*attend)(const nbi_cpu_attend *a);
     void (*attend_join)(const nbi_cpu_attend *a);            /* y of a tile whose chunks 0 .. c1-1 are all in parts */
     void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
-    float (*roof_read)(const float *p, size_t n);            /* reads n floats, a multiple of 256; their sum */
-    double (*roof_int8)(size_t n, float *sink);              /* n rounds of INT8 products; the operations done */
+    float (*roof_read)(const float *p, size_t n,
+                       bool one); /* reads n floats, a multiple of 256, in one stream or four; the largest */
+    double (*roof_int8)(size_t n, float *sink); /* n rounds of INT8 products; the operations done */
 } nbi_cpu_kernels;
 
 extern const nbi_cpu_kernels nbi_cpu_scalar;
@@ -325,6 +328,9 @@ void nbi_cpu_code_row(const nbi_cpu *c, const nbi_cpu_job *j, bool coded, size_t
 nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
+bool nbi_cpu_gates(nbi_backend *b, const nbi_linear *const gate_up[2], size_t rows);
+nb_status nbi_cpu_gated(nbi_backend *b, const nbi_linear *const gate_up[2], const void *x, unsigned forms, size_t rows,
+                        void *y, unsigned produced, void *scratch);
 
 /* head_norms.c */
 nb_status nbi_cpu_norm_heads(nbi_backend *b, void *qkv, size_t rows, size_t n_heads, size_t n_kv_heads, size_t head_dim,

@@ -1,11 +1,16 @@
 /* linear() and embed(): scratch for quantized activations, and the split of the work over threads. */
 #include "backend/cpu/cpu.h"
 
+#include <omp.h>
 #include <string.h>
 
 #include "base/checked.h"
 
-/* Scratch of R rows: rows in another order [R][K] fp32, codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes,
+/* What a thread makes of gate and up at once: a slab of panels each, for R rows. */
+#define PIECE      ((size_t)NBI_SLAB * NBI_PANEL)
+#define GATED_ROWS 8
+
+/* Scratch of R rows: [threads][R][2][PIECE] fp32 where gated() puts its pieces; and rows in another order [R][K] fp32, codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes,
  * scales [R].  A group has at least 4 elements unless it is the only one. */
 static size_t stride_of(size_t k)
 {
@@ -14,10 +19,10 @@ static size_t stride_of(size_t k)
 
 size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k)
 {
+    const size_t pieces = (size_t)nbi_cpu_of(b)->threads * 2 * PIECE * sizeof(float);
     size_t row, all;
-    (void)b;
     if (k > SIZE_MAX / 16 || !nbi_add(stride_of(k) * 6, (nbi_ceil_div(k, 4) + 1) * sizeof(int32_t), &row) ||
-        !nbi_mul(rows, row, &all) || !nbi_add(all, 64, &all))
+        !nbi_add(row, pieces, &row) || !nbi_mul(rows, row, &all) || !nbi_add(all, 64, &all))
         return SIZE_MAX; /* no allocation will give this */
     return all;
 }
@@ -105,7 +110,18 @@ typedef struct team {
     cut cut[NBI_MAX_FUSED];
     size_t n, first[NBI_MAX_FUSED + 1]; /* pieces of layer i: first[i] .. first[i+1]-1 */
     bool coded;                         /* x came with its codes */
+    const struct gated *gated;          /* NULL: y are the layers' outputs */
 } team;
+
+/* Two layers, gate and up, whose products meet in SwiGLU while the cache has them. */
+typedef struct gated {
+    size_t n;
+    float *pieces; /* [threads][rows][2][PIECE] */
+    nbi_cpu_rows y;
+    unsigned produced;
+} gated;
+#define PIECE      ((size_t)NBI_SLAB * NBI_PANEL)
+#define GATED_ROWS 8
 
 /* forms: what x holds; codes that are there need not be made. */
 static void prepare(const nbi_cpu *c, team *t, size_t rows, unsigned forms, void *scratch)
@@ -165,13 +181,35 @@ static void compute_piece(const team *t, const nbi_cpu_kernels *kern, size_t row
     kern->linear[j->l->kind](j, p0, p1, r0, r1);
 }
 
+/* Piece i of gate's and of up's panels, then their SwiGLU. */
+static void gated_piece(const team *t, const nbi_cpu_kernels *kern, size_t rows, size_t i)
+{
+    const gated *g = t->gated;
+    nbi_cpu_job gate = t->job[0], up = t->job[1];
+    const size_t p0 = i * t->cut[0].panels, left = gate.l->panels - p0,
+                 panels = left < t->cut[0].panels ? left : t->cut[0].panels, p1 = p0 + panels, from = p0 * NBI_PANEL,
+                 width = g->n - from < panels * NBI_PANEL ? g->n - from : panels * NBI_PANEL;
+    gate.y = g->pieces + (size_t)omp_get_thread_num() * rows * 2 * PIECE;
+    up.y = gate.y + PIECE;
+    gate.ldy = up.ldy = 2 * PIECE;
+    gate.from = up.from = from;
+    gate.after = nbi_cpu_panel(up.l, p0);
+    up.after = p1 < gate.l->panels ? nbi_cpu_panel(gate.l, p1) : NULL;
+    kern->linear[gate.l->kind](&gate, p0, p1, 0, rows);
+    kern->linear[up.l->kind](&up, p0, p1, 0, rows);
+    for (size_t r = 0; r < rows; r++)
+        kern->swiglu(gate.y + r * 2 * PIECE, up.y + r * 2 * PIECE, width, g->y.x + r * g->n + from);
+}
+
 /* Every thread has a range of pieces, a long stream of memory; the last ones are handed out as threads ask for them, so that none waits
  * for more than a piece.  Which thread computes one changes nothing in it. */
 static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
 {
     const nbi_cpu_kernels *kern = c->kern;
     const bool integer = nbi_cpu_is_integer(t->job[0].l->kind);
-    const size_t pieces = t->first[t->n], last = pieces / 8 > 2 * (size_t)threads ? pieces / 8 : 2 * (size_t)threads;
+    void (*const piece)(const team *, const nbi_cpu_kernels *, size_t, size_t) = t->gated ? gated_piece : compute_piece;
+    const size_t pieces = t->first[t->gated ? 1 : t->n],
+                 last = pieces / 8 > 2 * (size_t)threads ? pieces / 8 : 2 * (size_t)threads;
     const size_t fixed = threads > 1 && pieces > last ? pieces - last : 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -182,13 +220,39 @@ static void compute(const nbi_cpu *c, const team *t, size_t rows, int threads)
         }
 #pragma omp for schedule(static) nowait
         for (size_t i = 0; i < fixed; i++)
-            compute_piece(t, kern, rows, i);
+            piece(t, kern, rows, i);
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = fixed; i < pieces; i++)
-            compute_piece(t, kern, rows, i);
+            piece(t, kern, rows, i);
         for (size_t i = 0; i < t->n; i++)
             if (t->job[i].l->sparse.nnz)
                 add_sparse(kern, &t->job[i], rows);
+        if (t->gated) {
+#pragma omp for schedule(static)
+            for (size_t r = 0; r < rows; r++)
+                nbi_cpu_rows_encode(c, &t->gated->y, r, t->gated->n, t->gated->produced);
+        }
+    }
+}
+
+/* The layers l[0], l[1] .. that read x alike, at most n: their place in t; returns the work. */
+static size_t gather_team(team *t, const nbi_linear *const *l, size_t n, const void *x, size_t rows, float *y,
+                          size_t ldy, nbi_dst dst)
+{
+    size_t work = 0;
+    for (t->n = 0; t->n < n && (!t->n || nbi_cpu_same_input(l[0], l[t->n])); y += l[t->n++]->n) {
+        t->job[t->n] =
+            (nbi_cpu_job){.l = l[t->n], .x = x, .given = x, .y = y, .ldy = ldy, .accumulate = dst == NBI_DST_RESIDUAL};
+        work += rows * l[t->n]->n * l[t->n]->k;
+    }
+    return work;
+}
+
+static void cut_team(team *t, size_t rows, size_t threads)
+{
+    for (size_t i = 0; i < t->n; i++) {
+        t->cut[i] = choose_cut(t->job[i].l, rows, threads);
+        t->first[i + 1] = t->first[i] + t->cut[i].n_panels * t->cut[i].n_rows;
     }
 }
 
@@ -199,20 +263,35 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, c
     float *column = y;
     for (size_t i = 0; i < n && rows;) {
         team t = {.n = 0};
-        size_t work = 0;
-        const size_t from = i;
-        for (; i < n && (i == from || nbi_cpu_same_input(l[from], l[i])); column += l[i++]->n) {
-            t.job[t.n++] = (nbi_cpu_job){
-                .l = l[i], .x = x, .given = x, .y = column, .ldy = ldy, .accumulate = dst == NBI_DST_RESIDUAL};
-            work += rows * l[i]->n * l[i]->k;
-        }
-        const int threads = nbi_cpu_threads(c, work);
-        for (size_t k = 0; k < t.n; k++) {
-            t.cut[k] = choose_cut(t.job[k].l, rows, (size_t)threads);
-            t.first[k + 1] = t.first[k] + t.cut[k].n_panels * t.cut[k].n_rows;
-        }
+        const int threads = nbi_cpu_threads(c, gather_team(&t, l + i, n - i, x, rows, column, ldy, dst));
+        cut_team(&t, rows, (size_t)threads);
         prepare(c, &t, rows, forms, scratch);
         compute(c, &t, rows, threads);
+        for (const size_t end = i + t.n; i < end; i++)
+            column += l[i]->n;
     }
+    return NB_OK;
+}
+
+/* Few rows wait for memory, which a long stream of one layer gives faster than pieces of two. */
+bool nbi_cpu_gates(nbi_backend *b, const nbi_linear *const gate_up[2], size_t rows)
+{
+    const size_t threads = (size_t)nbi_cpu_of(b)->threads;
+    return rows >= GATED_ROWS && nbi_cpu_same_input(gate_up[0], gate_up[1]) && !gate_up[0]->sparse.nnz &&
+           !gate_up[1]->sparse.nnz && choose_cut(gate_up[0], rows, threads).n_rows == 1;
+}
+
+nb_status nbi_cpu_gated(nbi_backend *b, const nbi_linear *const gate_up[2], const void *x, unsigned forms, size_t rows,
+                        void *y, unsigned produced, void *scratch)
+{
+    const nbi_cpu *c = nbi_cpu_of(b);
+    gated g = {.n = gate_up[0]->n, .pieces = scratch, .produced = produced};
+    team t = {.gated = &g};
+    const int threads = nbi_cpu_threads(c, gather_team(&t, gate_up, 2, x, rows, y, 0, NBI_DST_F32));
+    if (!nbi_cpu_rows_at(&g.y, c, y, rows, g.n))
+        return nbi_fail(NB_EINTERNAL, "%zu rows of %zu are too large", rows, g.n);
+    cut_team(&t, rows, (size_t)c->threads);
+    prepare(c, &t, rows, forms, g.pieces + (size_t)c->threads * rows * 2 * PIECE);
+    compute(c, &t, rows, threads);
     return NB_OK;
 }

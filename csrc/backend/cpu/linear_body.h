@@ -47,7 +47,7 @@ static void finish(const nbi_cpu_job *j, size_t panel, size_t row, v16 sum)
 {
     const nbi_linear *l = j->l;
     size_t n0 = panel * NBI_PANEL, n = l->n - n0 < NBI_PANEL ? l->n - n0 : NBI_PANEL;
-    float *y = j->y + row * j->ldy + n0;
+    float *y = j->y + row * j->ldy + (n0 - j->from);
     if (l->bias)
         sum = v16_add(sum, v16_load(l->bias + n0));
     if (j->accumulate)
@@ -60,6 +60,18 @@ V16_INLINE void store_tile(const nbi_cpu_job *j, size_t panel, size_t row, int P
     for (int p = 0; p < P; p++)
         for (int m = 0; m < M; m++)
             finish(j, panel + (size_t)p, row + (size_t)m, acc[p][m]);
+}
+
+/* The scales of P panels, from element `at` on: the same numbers, whatever they are stored as. */
+V16_INLINE void load_scales(const nbi_linear *l, size_t at, int P, v16 s[MAX_P])
+{
+    const uint16_t *half = (const uint16_t *)l->scales + at;
+    if (l->scale_type == NBI_BF16)
+        UNROLL for (int p = 0; p < P; p++) s[p] = v16_load_bf16(half + NBI_PANEL * p);
+    else if (l->scale_type == NBI_F16)
+        UNROLL for (int p = 0; p < P; p++) s[p] = v16_load_f16(half + NBI_PANEL * p);
+    else
+        UNROLL for (int p = 0; p < P; p++) s[p] = v16_load((const float *)l->scales + at + NBI_PANEL * p);
 }
 
 /* ---- dense ---- */
@@ -152,7 +164,7 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
     const int per = kind == NBI_CPU_W8 ? 4 : 8; /* codes in a dword */
     const float *x = j->x + row * K;
     const unsigned char *w = nbi_cpu_panel(l, panel);
-    v16 acc[MAX_P][MAX_M], zero[MAX_P];
+    v16 acc[MAX_P][MAX_M], zero[MAX_P], s[MAX_P];
     for (int p = 0; p < P; p++)
         for (int m = 0; m < M; m++)
             acc[p][m] = v16_set1(0);
@@ -167,17 +179,37 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
                 code_step(w + k / (size_t)per * step, x + k, K, per, kind, P, M, zero, part);
             if (k < k1)
                 code_step(w + k / (size_t)per * step, x + k, K, (int)(k1 - k), kind, P, M, zero, part);
-            UNROLL for (int p = 0; p < P; p++)
-            {
-                v16 s = v16_load(l->scales + at + NBI_PANEL * p);
-                UNROLL for (int m = 0; m < M; m++) acc[p][m] = v16_fma(s, part[p][m], acc[p][m]);
-            }
+            load_scales(l, at, P, s);
+            UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) acc[p][m] =
+                v16_fma(s[p], part[p][m], acc[p][m]);
         }
     }
     store_tile(j, panel, row, P, M, acc);
 }
 
 /* ---- quantized weights, INT8 activations ---- */
+
+/* What the second-level cache should have next, and how many bytes of it a step asks for: 0, or at most 128.
+ *
+ * Of several strips of rows the first one brings a block of panels from memory, and would wait for it while the others find it in
+ * the cache and leave the memory idle.  So all of them ask, evenly, for the block after it. */
+typedef struct ahead {
+    const unsigned char *at;
+    size_t pace;
+} ahead;
+
+/* What `rows` rows on MAX_P panels ask for: those from `panel` on, or what the job has behind its last one. */
+static ahead ahead_from(const nbi_cpu_job *j, size_t panel, bool last, size_t rows)
+{
+    const nbi_linear *l = j->l;
+    const size_t strips = (rows + 5) / 6; /* of six rows at most */
+    const unsigned char *at = last && j->after                             ? j->after
+                              : panel < l->panels && panel % NBI_SLAB == 0 ? nbi_cpu_panel(l, panel)
+                                                                           : NULL;
+    if (strips < 2 || !at)
+        return (ahead){l->w, 0};
+    return (ahead){at, ((size_t)64 * MAX_P + strips - 1) / strips};
+}
 
 /* Both halves of a nibble's line are taken from memory: dwords that wait for the second half would cost sums their registers. */
 V16_INLINE void int_step(const unsigned char *w, const nbi_qx *q, size_t stride, int kind, int P, int M,
@@ -207,22 +239,23 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
                           v16d sum[MAX_P][MAX_M], v16 acc[MAX_P][MAX_M])
 {
     const nbi_linear *l = j->l;
+    v16 s[MAX_P];
+    load_scales(l, nbi_cpu_group_at(l, panel, g), P, s);
     UNROLL for (int p = 0; p < P; p++)
     {
         const size_t at = nbi_cpu_group_at(l, panel, g) + (size_t)(NBI_PANEL * p);
-        v16 s = v16_load(l->scales + at);
         UNROLL for (int m = 0; m < M; m++)
         {
             v16 exact = v16d_finish(sum[p][m], l->corr ? l->corr + at : NULL, l->zeros ? l->zeros + at : NULL,
                                     l->packing->offset, j->q_sum[(row + (size_t)m) * l->groups + g]);
-            acc[p][m] = v16_fma(exact, s, acc[p][m]);
+            acc[p][m] = v16_fma(exact, s[p], acc[p][m]);
         }
     }
 }
 
 #include "backend/cpu/lowbit_body.h"
 
-V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
+V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M, ahead *next)
 {
     const nbi_linear *l = j->l;
     const int low = kind > NBI_CPU_Q4 ? lowbit_bits(kind) : 0; /* 1, 2, 3: blocks of one to three lines */
@@ -244,11 +277,17 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
             UNROLL for (int p = 0; p < P; p++) sum[p][m] = begin;
         }
         /* A last block that K does not fill multiplies the zeros that quantize_row() left beyond K. */
-        for (size_t k = k0; k < k1; k += per)
+        for (size_t k = k0; k < k1; k += per) {
+            if (P == MAX_P && M > 1) {
+                __builtin_prefetch(next->at, 0, 2);
+                __builtin_prefetch(next->at + 64, 0, 2);
+                next->at += next->pace;
+            }
             if (low)
                 lowbit_int_block(w + k / per * step, line, q + k, stride, low, P, M, sum);
             else
                 int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
+        }
         int_group(j, panel, row, g, P, M, sum, acc);
     }
     for (int m = 0; m < M; m++) {
@@ -261,34 +300,35 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
 
 /* ---- from tiles to matrices ---- */
 
-V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M)
+V16_INLINE void tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M, ahead *next)
 {
     if (kind <= NBI_CPU_BF16)
         dense_tile(j, panel, row, kind, P, M);
     else if (kind <= NBI_CPU_NF4)
         code_tile(j, panel, row, kind, P, M);
     else if (nbi_cpu_is_integer(kind))
-        int_tile(j, panel, row, kind, P, M);
+        int_tile(j, panel, row, kind, P, M, next);
     else
         lowbit_code_tile(j, panel, row, kind, P, M);
 }
 
 /* M rows of the panels [p0,p1), P at a time. */
-V16_INLINE void strip(const nbi_cpu_job *j, size_t p0, size_t p1, size_t row, int kind, int P, int M)
+V16_INLINE void strip(const nbi_cpu_job *j, size_t p0, size_t p1, size_t row, int kind, int P, int M, ahead *next)
 {
     for (; p1 - p0 >= (size_t)P; p0 += (size_t)P)
-        tile(j, p0, row, kind, P, M);
+        tile(j, p0, row, kind, P, M, next);
     if (P > 1)
         for (; p0 < p1; p0++)
-            tile(j, p0, row, kind, 1, M);
+            tile(j, p0, row, kind, 1, M, next);
 }
 
 /* All tiles of M rows that still fit; P 0: the machine has none.  Eight rows are twice four and not six and two. */
-V16_INLINE size_t strips(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r, size_t r1, int kind, int P, int M)
+V16_INLINE size_t strips(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r, size_t r1, int kind, int P, int M,
+                         ahead *next)
 {
     if (P)
         for (; r1 - r >= (size_t)M && !(M == 6 && r1 - r == 8); r += (size_t)M)
-            strip(j, p0, p1, r, kind, P, M);
+            strip(j, p0, p1, r, kind, P, M, next);
     return r;
 }
 
@@ -298,11 +338,12 @@ V16_INLINE void matrix(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, si
     const int integer = nbi_cpu_is_integer(kind);
     for (size_t p = p0; p < p1; p += MAX_P) {
         size_t pe = p1 - p < MAX_P ? p1 : p + MAX_P, r = r0;
-        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_8 : V16_PANELS_8, 8);
-        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_6 : V16_PANELS_6, 6);
-        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_4 : V16_PANELS_4, 4);
-        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_2 : V16_PANELS_2, 2);
-        strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_1 : V16_PANELS_1, 1);
+        ahead next = ahead_from(j, pe, pe == p1, r1 - r0);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_8 : V16_PANELS_8, 8, &next);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_6 : V16_PANELS_6, 6, &next);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_4 : V16_PANELS_4, 4, &next);
+        r = strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_2 : V16_PANELS_2, 2, &next);
+        strips(j, p, pe, r, r1, kind, integer ? V16_INT_PANELS_1 : V16_PANELS_1, 1, &next);
     }
 }
 

@@ -2,33 +2,37 @@
  *
  * Included by each cpu_*.c after linear_body.h. */
 
-/* Streams of one thread, which advance together: a core's prefetchers follow several. */
-#define ROOF_STREAMS 4
 /* Independent sums, an even number: as many as registers hold and as hide the latency of a product. */
 #ifndef V16_INT_SUMS
 #define V16_INT_SUMS 4
 #endif
 
-/* Reads n floats at p, n a multiple of 64 * ROOF_STREAMS, and gives the largest, or 0: a maximum costs the same whatever the
- * bits mean, a sum would stumble over subnormal ones. */
-static float roof_read(const float *p, size_t n)
+/* Reads n floats at p as S streams that advance together, n a multiple of 64 * S, and gives the largest, or 0: a maximum costs the same
+ * whatever the bits mean, a sum would stumble over subnormal ones. */
+V16_INLINE float read_streams(const float *p, size_t n, int S)
 {
-    const size_t len = n / ROOF_STREAMS;
+    const size_t len = n / (size_t)S;
     float lane[16], largest = 0;
-    v16 most[ROOF_STREAMS];
-    UNROLL for (int s = 0; s < ROOF_STREAMS; s++) most[s] = v16_set1(0);
+    v16 most[4];
+    UNROLL for (int i = 0; i < 4; i++) most[i] = v16_set1(0);
     for (size_t i = 0; i < len; i += 64)
-        UNROLL for (int s = 0; s < ROOF_STREAMS; s++)
+        UNROLL for (int s = 0; s < S; s++)
         {
             const float *at = p + (size_t)s * len + i;
-            UNROLL for (int line = 0; line < 4; line++) most[s] = v16_max(most[s], v16_load(at + 16 * line));
+            UNROLL for (int line = 0; line < 4; line++) most[line] = v16_max(most[line], v16_load(at + 16 * line));
         }
-    for (int s = 1; s < ROOF_STREAMS; s++)
-        most[0] = v16_max(most[0], most[s]);
+    for (int i = 1; i < 4; i++)
+        most[0] = v16_max(most[0], most[i]);
     v16_store(lane, most[0]);
     for (int i = 0; i < 16; i++)
         largest = lane[i] > largest ? lane[i] : largest;
     return largest;
+}
+
+/* One long stream of a thread, or four: prefetchers differ in what they follow best. */
+static float roof_read(const float *p, size_t n, bool one)
+{
+    return one ? read_streams(p, n, 1) : read_streams(p, n, 4);
 }
 
 /* n rounds of dot products into all sums, 16 lanes each; returns the additions and multiplications done.  A product is 10,
