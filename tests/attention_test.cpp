@@ -117,6 +117,71 @@ std::vector<float> run_attention(Backend &b, const Attn &a, const Inputs &in, Ca
     return y;
 }
 
+/* Heads that are hard to store: ties of each code, zeros of both signs, subnormals, what halves cannot hold, NaN, infinities. */
+std::vector<float> hard_head(size_t D, size_t kind)
+{
+    static const float odd[] = {0x1p-149f,      -0x1.8p-25f, 0x1p-24f, 0x1.8p-24f, -0x1.004p-14f, 1 + 0x1p-11f,
+                                1 + 0x1.8p-10f, 65519.0f,    65520.0f, -1e30f,     -0.0f,         0.0f};
+    std::vector<float> x = noise(D, 100 + kind);
+    for (size_t d = 0; d < D; d++)
+        switch (kind % 10) {
+        case 1: /* steps of one half of what an INT8 or INT4 grid has */
+            x[d] = d ? (float)((int)(d * 37 % 255) - 127) * 0.5f : 127;
+            break;
+        case 2:
+            x[d] = d ? (float)(d * 7 % 31) * 0.5f : 15;
+            break;
+        case 3:
+            x[d] = odd[d % 12];
+            break;
+        case 4:
+            x[d] *= 0x1p-130f;
+            break;
+        case 5:
+            x[d] = d % 2 ? -0.0f : 0.0f;
+            break;
+        case 6:
+            x[d] = 1000.3f + x[d] * 0x1p-10f;
+            break;
+        case 7:
+            x[d] *= 65504.0f;
+            break;
+        default:
+            break;
+        }
+    if (kind % 10 >= 8)
+        x[kind * 5 % D] = kind % 4 == 0 ? NAN : kind % 4 == 1 ? INFINITY : -INFINITY;
+    return x;
+}
+
+/* Whether a block's token `slot` is x as kv.c stores it, NaN for NaN; units and tokens of a key change places. */
+bool stored_as(nbi_kv_type type, const unsigned char *block, bool key, size_t slot, size_t D, const float *x)
+{
+    std::vector<uint32_t> own(nbi_kv_block_bytes(type, (uint32_t)D) / 4);
+    nbi_kv_encode(type, own.data(), (uint32_t)slot, (uint32_t)D, x);
+    const unsigned char *want = (const unsigned char *)own.data();
+    const size_t scales = nbi_kv_scales_at(type, (uint32_t)D),
+                 unit = type == NBI_KV_F32   ? 4
+                        : type == NBI_KV_F16 ? 2
+                                             : 1,
+                 n = scales / 16 / unit;
+    auto same = [&](size_t from, size_t units, size_t size) {
+        for (size_t i = 0; i < units; i++) {
+            uint32_t a = 0, b = 0;
+            memcpy(&a, want + from + (slot * units + i) * size, size);
+            memcpy(&b, block + from + (key ? i * 16 + slot : slot * units + i) * size, size);
+            const bool nan = size == 4   ? (a & b & 0x7fffffffu) > 0x7f800000u
+                             : size == 2 ? (a & 0x7fff) > 0x7c00 && (b & 0x7fff) > 0x7c00
+                                         : false;
+            if (a != b && !nan)
+                return false;
+        }
+        return true;
+    };
+    return same(0, n, unit) && (type != NBI_KV_INT8 || same(scales, 1, 4)) &&
+           (type != NBI_KV_INT4 || same(scales, 2 * nbi_kv4_runs((uint32_t)D), 2));
+}
+
 /* Checks the last token against double.  Relative errors of a term p: of its score, a step a dimension, the
  * scale in q and that of an INT8 key, times sum |q k|; of s - m; of exp (4) here and in a merge; the scale of an INT8
  * value, at most 128 steps in its chunk and 3 for each merge; two for 1 / L.  Numerator and denominator both have them. */
@@ -301,6 +366,52 @@ TEST(Attention, rope_rotates_pairs_and_fills_the_cache)
             }
         }
     }
+}
+
+TEST(Attention, what_is_stored_is_what_the_reference_stores)
+{
+    const size_t heads = 3, n_kv = 2, rows = 29; /* kinds of heads meet all slots of a page */
+    for (const std::string &isa : isas())
+        for (nbi_kv_type t : kTypes)
+            for (uint32_t D : {2u, 6u, 20u, 34u, 64u, 80u, 96u, 256u}) {
+                Backend b(isa.c_str());
+                Cache c(t, n_kv, D, rows);
+                const size_t width = (heads + 2 * n_kv) * D, bytes = nbi_kv_block_bytes(t, D);
+                std::vector<float> inv_freq(D / 2, 0.25f);
+                Guarded<float> qkv(rows * width);
+                for (size_t h = 0; h < rows * (heads + 2 * n_kv); h++) {
+                    const std::vector<float> x = hard_head(D, h);
+                    std::copy(x.begin(), x.end(), qkv.data() + h * D);
+                }
+                nbi_seq seq = {0, rows, 0, c.pages.data()};
+                nbi_batch batch = {};
+                batch.rows = rows;
+                batch.n_seqs = 1;
+                batch.seqs = &seq;
+                Step step(b, rows, D, inv_freq.data(), 1, c.pages.size(), heads, n_kv);
+                nbi_step *s = step.begin(batch);
+                ASSERT_NB_OK(b->rope_append(b.be, s, qkv.data(), heads, &c.kv));
+                for (size_t r = 0; r < rows; r++)
+                    for (size_t g = 0; g < n_kv; g++) {
+                        const size_t at = ((size_t)c.pages[r / 16] * n_kv + g) * bytes;
+                        const float *key = qkv.data() + r * width + (heads + g) * D, *value = key + n_kv * D;
+                        EXPECT_TRUE(stored_as(t, c.k->data() + at, true, r % 16, D, key))
+                            << isa << " " << nbi_kv_type_name(t) << " key, D " << D << " row " << r << " head " << g;
+                        EXPECT_TRUE(stored_as(t, c.v->data() + at, false, r % 16, D, value))
+                            << isa << " " << nbi_kv_type_name(t) << " value, D " << D << " row " << r << " head " << g;
+                    }
+                /* tokens that are not there yet, and pages of others, stay as they were */
+                for (const auto *cache : {c.k.get(), c.v.get()}) {
+                    const std::vector<unsigned char> now = cache->copy();
+                    const size_t scales = nbi_kv_scales_at(t, D), last = (size_t)c.pages[1] * n_kv * bytes;
+                    for (size_t i = 0; i < n_kv * (cache == c.v.get() ? scales : 0); i++)
+                        if (i % scales >= scales / 16 * (rows - 16)) {
+                            EXPECT_EQ(255, now[last + i / scales * bytes + i % scales]) << isa << " D " << D;
+                        }
+                    EXPECT_EQ(255, now[0]); /* page 0 is nobody's */
+                    EXPECT_EQ(255, now[n_kv * bytes - 1]);
+                }
+            }
 }
 
 TEST(Attention, a_wrong_key_is_seen)

@@ -20,86 +20,6 @@ static nb_status check_cache(const nbi_kv_layer *kv)
     return NB_OK;
 }
 
-/* x0' = x0 cos - x1 sin, x1' = x1 cos + x0 sin: each product rounded, then the sum. */
-static void turn(float *restrict x, const float *restrict cos_sin, size_t half)
-{
-    for (size_t i = 0; i < half; i++) {
-        const float c = cos_sin[i], s = cos_sin[half + i], x0 = x[i], x1 = x[i + half];
-        x[i] = x0 * c - x1 * s;
-        x[i + half] = x1 * c + x0 * s;
-    }
-}
-
-/* Head h of the row, a query's or a key's, on the grid of the keys' channels. */
-static void by_channel(const nbi_kv_layer *kv, float *x, size_t h, size_t n_heads)
-{
-    const bool key = h >= n_heads;
-    const size_t D = kv->head_dim, at = (key ? h - n_heads : h * kv->n_kv_heads / n_heads) * D;
-    for (size_t d = 0; d < D; d++)
-        x[d] = key ? (x[d] - kv->k_shift[at + d]) / kv->k_scale[at + d] : x[d] * kv->k_scale[at + d];
-}
-
-/* n units of `size` bytes become column `slot` of [n][16]. */
-static void put_column(char *to, const char *from, size_t n, size_t size, size_t slot)
-{
-    to += slot * size;
-    switch (size) { /* copies of a size that the compiler knows */
-    case 1:
-        for (size_t i = 0; i < n; i++)
-            to[NBI_PAGE_TOKENS * i] = from[i];
-        break;
-    case 2:
-        for (size_t i = 0; i < n; i++)
-            memcpy(to + NBI_PAGE_TOKENS * 2 * i, from + 2 * i, 2);
-        break;
-    default:
-        for (size_t i = 0; i < n; i++)
-            memcpy(to + NBI_PAGE_TOKENS * 4 * i, from + 4 * i, 4);
-        break;
-    }
-}
-
-/* A key, encoded as the first token of a block of its own, becomes column `slot` of a block of the cache. */
-static void put_key(nbi_kv_type type, char *block, size_t slot, size_t D, const float *src)
-{
-    _Alignas(4) char own[NBI_PAGE_TOKENS * NBI_MAX_HEAD_DIM * sizeof(float)];
-    const size_t scales = nbi_kv_scales_at(type, (uint32_t)D);
-    if (type == NBI_KV_F32) {
-        put_column(block, (const char *)src, D, sizeof(float), slot);
-        return;
-    }
-    nbi_kv_encode(type, own, 0, (uint32_t)D, src);
-    if (type == NBI_KV_F16) {
-        put_column(block, own, D, 2, slot);
-    } else if (type == NBI_KV_INT8) {
-        put_column(block, own, D, 1, slot);
-        put_column(block + scales, own + scales, 1, sizeof(float), slot);
-    } else {
-        put_column(block, own, D / 2, 1, slot);
-        put_column(block + scales, own + scales, 2 * nbi_kv4_runs((uint32_t)D), 2, slot);
-    }
-}
-
-/* One row: [q heads][k heads][v heads], each of head_dim. */
-static void append_row(const nbi_cpu *c, const nbi_step *s, const nbi_kv_layer *kv, float *row, size_t n_heads,
-                       const float *cos_sin, const nbi_cpu_place *place)
-{
-    const size_t D = kv->head_dim, G = kv->n_kv_heads, bytes = nbi_kv_block_bytes(kv->type, kv->head_dim),
-                 at = (size_t)place->page * G * bytes, slot = place->pos % NBI_PAGE_TOKENS;
-    for (size_t h = 0; h < n_heads + G; h++) {
-        turn(row + h * D, cos_sin, D / 2);
-        if (kv->rotate)
-            c->kern->rotate_row(&s->rotation, row + h * D);
-        if (kv->k_scale)
-            by_channel(kv, row + h * D, h, n_heads);
-    }
-    for (size_t h = 0; h < G; h++) {
-        put_key(kv->type, (char *)kv->k + at + h * bytes, slot, D, row + (n_heads + h) * D);
-        nbi_kv_encode(kv->type, (char *)kv->v + at + h * bytes, (uint32_t)slot, kv->head_dim,
-                      row + (n_heads + G + h) * D);
-    }
-}
-
 nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size_t n_heads, const nbi_kv_layer *kv)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
@@ -111,9 +31,17 @@ nb_status nbi_cpu_rope_append(nbi_backend *b, const nbi_step *s, void *qkv, size
         st = nbi_fail(NB_EUNSUPPORTED, "a head dimension of %zu cannot be rotated: expected an even number", D);
     if (st != NB_OK)
         return st;
-#pragma omp parallel for schedule(static) num_threads(nbi_cpu_threads(c, rows > 1 ? rows * width : 0))
-    for (size_t r = 0; r < rows; r++)
-        append_row(c, s, kv, (float *)qkv + r * width, n_heads, s->cos_sin + r * D, &s->place[r]);
+    const nbi_cpu_append a = {.kv = kv,
+                              .rotation = &s->rotation,
+                              .n_heads = n_heads,
+                              .block_bytes = nbi_kv_block_bytes(kv->type, kv->head_dim),
+                              .qkv = qkv,
+                              .cos_sin = s->cos_sin,
+                              .place = s->place};
+    const size_t threads = (size_t)nbi_cpu_threads(c, rows > 1 ? rows * width : 0);
+#pragma omp parallel for schedule(static) num_threads((int)threads)
+    for (size_t i = 0; i < threads; i++)
+        c->kern->append_rows(&a, rows * i / threads, rows * (i + 1) / threads);
     return NB_OK;
 }
 
@@ -168,6 +96,18 @@ static void sort_tiles(nbi_cpu_plan *p, size_t share)
         p->tiles[start[CLASSES - 1 - cost_of(&p->unsorted[i], share) * (CLASSES - 1) / most]++] = p->unsorted[i];
 }
 
+/* Sequences of about the same length, each of them one tile: no thread will wait for another. */
+static bool is_even(const nbi_cpu_plan *p, size_t n_seqs)
+{
+    size_t least = SIZE_MAX, most = 0;
+    for (size_t i = 0; i < p->n_tiles; i++) {
+        const size_t cost = 64 + p->tiles[i].pos0; /* what a tile of few keys costs, too */
+        least = cost < least ? cost : least;
+        most = cost > most ? cost : most;
+    }
+    return p->n_tiles == n_seqs && most - least <= most / 8;
+}
+
 static void make_plan(const nbi_step *s, size_t n_heads, const nbi_kv_layer *kv, size_t threads)
 {
     nbi_cpu_plan *p = s->plan;
@@ -190,6 +130,8 @@ static void make_plan(const nbi_step *s, size_t n_heads, const nbi_kv_layer *kv,
         }
         p->n_items += G * nbi_ceil_div(t->chunks, t->piece_size);
     }
+    if (p->n_items >= 8 * threads && is_even(p, s->batch->n_seqs))
+        p->n_fixed = p->n_items - p->n_items / 8;
 }
 
 /* The last tile whose items begin at `item` or before. */
@@ -276,8 +218,11 @@ nb_status nbi_cpu_attention(nbi_backend *b, const nbi_step *step, const void *qk
         make_plan(step, n_heads, kv, (size_t)c->threads);
 #pragma omp parallel num_threads(nbi_cpu_threads(c, p->work *NBI_ATTN_CHUNK *D))
     {
+#pragma omp for schedule(static) nowait
+        for (size_t i = 0; i < p->n_fixed; i++)
+            run_item(&a, i);
 #pragma omp for schedule(dynamic, 1)
-        for (size_t i = 0; i < p->n_items; i++)
+        for (size_t i = p->n_fixed; i < p->n_items; i++)
             run_item(&a, i);
         if (p->n_split) {
 #pragma omp for schedule(dynamic, 1)

@@ -108,11 +108,11 @@ V16_INLINE v16 att_load_value(const char *block, size_t D, size_t slot, size_t d
     return v16_fma(v16_load_u4(q), v16_set1_f16(s_m[0]), v16_set1_f16(s_m[1]));
 }
 
-/* [16][D] becomes [16][Dp]; lanes beyond D mean nothing. */
-V16_INLINE void att_widen_values_of(const char *block, size_t D, nbi_kv_type type, float *to)
+/* [slots][D] becomes [slots][Dp]; lanes beyond D mean nothing. */
+V16_INLINE void att_widen_values_of(const char *block, size_t D, nbi_kv_type type, size_t slots, float *to)
 {
     const size_t full = D & ~(size_t)15, Dp = (D + 15) & ~(size_t)15;
-    for (size_t slot = 0; slot < NBI_PAGE_TOKENS; slot++, to += Dp) {
+    for (size_t slot = 0; slot < slots; slot++, to += Dp) {
         for (size_t d = 0; d < full; d += 16)
             v16_store(to + d, att_load_value(block, D, slot, d, 16, type));
         if (full < D)
@@ -120,20 +120,20 @@ V16_INLINE void att_widen_values_of(const char *block, size_t D, nbi_kv_type typ
     }
 }
 
-static void att_widen_values(const char *block, size_t D, nbi_kv_type type, float *to)
+static void att_widen_values(const char *block, size_t D, nbi_kv_type type, size_t slots, float *to)
 {
     switch (type) { /* four bodies, each of one type */
     case NBI_KV_F32:
-        att_widen_values_of(block, D, NBI_KV_F32, to);
+        att_widen_values_of(block, D, NBI_KV_F32, slots, to);
         break;
     case NBI_KV_F16:
-        att_widen_values_of(block, D, NBI_KV_F16, to);
+        att_widen_values_of(block, D, NBI_KV_F16, slots, to);
         break;
     case NBI_KV_INT8:
-        att_widen_values_of(block, D, NBI_KV_INT8, to);
+        att_widen_values_of(block, D, NBI_KV_INT8, slots, to);
         break;
     default:
-        att_widen_values_of(block, D, NBI_KV_INT4, to);
+        att_widen_values_of(block, D, NBI_KV_INT4, slots, to);
         break;
     }
 }
@@ -151,12 +151,15 @@ typedef struct att_group {
 static void att_look_ahead(const att *t, att_group *g, bool values, size_t c, size_t at, size_t n)
 {
     const nbi_cpu_attend *a = t->a;
-    const bool last = at + t->group >= n, turn = last && (!values || c + 1 < a->c1);
-    const void *cache = values != turn ? a->kv->v : a->kv->k;
+    const bool last = at + t->group >= n;
+    const char *cache = values != last ? a->kv->v : a->kv->k;
     size_t from = c * CHUNK_PAGES + (last ? 0 : at + t->group), end = c * CHUNK_PAGES + n;
-    if (turn && values) {
-        from = (c + 1) * CHUNK_PAGES;
-        end = from + 1; /* the next chunk has a page at least */
+    if (last && values) {
+        /* the next chunk has a page at least; behind the last one the next kv head begins */
+        from = (c + 1 < a->c1 ? c + 1 : a->c0) * CHUNK_PAGES;
+        end = from + 1;
+        if (c + 1 == a->c1 && a->kv_head + 1 < a->kv->n_kv_heads)
+            cache += a->block_bytes;
     }
     for (size_t i = 0; i < ATT_GROUP; i++)
         g->ahead[i] = att_block(a, cache, from + i < end ? from + i : end - 1);
@@ -167,15 +170,18 @@ static att_group att_open_group(const att *t, bool values, size_t c, size_t at, 
 {
     const nbi_kv_type type = t->a->kv->type;
     att_group g = {.n = n - at < t->group ? n - at : t->group, .first = at};
-    for (size_t i = 0; i < g.n; i++) {
+    size_t keys = att_keys_of(t, c, t->n - 1) - at * NBI_PAGE_TOKENS; /* from page i on */
+    for (size_t i = 0; i < g.n; i++, keys -= NBI_PAGE_TOKENS) {
         const char *block = att_block(t->a, values ? t->a->kv->v : t->a->kv->k, c * CHUNK_PAGES + at + i);
         float *to = t->pages + i * NBI_PAGE_TOKENS * t->Dp;
         g.page[i] = to;
         g.scale[i] = type == NBI_KV_INT8 ? (const float *)(block + nbi_kv_scales_at(type, (uint32_t)t->D)) : NULL;
         if (type == NBI_KV_F32 && (!values || t->D == t->Dp))
             g.page[i] = (const float *)block;
+        else if (values)
+            att_widen_values(block, t->D, type, keys < NBI_PAGE_TOKENS ? keys : NBI_PAGE_TOKENS, to);
         else
-            (values ? att_widen_values : att_widen_keys)(block, t->D, type, to);
+            att_widen_keys(block, t->D, type, to);
     }
     att_look_ahead(t, &g, values, c, at, n);
     return g;
@@ -325,17 +331,12 @@ static void att_chunk_scores(const att *t, size_t c, size_t n_pages)
 static float att_most(float *s, size_t n)
 {
     const size_t padded = (n + 15) & ~(size_t)15;
-    float lane[16];
     for (size_t i = n; i < padded; i++)
         s[i] = -__builtin_inff();
     v16 most = v16_load(s);
     for (size_t i = 16; i < padded; i += 16)
         most = v16_max(most, v16_load(s + i));
-    v16_store(lane, most);
-    for (int step = 8; step; step /= 2)
-        for (int i = 0; i < step; i++)
-            lane[i] = lane[i] > lane[i + step] ? lane[i] : lane[i + step];
-    return lane[0];
+    return v16_most(most);
 }
 
 /* Scores become p; gives their sum. */
@@ -398,6 +399,8 @@ static void att_merge(const att *t, const float *o, const float *m, const float 
 {
     float a[NBI_CPU_ATT_QUERIES], b[NBI_CPU_ATT_QUERIES];
     if (first) {
+        if (o == t->out) /* the only chunk: attend() */
+            return;
         memcpy(t->out, o, t->n * t->Dp * sizeof *o);
         memcpy(t->max, m, t->n * sizeof *m);
         memcpy(t->sum, l, t->n * sizeof *l);
@@ -457,10 +460,26 @@ V16_INLINE float *att_record(const att *t, size_t c)
     return t->a->parts + c * nbi_cpu_attend_record(t->n, t->D);
 }
 
+/* The keys that come first, which nothing before them could ask for. */
+static void att_ask_for_first(const att *t)
+{
+    const nbi_cpu_attend *a = t->a;
+    const size_t keys = att_keys_of(t, a->c0, t->n - 1);
+    for (size_t i = 0; i < t->group && i * NBI_PAGE_TOKENS < keys; i++)
+        for (size_t at = 0; at < a->block_bytes; at += 64)
+            att_ask_for(att_block(a, a->kv->k, a->c0 * CHUNK_PAGES + i) + at);
+}
+
 static void attend(const nbi_cpu_attend *a)
 {
     att t = att_open(a);
+    att_ask_for_first(&t);
     att_pack_queries(&t);
+    if (a->c1 == 1 && !a->parts) { /* the only chunk: its results are those of all */
+        t.out = t.o;
+        t.max = t.m;
+        t.sum = t.l;
+    }
     for (size_t c = a->c0; c < a->c1; c++) {
         const size_t n_pages = (att_keys_of(&t, c, t.n - 1) + NBI_PAGE_TOKENS - 1) / NBI_PAGE_TOKENS;
         if (a->parts) {

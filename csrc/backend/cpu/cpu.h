@@ -167,6 +167,21 @@ typedef struct nbi_cpu_rotation {
     float *hartley; /* [h][h]; NULL where h is 1 */
 } nbi_cpu_rotation;
 
+typedef struct nbi_cpu_place {
+    int32_t page;
+    uint32_t pos;
+} nbi_cpu_place;
+
+/* Rows for rope_append(): [q heads][k heads][v heads] each. */
+typedef struct nbi_cpu_append {
+    const nbi_kv_layer *kv;
+    const nbi_cpu_rotation *rotation;
+    size_t n_heads, block_bytes;
+    float *qkv;
+    const float *cos_sin;       /* [rows][2][head_dim/2] */
+    const nbi_cpu_place *place; /* [rows] */
+} nbi_cpu_append;
+
 typedef struct nbi_cpu_kernels {
     const char *name; /* "avx512-vnni" */
     const char *isa;  /* as NB_CPU_ISA says it */
@@ -183,6 +198,7 @@ typedef struct nbi_cpu_kernels {
     void (*rmsnorm_row)(const float *x, const float *weight, float eps, size_t k, float *y);
     void (*swiglu)(const float *gate, const float *up, size_t n, float *y);
     void (*exp)(const float *x, size_t n, float *y); /* the exp of softmax and silu: here for its test */
+    void (*append_rows)(const nbi_cpu_append *a, size_t r0, size_t r1);
     void (*attend)(const nbi_cpu_attend *a);
     void (*attend_join)(const nbi_cpu_attend *a);            /* y of a tile whose chunks 0 .. c1-1 are all in parts */
     void (*rotate_row)(const nbi_cpu_rotation *r, float *x); /* x [h * m] in place */
@@ -213,14 +229,12 @@ typedef struct nbi_cpu_tile {
 typedef struct nbi_cpu_plan {
     size_t n_heads, n_kv_heads; /* 0: not planned yet */
     size_t n_tiles, n_split, n_items, work;
+    /* The first items, of which every thread has a range, which is of the rows that it had in rope_append(): what it stored there
+     * is in its caches.  The others are handed out as threads ask for them. */
+    size_t n_fixed;
     nbi_cpu_tile *tiles;    /* [max_rows], longest first */
     nbi_cpu_tile *unsorted; /* [max_rows] */
 } nbi_cpu_plan;
-
-typedef struct nbi_cpu_place {
-    int32_t page;
-    uint32_t pos;
-} nbi_cpu_place;
 
 /* A batch on the CPU: the caller's description, where its rows go in the cache, and their angles. */
 struct nbi_step {

@@ -7,7 +7,8 @@
 #include "backend/cpu/sparse_body.h"
 #include "backend/cpu/xnor_body.h"
 
-#include "backend/cpu/attention_body.h" /* stands on rows_body.h */
+#include "backend/cpu/append_body.h" /* these two stand on rows_body.h */
+#include "backend/cpu/attention_body.h"
 
 const nbi_cpu_kernels NBI_CPU_TABLE = {
     .name = NBI_CPU_NAME,
@@ -22,6 +23,7 @@ const nbi_cpu_kernels NBI_CPU_TABLE = {
     .rmsnorm_row = rmsnorm_row,
     .swiglu = swiglu,
     .exp = exp_n,
+    .append_rows = append_rows,
     .attend = attend,
     .attend_join = attend_join,
     .rotate_row = rotate_row,

@@ -587,14 +587,38 @@ size_t nbi_cpu_linear_bytes(const nbi_linear *l)
     return l->bytes;
 }
 
+/* Every element lies in a line of its own: they are asked for long before. */
+static void unpack_dense(const nbi_linear *l, const unsigned char *from, size_t lane, size_t step, float *dst)
+{
+    enum { AHEAD = 64 };
+    const nbi_dtype t = l->kind == NBI_CPU_F32 ? NBI_F32 : (l->kind == NBI_CPU_F16 ? NBI_F16 : NBI_BF16);
+    const size_t size = nbi_dtype_size(t);
+    uint16_t half[64];
+    from += lane * size;
+    for (size_t k = 0; k < l->k && k < AHEAD; k++)
+        __builtin_prefetch(from + k * step);
+    if (size == 4)
+        for (size_t k = 0; k < l->k; k++) {
+            __builtin_prefetch(from + (k + AHEAD) * step);
+            memcpy(dst + k, from + k * step, 4);
+        }
+    else
+        for (size_t k = 0; k < l->k; k += 64) {
+            const size_t n = l->k - k < 64 ? l->k - k : 64;
+            for (size_t i = 0; i < n; i++) {
+                __builtin_prefetch(from + (k + i + AHEAD) * step);
+                memcpy(half + i, from + (k + i) * step, 2);
+            }
+            nbi_to_f32(dst + k, half, t, n);
+        }
+}
+
 void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
 {
     const size_t panel = n / NBI_PANEL, lane = n % NBI_PANEL;
     size_t step = nbi_cpu_slab(l, panel) * l->line;
     if (!l->scheme.bits) {
-        nbi_dtype t = l->kind == NBI_CPU_F32 ? NBI_F32 : (l->kind == NBI_CPU_F16 ? NBI_F16 : NBI_BF16);
-        for (size_t k = 0; k < l->k; k++)
-            nbi_to_f32(dst + k, nbi_cpu_panel(l, panel) + k * step + lane * nbi_dtype_size(t), t, 1);
+        unpack_dense(l, nbi_cpu_panel(l, panel), lane, step, dst);
         return;
     }
     if (l->kind == NBI_CPU_XNOR) {

@@ -94,6 +94,18 @@ V16_INLINE void v16_store(float *p, v16 a)
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
 }
+V16_INLINE void v16_store_f16(uint16_t *p, v16 a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+V16_INLINE void v16_store_i8(int8_t *p, v16 a)
+{
+    /* packing works within 128 bits: lanes 0-3 8-11 4-7 12-15, of four bytes each */
+    const __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    const __m128i b = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi32(b, 0xd8));
+}
 
 V16_INLINE v16 v16_add(v16 a, v16 b)
 {
@@ -140,6 +152,13 @@ V16_INLINE v16 v16_min(v16 a, v16 b)
 V16_INLINE v16 v16_fma(v16 a, v16 b, v16 c)
 {
     return v16_make(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
+}
+V16_INLINE float v16_most(v16 a)
+{
+    __m256 e = _mm256_max_ps(a.lo, a.hi);
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
 V16_INLINE float v16_sum(v16 a)
 {

@@ -86,6 +86,23 @@ V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
 {
     _mm512_mask_storeu_ps(p, v16_first(n), a);
 }
+/* Masks of narrow elements cost much, even if all are in it. */
+V16_INLINE void v16_store_f16_n(uint16_t *p, v16 a, size_t n)
+{
+    const __m256i h = _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    if (n == 16)
+        _mm256_storeu_si256((__m256i *)p, h);
+    else
+        _mm256_mask_storeu_epi16(p, v16_first(n), h);
+}
+V16_INLINE void v16_store_i8_n(int8_t *p, v16 a, size_t n)
+{
+    const __m128i b = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a));
+    if (n == 16)
+        _mm_storeu_si128((__m128i *)p, b);
+    else
+        _mm_mask_storeu_epi8(p, v16_first(n), b);
+}
 
 V16_INLINE v16 v16_add(v16 a, v16 b)
 {
@@ -123,6 +140,10 @@ V16_INLINE v16 v16_min(v16 a, v16 b)
 V16_INLINE v16 v16_fma(v16 a, v16 b, v16 c)
 {
     return _mm512_fmadd_ps(a, b, c);
+}
+V16_INLINE float v16_most(v16 a)
+{
+    return _mm512_reduce_max_ps(a);
 }
 V16_INLINE float v16_sum(v16 a)
 {

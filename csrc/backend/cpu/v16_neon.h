@@ -92,6 +92,16 @@ V16_INLINE void v16_store(float *p, v16 a)
 {
     V16_EACH vst1q_f32(p + 4 * i, a.r[i]);
 }
+V16_INLINE void v16_store_f16(uint16_t *p, v16 a)
+{
+    V16_EACH vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.r[i])));
+}
+V16_INLINE void v16_store_i8(int8_t *p, v16 a)
+{
+    int16x4_t w[4];
+    V16_EACH w[i] = vmovn_s32(vcvtq_s32_f32(a.r[i]));
+    vst1q_s8(p, vcombine_s8(vmovn_s16(vcombine_s16(w[0], w[1])), vmovn_s16(vcombine_s16(w[2], w[3]))));
+}
 
 V16_INLINE v16 v16_add(v16 a, v16 b)
 {
@@ -146,6 +156,10 @@ V16_INLINE v16 v16_butterfly(v16 x, int len)
         x.r[i] = vaddq_f32(other, vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x.r[i]), upper)));
     }
     return x;
+}
+V16_INLINE float v16_most(v16 a)
+{
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.r[0], a.r[1]), vmaxq_f32(a.r[2], a.r[3])));
 }
 V16_INLINE float v16_sum(v16 a)
 {

@@ -106,6 +106,17 @@ V16_INLINE void v16_store_n(float *p, v16 a, size_t n)
     memcpy(p, a.f, n * sizeof(float));
 }
 
+V16_INLINE void v16_store_f16_n(uint16_t *p, v16 a, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        p[i] = nbi_f32_to_f16(a.f[i]);
+}
+V16_INLINE void v16_store_i8_n(int8_t *p, v16 a, size_t n) /* of integers -128 .. 127 */
+{
+    for (size_t i = 0; i < n; i++)
+        p[i] = (int8_t)a.f[i];
+}
+
 /* Lanes at distance len (1, 2, 4, 8): the lower becomes a + b, the upper a - b. */
 V16_INLINE v16 v16_butterfly(v16 x, int len)
 {
@@ -148,6 +159,12 @@ V16_INLINE v16 v16_min(v16 a, v16 b)
 {
     V16_EACH a.f[i] = a.f[i] < b.f[i] ? a.f[i] : b.f[i];
     return a;
+}
+V16_INLINE float v16_most(v16 a) /* the largest; where one is a NaN, anything that is one of them */
+{
+    for (int i = 1; i < 16; i++)
+        a.f[0] = a.f[0] > a.f[i] ? a.f[0] : a.f[i];
+    return a.f[0];
 }
 /* The tree: lane i takes lane i+8, then i+4, i+2, i+1. */
 V16_INLINE float v16_sum(v16 a)
