@@ -245,6 +245,43 @@ TEST(Linear, integer_sums_are_exact)
     }
 }
 
+/* Every register tile of each integer kernel: 1 to 8 rows and 12, panels of a whole slab, of the rest of one and alone; groups and
+ * K that end within a dword, a pair of lines or a block; symmetric and not, with a grid that is not, rows in another order. */
+TEST(Linear, integer_tiles_of_every_size_give_the_bits_of_scalar)
+{
+    const size_t n = 93, most = 12;
+    const struct {
+        unsigned bits;
+        uint32_t group;
+        size_t k;
+    } cases[] = {{8, 0, 3},     {8, 0, 4},   {8, 0, 5},   {8, 0, 28},   {8, 0, 29},    {8, 0, 72},
+                 {8, 4, 32},    {8, 12, 60}, {8, 32, 96}, {8, 64, 192}, {8, 128, 256}, {4, 0, 7},
+                 {4, 0, 9},     {4, 0, 60},  {4, 8, 40},  {4, 24, 72},  {4, 32, 96},   {4, 64, 192},
+                 {4, 128, 256}, {3, 32, 96}, {3, 0, 77},  {2, 16, 48},  {2, 0, 53}};
+    Backend scalar("scalar");
+    std::vector<std::unique_ptr<Backend>> others;
+    for (const std::string &isa : isas())
+        others.push_back(std::make_unique<Backend>(isa.c_str()));
+    size_t seed = 700;
+    for (auto &c : cases)
+        for (int form = 0; form < 3; form++) {
+            nbi_scheme s = scheme(c.bits, c.group, form == 0, form == 2 ? NBI_ACT_TENSOR : NBI_ACT_TOKEN, form != 2);
+            s.act_order = form == 1 && c.group;
+            Weight w = make_weight(s, NBI_F32, n, c.k, ++seed, false);
+            w.w.perm = s.act_order ? (uint32_t *)malloc(c.k * sizeof(uint32_t)) : nullptr;
+            for (size_t i = 0; s.act_order && i < c.k; i++)
+                w.w.perm[i] = (uint32_t)(c.k - 1 - i);
+            const std::vector<float> x = noise(most * c.k, seed), want = linear_on(scalar, w.w, x.data(), most);
+            for (auto &b : others) {
+                Packed p(*b, w.w);
+                for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 12})
+                    ASSERT_TRUE(same_bits(run_linear(*b, p.l, n, c.k, x.data(), rows).data(), want.data(), rows * n))
+                        << "INT" << c.bits << " group " << c.group << " K=" << c.k << " form " << form
+                        << " rows=" << rows << " " << b->be->description;
+            }
+        }
+}
+
 TEST(Linear, accumulate_adds_the_finished_product)
 {
     for (const std::string &isa : isas())

@@ -1,4 +1,4 @@
-/* The kernels for NEON with i8mm (USDOT): see cpu.h. */
+/* The kernels for NEON with i8mm (USMMLA for rows in pairs, USDOT for one): see cpu.h. */
 #if defined(__aarch64__)
 #include "backend/cpu/v16_neon.h"
 

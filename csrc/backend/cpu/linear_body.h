@@ -254,6 +254,9 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
 }
 
 #include "backend/cpu/lowbit_body.h"
+#if defined(V16_ROW_PAIRS)
+#include "backend/cpu/tile_i8mm.h"
+#endif
 
 #ifdef V16_PLANES
 /* Codes of 4 and 2 bits stay where they lie in their byte, and those of position i have sums of their own, 2^(bits * i) times as
@@ -308,6 +311,13 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
                 v16d_begin(l->zeros ? 0 : l->packing->offset, j->q_sum[(row + (size_t)m) * l->groups + g]);
             UNROLL for (int p = 0; p < P; p++) sum[p][m] = begin;
         }
+#if defined(V16_ROW_PAIRS)
+        if (M % 2 == 0) {
+            pairs_group(w + k0 / per * step, line, q + k0, stride, k1 - k0, kind, P, M, sum);
+            int_group(j, panel, row, g, P, M, sum, acc);
+            continue;
+        }
+#endif
         /* A last block that K does not fill multiplies the zeros that quantize_row() left beyond K. */
 #ifdef V16_PLANES
         if (M == 1 && (kind == NBI_CPU_Q4 || kind == NBI_CPU_Q2)) {

@@ -25,6 +25,9 @@
 #define V16_INT_PANELS_4 1
 #define V16_INT_PANELS_6 1
 #define V16_INT_SUMS     6
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define V16_ROW_PAIRS /* tile_i8mm.h */
+#endif
 #else /* a sum takes eight registers */
 #define V16_INT_PANELS_1 2
 #define V16_INT_PANELS_2 1
@@ -295,7 +298,8 @@ V16_INLINE v16q v16q_bytes(v16u w)
 }
 V16_INLINE v16q v16q_from4(v16u w, int high)
 {
-    V16_EACH w.r[i] = v16_bits(w.r[i], 4 * high, 0x0f0f0f0f);
+    V16_EACH w.r[i] = high ? vreinterpretq_u32_u8(vshrq_n_u8(vreinterpretq_u8_u32(w.r[i]), 4))
+                           : vandq_u32(w.r[i], vdupq_n_u32(0x0f0f0f0f));
     return w;
 }
 #if defined(__ARM_FEATURE_DOTPROD)
