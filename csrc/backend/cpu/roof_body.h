@@ -35,6 +35,15 @@ static float roof_read(const float *p, size_t n, bool one)
     return one ? read_streams(p, n, 1) : read_streams(p, n, 4);
 }
 
+/* The instruction of the largest tiles, and its products for each of sixteen lanes. */
+#ifdef V16_ROW_PAIRS
+#define ROOF_ADD      pairs_add
+#define ROOF_PRODUCTS 8
+#else
+#define ROOF_ADD      v16d_add
+#define ROOF_PRODUCTS 4
+#endif
+
 /* n rounds of dot products into all sums, 16 lanes each; returns the additions and multiplications done.  A product is 10,
  * and *sink the sum of them all. */
 static double roof_int8(size_t n, float *sink)
@@ -53,11 +62,11 @@ static double roof_int8(size_t n, float *sink)
         UNROLL for (int r = 0; r < 2; r++)
         {
             const v16x xq = v16x_load(x[r]);
-            UNROLL for (int c = 0; c < COLUMNS; c++) sum[r][c] = v16d_add(sum[r][c], w[c], xq);
+            UNROLL for (int c = 0; c < COLUMNS; c++) sum[r][c] = ROOF_ADD(sum[r][c], w[c], xq);
         }
     }
     *sink = 0;
     UNROLL for (int r = 0; r < 2; r++) UNROLL for (int c = 0; c < COLUMNS; c++) *sink +=
         v16_sum(v16d_finish(sum[r][c], NULL, NULL, 0, 0));
-    return (double)n * 2 * COLUMNS * 16 * 4 * 2;
+    return (double)n * 2 * COLUMNS * 16 * ROOF_PRODUCTS * 2;
 }

@@ -48,6 +48,13 @@ V16_INLINE int8x16_t pairs_x(const nbi_qx *q, size_t stride, int quads)
     return vcombine_s8(vld1_s8(q), vld1_s8(q + stride));
 }
 
+/* Both lanes of each quarter of w times two rows of x. */
+V16_INLINE v16d pairs_add(v16d acc, v16q w, int8x16_t x)
+{
+    V16_EACH acc.a[i] = vusmmlaq_s32(acc.a[i], vreinterpretq_u8_u32(w.r[i]), x);
+    return acc;
+}
+
 /* Quads `quad` and, where quads is 2, quad + 1 of a block whose first k has x at q. */
 V16_INLINE void pairs_step(const unsigned char *w, size_t line, const nbi_qx *q, size_t stride, int kind, int quad,
                            int quads, int P, int M, v16d sum[MAX_P][MAX_M])
