@@ -99,7 +99,7 @@ static nbi_linear *make_weight(const bench *t, int id, uint64_t seed)
         for (size_t i = 0; i < t->n * t->k; i++)
             w.codes[i] = (int8_t)((int)(nbi_rng(seed, i) & (uint64_t)(2 * half - 1)) - half);
         for (size_t i = 0; i < t->n * groups; i++)
-            w.scales[i] = 0.01f;
+            w.scales[i] = 0x1.48p-7f; /* about 0.01, in bf16 as files have it */
         for (size_t i = 0; e8p && i < t->n * t->k / 8 * nbi_e8p_words(w.scheme.bits); i++)
             w.words[i] = (uint16_t)nbi_rng(seed, i);
         must(t->b->ops->linear_create(t->b, &l, &w));

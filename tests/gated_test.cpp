@@ -8,6 +8,7 @@ struct Pair {
     const char *name;
     Case gate, up;
     bool sparse; /* up has numbers beside its matrix */
+    bool gates;
 };
 
 Case dense(nbi_dtype t)
@@ -23,14 +24,14 @@ std::vector<Pair> pairs()
                w2a8 = {scheme(2, 32, true, NBI_ACT_TOKEN, true), NBI_F32},
                still = {scheme(8, 0, true, NBI_ACT_TENSOR, false), NBI_F32},
                w4 = {scheme(4, 32, true, NBI_ACT_NONE, true), NBI_F32};
-    return {{"W8A8", w8a8, w8a8, false},
-            {"W4A8", w4a8, w4a8, false},
-            {"W4A8 with zero points and W2A8", w4a8z, w2a8, false},
-            {"static W8A8", still, still, false},
-            {"W4A16", w4, w4, false},
-            {"F16 and F32", dense(NBI_F16), dense(NBI_F32), false},
-            {"inputs that differ", w8a8, w4, false},
-            {"a sparse part", w8a8, w8a8, true}};
+    return {{"W8A8", w8a8, w8a8, false, true},
+            {"W4A8", w4a8, w4a8, false, true},
+            {"W4A8 with zero points and W2A8", w4a8z, w2a8, false, true},
+            {"static W8A8", still, still, false, true},
+            {"W4A16", w4, w4, false, true},
+            {"F16 and F32", dense(NBI_F16), dense(NBI_F32), false, true},
+            {"inputs that differ", w8a8, w4, false, false},
+            {"a sparse part", w8a8, w8a8, true, false}};
 }
 
 /* y = swiglu(gate x, up x) with all that `produced` asks for, in the bytes that activations have. */
@@ -43,8 +44,7 @@ std::vector<char> run(Backend &b, const nbi_linear *const gate_up[2], bool at_on
     std::copy_n(x.begin(), rows * k, gx.data());
     memset(y.data(), 0, y.copy().size());
     if (at_once) {
-        EXPECT_NB_OK(
-            b->gated(b.be, gate_up, gx.data(), NBI_FORM_FLOAT, rows, y.data(), produced, room.data(), scratch.data()));
+        EXPECT_NB_OK(b->gated(b.be, gate_up, gx.data(), NBI_FORM_FLOAT, rows, y.data(), produced, scratch.data()));
     } else {
         EXPECT_NB_OK(b->linear(b.be, gate_up, 2, gx.data(), NBI_FORM_FLOAT, rows, room.data(), 2 * n, NBI_DST_ACT,
                                scratch.data()));
@@ -58,7 +58,7 @@ std::vector<char> run(Backend &b, const nbi_linear *const gate_up[2], bool at_on
 
 TEST(Gated, has_the_bytes_of_linear_and_swiglu)
 {
-    const size_t shapes[][2] = {{64, 32}, {65, 64}, {200, 96}, {333, 32}, {192, 544}};
+    const size_t shapes[][2] = {{20, 32}, {65, 64}, {200, 96}, {333, 32}, {192, 544}};
     const size_t sizes[] = {1, 7, 8, 13, 40}; /* few rows, and the first count of many */
     size_t index = 0;
     for (const std::string &isa : isas())
@@ -73,16 +73,20 @@ TEST(Gated, has_the_bytes_of_linear_and_swiglu)
                 Packed a(b, gate.w), c(b, up.w);
                 const nbi_linear *const both[2] = {a.l, c.l};
                 const std::vector<float> x = noise(40 * k, index);
-                for (size_t rows : sizes)
+                for (size_t rows : sizes) {
+                    const bool gates = b->gates(b.be, both, rows);
+                    EXPECT_EQ(p.gates && rows >= 8 && (rows <= 32 || (n + 15) / 16 >= (size_t)threads), gates)
+                        << p.name << " N=" << n << " rows=" << rows << " threads=" << threads;
                     for (unsigned produced : {(unsigned)NBI_FORM_FLOAT, (unsigned)(NBI_FORM_FLOAT | NBI_FORM_INT8)}) {
                         const std::vector<char> want = run(b, both, false, x, rows, n, k, produced),
-                                                got = run(b, both, true, x, rows, n, k, produced);
+                                                got = run(b, both, gates, x, rows, n, k, produced);
                         const size_t at =
                             (size_t)(std::mismatch(want.begin(), want.end(), got.begin()).first - want.begin());
                         ASSERT_EQ(at, want.size())
                             << p.name << ", byte " << at << " of N=" << n << " K=" << k << " rows=" << rows
                             << ", forms " << produced << ", " << b.be->description;
                     }
+                }
             }
         }
 }

@@ -89,9 +89,12 @@ std::vector<Case> all_cases()
     return v;
 }
 
-Weight weight_of(const Case &c, size_t n, size_t k, uint64_t seed)
+const nbi_dtype SCALE_TYPES[] = {NBI_F32, NBI_F16, NBI_BF16};
+
+Weight weight_of(const Case &c, size_t n, size_t k, uint64_t seed, nbi_dtype scales = NBI_F32)
 {
     Weight w = make_weight(c.s, c.dtype, n, k, seed, true);
+    round_scales(w.w, scales);
     for (size_t i = 0; c.s.kind == NBI_KIND_BINARY && i < n * k; i++)
         w.w.codes[i] = nbi_rng(seed, i) & 1 ? 1 : -1;
     return w;
@@ -100,9 +103,11 @@ Weight weight_of(const Case &c, size_t n, size_t k, uint64_t seed)
 TEST(PackedWeights, ComeBackAsTheyWere)
 {
     Backend b("scalar");
-    for (const Case &c : all_cases()) {
+    const std::vector<Case> cases = all_cases();
+    for (size_t i = 0; i < 3 * cases.size(); i++) {
+        const Case &c = cases[i / 3];
         const size_t n = 70, k = 256;
-        Weight w = weight_of(c, n, k, 5);
+        Weight w = weight_of(c, n, k, 5, SCALE_TYPES[i % 3]);
         Linear a(b), back(b);
         ASSERT_NB_OK(b->linear_create(b.be, &a.l, &w.w)) << c.name();
         nbi_packed p;
@@ -126,8 +131,10 @@ TEST(PackedWeights, BytesHaveTheNameOfTheirLayout)
 {
     Backend b("scalar");
     uint64_t h = 0;
-    for (const Case &c : all_cases()) {
-        Weight w = weight_of(c, 70, 256, 5);
+    const std::vector<Case> cases = all_cases();
+    for (size_t i = 0; i < 3 * cases.size(); i++) {
+        const Case &c = cases[i / 3];
+        Weight w = weight_of(c, 70, 256, 5, SCALE_TYPES[i % 3]);
         Linear a(b);
         ASSERT_NB_OK(b->linear_create(b.be, &a.l, &w.w)) << c.name();
         nbi_packed p;
@@ -136,7 +143,7 @@ TEST(PackedWeights, BytesHaveTheNameOfTheirLayout)
     }
     char text[64];
     snprintf(text, sizeof text, "%s %016llx", b->layout, (unsigned long long)h);
-    EXPECT_STREQ("cpu-3 b3b743f2852a45a7", text)
+    EXPECT_STREQ("cpu-4 bf8a752fc98aab79", text)
         << "packed weights have other bytes than before: give NBI_CPU_LAYOUT (cpu.h) the "
            "next number, so that files of old ones are not used, and this test the hash";
 }
@@ -160,6 +167,13 @@ TEST(PackedWeights, LoadBelievesNothing)
     refuse(NB_EFORMAT, "bytes", [](nbi_packed &p) { p.bytes--; });
     refuse(NB_EFORMAT, "bytes", [](nbi_packed &p) { p.n += 16; });
     refuse(NB_EFORMAT, "bytes", [](nbi_packed &p) { p.bias = !p.bias; });
+    refuse(NB_EFORMAT, "bytes", [](nbi_packed &p) { p.scale_type = NBI_BF16; });
+    refuse(NB_EFORMAT, "scales", [](nbi_packed &p) { p.scale_type = NBI_I8; });
+    refuse(NB_EFORMAT, "scales", [](nbi_packed &p) { p.scale_type = NBI_N_DTYPES; });
+    refuse(NB_EFORMAT, "scales", [](nbi_packed &p) { /* one scale a row is never in 16 bits */
+                                                     p.scale_type = NBI_F16;
+                                                     p.scheme = scheme(4, 0, true, NBI_ACT_TOKEN, true);
+    });
     refuse(NB_EINVAL, "no elements", [](nbi_packed &p) { p.n = 0; });
     refuse(NB_ELIMIT, "too large", [](nbi_packed &p) { p.n = SIZE_MAX / 2; });
     refuse(NB_EFORMAT, "single numbers", [](nbi_packed &p) { p.nnz = 3; });
@@ -317,7 +331,8 @@ TEST(PackCache, AFileThatIsNotRightIsToldOfAndNotUsed)
              [](nbi_pack_entry &e) { e.block = UINT64_MAX - 63; }, [](nbi_pack_entry &e) { e.bytes = UINT64_MAX; },
              [](nbi_pack_entry &e) { e.bytes -= 64; }, [](nbi_pack_entry &e) { e.n++; },
              [](nbi_pack_entry &e) { e.nnz = 1; }, [](nbi_pack_entry &e) { e.extra[0] = NBI_PACK_HEAD; },
-             [](nbi_pack_entry &e) { e.bias = 1; },
+             [](nbi_pack_entry &e) { e.bias = 1; }, [](nbi_pack_entry &e) { e.scale_type = NBI_F32; },
+             [](nbi_pack_entry &e) { e.scale_type = UINT64_MAX; },
              [](nbi_pack_entry &e) { memset(e.module, 'x', sizeof e.module); }}) {
         std::string s = good;
         nbi_pack_entry e;

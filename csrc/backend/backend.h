@@ -138,6 +138,7 @@ typedef struct nbi_packed {
     size_t n, k;
     nbi_scheme scheme;
     nbi_dtype dense; /* bits == 0 */
+    nbi_dtype scale_type;
     bool bias;
     float act_scale;
     int32_t act_zero;
@@ -266,10 +267,12 @@ typedef struct nbi_backend_ops {
                            float scale, void *y, unsigned forms);
     /* y[r][i] (in `forms`) = silu(gate_up[r][i]) * gate_up[r][n + i], i < n; gate_up [rows][2n] activations */
     nb_status (*swiglu)(nbi_backend *b, const void *gate_up, size_t rows, size_t n, void *y, unsigned forms);
-    /* linear() of two layers of n outputs, side by side, and swiglu() of that, in one: y (in `produced`) [rows][n]; room [rows][2n]
-     * activations.  NULL: a device does one after the other. */
+    /* Gate and up, two layers of n outputs, with swiglu() of their outputs in one: y [rows][n] activations in `produced`, which does
+     * not overlap x.  gates(): whether these layers are computed so, for so many rows; else linear() and swiglu() do.  NULL, both,
+     * where a device has none. */
+    bool (*gates)(nbi_backend *b, const nbi_linear *const gate_up[2], size_t rows);
     nb_status (*gated)(nbi_backend *b, const nbi_linear *const gate_up[2], const void *x, unsigned forms, size_t rows,
-                       void *y, unsigned produced, void *room, void *scratch);
+                       void *y, unsigned produced, void *scratch);
     /* y[r] += sum of weight(e) * down_e(silu(gate_e x[r]) * up_e x[r]) over the top_k experts e with the largest logits, equal
      * ones by lower index; weight: softmax of the logits.  x activations [rows][hidden] in `forms` (NBI_FORM_FLOAT among them), logits fp32
      * [rows][n], y residual.  A row's result does not depend on the others.  NULL where a device has none.  buffer has

@@ -283,23 +283,36 @@ done:
     return st;
 }
 
-static nb_status run_ffn(const run *r, uint32_t i)
+/* act = silu(gate) * up, in one operation or three; *act: where they are. */
+static nb_status run_gate_up(const run *r, uint32_t i, unsigned produced, void **act)
 {
-    const nbi_config *c = &r->m->cfg;
+    const nbi_layer *l = &r->m->layers[i];
+    const nbi_linear *const *gate_up = (const nbi_linear *const *)&l->proj[NBI_GATE];
+    const port ffn = port_of(r, i, NBI_GATE, 2);
     nbi_workspace *w = r->w;
     nbi_backend *be = r->m->be;
-    const port ffn = port_of(r, i, NBI_GATE, 2), down = port_of(r, i, NBI_DOWN, 1);
     nb_status st;
-    NB_TRY(be->ops->rmsnorm(be, w->x, r->m->layers[i].ffn_norm, c->norm_eps, r->rows, c->hidden, w->h, ffn.produced));
-    if (be->ops->gated && !r->m->layers[i].out[NBI_GATE]) {
+    NB_TRY(be->ops->rmsnorm(be, w->x, l->ffn_norm, r->m->cfg.norm_eps, r->rows, r->m->cfg.hidden, w->h, ffn.produced));
+    if (be->ops->gates && !l->out[NBI_GATE] && be->ops->gates(be, gate_up, r->rows)) {
+        *act = w->gate_up; /* w->act is w->h, which is read until the end */
         NB_TRY(enter(r, &ffn, w->h));
-        NB_TRY(be->ops->gated(be, (const nbi_linear *const *)&r->m->layers[i].proj[NBI_GATE], w->h, ffn.forms, r->rows,
-                              w->act, down.produced, w->gate_up, w->scratch));
+        NB_TRY(be->ops->gated(be, gate_up, w->h, ffn.forms, r->rows, *act, produced, w->scratch));
     } else {
+        *act = w->act;
         NB_TRY(project(r, &ffn, w->h, w->gate_up, NBI_DST_ACT));
-        NB_TRY(be->ops->swiglu(be, w->gate_up, r->rows, c->ffn, w->act, down.produced));
+        NB_TRY(be->ops->swiglu(be, w->gate_up, r->rows, r->m->cfg.ffn, *act, produced));
     }
-    NB_TRY(project(r, &down, w->act, w->x, NBI_DST_RESIDUAL));
+done:
+    return st;
+}
+
+static nb_status run_ffn(const run *r, uint32_t i)
+{
+    const port down = port_of(r, i, NBI_DOWN, 1);
+    void *act;
+    nb_status st;
+    NB_TRY(run_gate_up(r, i, down.produced, &act));
+    NB_TRY(project(r, &down, act, r->w->x, NBI_DST_RESIDUAL));
 done:
     return st;
 }

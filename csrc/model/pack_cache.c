@@ -223,6 +223,7 @@ bool nbi_pack_take(nbi_pack_cache *c, nbi_backend *be, const char *module, const
         return false;
     nbi_packed p = *want;
     p.bias = e->bias;
+    p.scale_type = e->scale_type < NBI_N_DTYPES ? (nbi_dtype)e->scale_type : NBI_N_DTYPES;
     p.act_scale = e->act_scale;
     p.act_zero = e->act_zero;
     p.nnz = (size_t)e->nnz;

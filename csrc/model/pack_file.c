@@ -66,7 +66,8 @@ static nb_status put_record(sink *s, const nbi_pack_record *r, nbi_pack_entry *e
                           .bytes = p->bytes,
                           .act_scale = p->act_scale,
                           .act_zero = p->act_zero,
-                          .bias = p->bias};
+                          .bias = p->bias,
+                          .scale_type = p->scale_type};
     memcpy(e->module, r->module, sizeof e->module);
     NB_TRY(put_aligned(s, p->block, p->bytes, &e->block));
     for (int i = 0; i < NBI_PACK_EXTRAS; i++)

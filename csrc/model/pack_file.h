@@ -27,7 +27,7 @@ typedef struct nbi_pack_entry {
     uint64_t extra[NBI_PACK_EXTRAS]; /* likewise; 0: none */
     float act_scale;
     int32_t act_zero;
-    uint64_t bias;
+    uint64_t bias, scale_type;
 } nbi_pack_entry;
 
 typedef struct nbi_pack_record {

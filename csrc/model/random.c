@@ -37,9 +37,9 @@ static nb_status random_dense(nbi_weight *w, nbi_dtype dtype, uint64_t seed)
     return NB_OK;
 }
 
-/* Codes over the whole range; scales that give the same standard deviation.  Drawn directly: quantizing 7 billion
- * random numbers first would only take time. */
-static nb_status random_codes(nbi_weight *w, uint64_t seed)
+/* Codes over the whole range; scales that give the same standard deviation, as a file of that dtype holds them (nested ones are
+ * any fp32).  Drawn directly: quantizing 7 billion random numbers first would only take time. */
+static nb_status random_codes(nbi_weight *w, nbi_dtype dtype, uint64_t seed)
 {
     nb_status st = nbi_weight_alloc(w);
     if (st != NB_OK)
@@ -56,9 +56,14 @@ static nb_status random_codes(nbi_weight *w, uint64_t seed)
         memcpy(w->words, w->codes, n / 8 * nbi_e8p_words(w->scheme.bits) * sizeof *w->words);
         nbi_e8p_decode(w->codes, w->words, n / 8, w->scheme.bits);
     }
+    float scale = w->words ? 0.02f / (float)nbi_e8p_unit(w->scheme.bits) : 0.035f / (float)(1 << (w->scheme.bits - 1));
+    if (!w->scheme.nested) {
+        unsigned char stored[sizeof scale];
+        nbi_from_f32(stored, dtype, &scale, 1);
+        nbi_to_f32(&scale, stored, dtype, 1);
+    }
     for (size_t g = 0; g < groups; g++) {
-        w->scales[g] =
-            w->words ? 0.02f / (float)nbi_e8p_unit(w->scheme.bits) : 0.035f / (float)(1 << (w->scheme.bits - 1));
+        w->scales[g] = scale;
         if (w->zeros)
             w->zeros[g] = (int8_t)(nbi_rng(seed, ~g) & 1);
     }
@@ -121,7 +126,7 @@ static nb_status dice_linear(void *self, const char *module, size_t n, size_t k,
     *out = (nbi_weight){.n = n, .k = k};
     NB_TRY(dice_scheme(self, module, n, k, &out->scheme, &dense));
     d->seed++;
-    NB_TRY(out->scheme.bits ? random_codes(out, d->seed) : random_dense(out, dense, d->seed));
+    NB_TRY(out->scheme.bits ? random_codes(out, dense, d->seed) : random_dense(out, dense, d->seed));
     if (out->scheme.bits && out->scheme.sparse)
         NB_TRY(random_beside(out, d->seed + ((uint64_t)1 << 40)));
     if (bias && !(out->bias = calloc(n, sizeof *out->bias)))

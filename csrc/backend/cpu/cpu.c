@@ -82,6 +82,7 @@ static const nbi_backend_ops cpu_ops = {
     .rope_append = nbi_cpu_rope_append,
     .attention = nbi_cpu_attention_forms,
     .swiglu = nbi_cpu_swiglu,
+    .gates = nbi_cpu_gates,
     .gated = nbi_cpu_gated,
     .experts = nbi_cpu_experts,
     .experts_bytes = nbi_cpu_experts_bytes,

@@ -18,7 +18,7 @@
 #endif
 
 /* Names the bytes of packed weights, for the cache of them: changes with pack.c (pack_cache_test has their hashes). */
-#define NBI_CPU_LAYOUT "cpu-3"
+#define NBI_CPU_LAYOUT "cpu-4"
 
 #define NBI_PANEL 16 /* output rows that are packed together: one a lane */
 #define NBI_SLAB  4  /* panels whose lines alternate: a single row of x reads one stream */
@@ -77,9 +77,10 @@ struct nbi_linear {
     size_t panel_bytes, line; /* line: bytes of sixteen numbers or dwords side by side; 0: XNOR, which has no slabs */
     size_t bit_words;         /* XNOR: 64-bit words of a row */
     unsigned char *w;         /* [slabs][panel_bytes / line][panels of the slab][line] */
-    float *scales;            /* [slabs][groups][panels of the slab][16]; NULL when dense */
-    uint8_t *zeros;           /* as scales; NULL when symmetric */
-    uint32_t *perm;           /* [K] act-order, or NULL */
+    void *scales;             /* [slabs][groups][panels of the slab][16] of scale_type; NULL when dense */
+    nbi_dtype scale_type; /* fp32; of a weight with groups bf16 or f16, where that holds each of its scales exactly */
+    uint8_t *zeros;       /* as scales; NULL when symmetric */
+    uint32_t *perm;       /* [K] act-order, or NULL */
     nbi_sparse
         sparse; /* as nbi_weight has it; of a layer with outliers value is [panels][n_outliers][16], col the outliers */
     size_t n_outliers;
@@ -104,7 +105,7 @@ static inline unsigned char *nbi_cpu_panel(const nbi_linear *l, size_t panel)
     return l->w + panel / NBI_SLAB * NBI_SLAB * l->panel_bytes + panel % NBI_SLAB * l->line;
 }
 
-/* Where the sixteen scales (zero points, corrections) of a group lie. */
+/* Where the sixteen scales (zero points, corrections) of a group lie, in elements. */
 static inline size_t nbi_cpu_group_at(const nbi_linear *l, size_t panel, size_t g)
 {
     return (panel / NBI_SLAB * NBI_SLAB * l->groups + g * nbi_cpu_slab(l, panel) + panel % NBI_SLAB) * NBI_PANEL;
@@ -313,8 +314,9 @@ void nbi_cpu_code_row(const nbi_cpu *c, const nbi_cpu_job *j, bool coded, size_t
 nb_status nbi_cpu_embed(nbi_backend *b, const nbi_step *s, const nbi_linear *table, float *x);
 nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, const void *x, unsigned forms,
                          size_t rows, void *y, size_t ldy, nbi_dst dst, void *scratch);
+bool nbi_cpu_gates(nbi_backend *b, const nbi_linear *const gate_up[2], size_t rows);
 nb_status nbi_cpu_gated(nbi_backend *b, const nbi_linear *const gate_up[2], const void *x, unsigned forms, size_t rows,
-                        void *y, unsigned produced, void *room, void *scratch);
+                        void *y, unsigned produced, void *scratch);
 
 /* head_norms.c */
 nb_status nbi_cpu_norm_heads(nbi_backend *b, void *qkv, size_t rows, size_t n_heads, size_t n_kv_heads, size_t head_dim,

@@ -115,7 +115,7 @@ V16_INLINE void e8p_tile(const nbi_cpu_job *j, e8p_work *t, size_t panel, int p0
     const float *x = j->x + (row0 + r) * K + t->k0;
     const unsigned char *line = t->line[p0];
     size_t k = 0;
-    v16 part[MAX_P][MAX_M];
+    v16 part[MAX_P][MAX_M], s[MAX_P];
     UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) part[p][m] =
         t->first ? v16_set1(0) : v16_load(t->part[r + (size_t)m][p0 + p]);
     for (; k + E8P_CODES <= t->len; k += E8P_CODES, line += block) {
@@ -124,14 +124,14 @@ V16_INLINE void e8p_tile(const nbi_cpu_job *j, e8p_work *t, size_t panel, int p0
     }
     if (k < t->len) /* K is a multiple of 8 */
         e8p_codes(line, 0, x + k, K, kind, P, M, part);
+    load_scales(l, nbi_cpu_group_at(l, panel + (size_t)p0, 0), P, s);
     UNROLL for (int p = 0; p < P; p++)
     {
-        const v16 s = v16_load(l->scales + nbi_cpu_group_at(l, panel + (size_t)(p0 + p), 0));
         UNROLL for (int m = 0; m < M; m++)
         {
             float *acc = t->acc[r + (size_t)m][p0 + p];
             if (t->last)
-                v16_store(acc, v16_fma(s, part[p][m], v16_load(acc)));
+                v16_store(acc, v16_fma(s[p], part[p][m], v16_load(acc)));
             else
                 v16_store(t->part[r + (size_t)m][p0 + p], part[p][m]);
         }

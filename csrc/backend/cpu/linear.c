@@ -6,7 +6,11 @@
 
 #include "base/checked.h"
 
-/* Scratch of R rows: rows in another order [R][K] fp32, codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes,
+/* What a thread makes of gate and up at once: a slab of panels each, for R rows. */
+#define PIECE      ((size_t)NBI_SLAB * NBI_PANEL)
+#define GATED_ROWS 8
+
+/* Scratch of R rows: [threads][R][2][PIECE] fp32 where gated() puts its pieces; and rows in another order [R][K] fp32, codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes,
  * scales [R].  A group has at least 4 elements unless it is the only one. */
 static size_t stride_of(size_t k)
 {
@@ -15,10 +19,10 @@ static size_t stride_of(size_t k)
 
 size_t nbi_cpu_scratch_bytes(nbi_backend *b, size_t rows, size_t k)
 {
+    const size_t pieces = (size_t)nbi_cpu_of(b)->threads * 2 * PIECE * sizeof(float);
     size_t row, all;
-    (void)b;
     if (k > SIZE_MAX / 16 || !nbi_add(stride_of(k) * 6, (nbi_ceil_div(k, 4) + 1) * sizeof(int32_t), &row) ||
-        !nbi_mul(rows, row, &all) || !nbi_add(all, 64, &all))
+        !nbi_add(row, pieces, &row) || !nbi_mul(rows, row, &all) || !nbi_add(all, 64, &all))
         return SIZE_MAX; /* no allocation will give this */
     return all;
 }
@@ -112,7 +116,7 @@ typedef struct team {
 /* Two layers, gate and up, whose products meet in SwiGLU while the cache has them. */
 typedef struct gated {
     size_t n;
-    float *room; /* [threads][rows][2][PIECE] */
+    float *pieces; /* [threads][rows][2][PIECE] */
     nbi_cpu_rows y;
     unsigned produced;
 } gated;
@@ -185,7 +189,7 @@ static void gated_piece(const team *t, const nbi_cpu_kernels *kern, size_t rows,
     const size_t p0 = i * t->cut[0].panels, left = gate.l->panels - p0,
                  panels = left < t->cut[0].panels ? left : t->cut[0].panels, p1 = p0 + panels, from = p0 * NBI_PANEL,
                  width = g->n - from < panels * NBI_PANEL ? g->n - from : panels * NBI_PANEL;
-    gate.y = g->room + (size_t)omp_get_thread_num() * rows * 2 * PIECE;
+    gate.y = g->pieces + (size_t)omp_get_thread_num() * rows * 2 * PIECE;
     up.y = gate.y + PIECE;
     gate.ldy = up.ldy = 2 * PIECE;
     gate.from = up.from = from;
@@ -269,25 +273,25 @@ nb_status nbi_cpu_linear(nbi_backend *b, const nbi_linear *const *l, size_t n, c
     return NB_OK;
 }
 
+/* Few rows wait for memory, which a long stream of one layer gives faster than pieces of two. */
+bool nbi_cpu_gates(nbi_backend *b, const nbi_linear *const gate_up[2], size_t rows)
+{
+    const size_t threads = (size_t)nbi_cpu_of(b)->threads;
+    return rows >= GATED_ROWS && nbi_cpu_same_input(gate_up[0], gate_up[1]) && !gate_up[0]->sparse.nnz &&
+           !gate_up[1]->sparse.nnz && choose_cut(gate_up[0], rows, threads).n_rows == 1;
+}
+
 nb_status nbi_cpu_gated(nbi_backend *b, const nbi_linear *const gate_up[2], const void *x, unsigned forms, size_t rows,
-                        void *y, unsigned produced, void *room, void *scratch)
+                        void *y, unsigned produced, void *scratch)
 {
     const nbi_cpu *c = nbi_cpu_of(b);
-    const size_t n = gate_up[0]->n;
-    gated g = {.n = n, .room = room, .produced = produced};
+    gated g = {.n = gate_up[0]->n, .pieces = scratch, .produced = produced};
     team t = {.gated = &g};
-    const int threads = nbi_cpu_threads(c, gather_team(&t, gate_up, 2, x, rows, room, 2 * n, NBI_DST_F32));
-    nb_status st;
-    cut_team(&t, rows, (size_t)threads);
-    /* Few rows wait for memory, which a long stream of one layer gives faster than pieces of two. */
-    if (rows >= GATED_ROWS && t.n == 2 && t.cut[0].n_rows == 1 && (size_t)threads * PIECE <= n &&
-        !gate_up[0]->sparse.nnz && !gate_up[1]->sparse.nnz && nbi_cpu_rows_at(&g.y, c, y, rows, n)) {
-        prepare(c, &t, rows, forms, scratch);
-        compute(c, &t, rows, threads);
-        return NB_OK;
-    }
-    NB_TRY(nbi_cpu_linear(b, gate_up, 2, x, forms, rows, room, 2 * n, NBI_DST_ACT, scratch));
-    NB_TRY(nbi_cpu_swiglu(b, room, rows, n, y, produced));
-done:
-    return st;
+    const int threads = nbi_cpu_threads(c, gather_team(&t, gate_up, 2, x, rows, y, 0, NBI_DST_F32));
+    if (!nbi_cpu_rows_at(&g.y, c, y, rows, g.n))
+        return nbi_fail(NB_EINTERNAL, "%zu rows of %zu are too large", rows, g.n);
+    cut_team(&t, rows, (size_t)c->threads);
+    prepare(c, &t, rows, forms, g.pieces + (size_t)c->threads * rows * 2 * PIECE);
+    compute(c, &t, rows, threads);
+    return NB_OK;
 }

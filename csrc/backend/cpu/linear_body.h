@@ -62,6 +62,18 @@ V16_INLINE void store_tile(const nbi_cpu_job *j, size_t panel, size_t row, int P
             finish(j, panel + (size_t)p, row + (size_t)m, acc[p][m]);
 }
 
+/* The scales of P panels, from element `at` on: the same numbers, whatever they are stored as. */
+V16_INLINE void load_scales(const nbi_linear *l, size_t at, int P, v16 s[MAX_P])
+{
+    const uint16_t *half = (const uint16_t *)l->scales + at;
+    if (l->scale_type == NBI_BF16)
+        UNROLL for (int p = 0; p < P; p++) s[p] = v16_load_bf16(half + NBI_PANEL * p);
+    else if (l->scale_type == NBI_F16)
+        UNROLL for (int p = 0; p < P; p++) s[p] = v16_load_f16(half + NBI_PANEL * p);
+    else
+        UNROLL for (int p = 0; p < P; p++) s[p] = v16_load((const float *)l->scales + at + NBI_PANEL * p);
+}
+
 /* ---- dense ---- */
 
 V16_INLINE v16 dense_weight(const unsigned char *w, int kind)
@@ -152,7 +164,7 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
     const int per = kind == NBI_CPU_W8 ? 4 : 8; /* codes in a dword */
     const float *x = j->x + row * K;
     const unsigned char *w = nbi_cpu_panel(l, panel);
-    v16 acc[MAX_P][MAX_M], zero[MAX_P];
+    v16 acc[MAX_P][MAX_M], zero[MAX_P], s[MAX_P];
     for (int p = 0; p < P; p++)
         for (int m = 0; m < M; m++)
             acc[p][m] = v16_set1(0);
@@ -167,11 +179,9 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
                 code_step(w + k / (size_t)per * step, x + k, K, per, kind, P, M, zero, part);
             if (k < k1)
                 code_step(w + k / (size_t)per * step, x + k, K, (int)(k1 - k), kind, P, M, zero, part);
-            UNROLL for (int p = 0; p < P; p++)
-            {
-                v16 s = v16_load(l->scales + at + NBI_PANEL * p);
-                UNROLL for (int m = 0; m < M; m++) acc[p][m] = v16_fma(s, part[p][m], acc[p][m]);
-            }
+            load_scales(l, at, P, s);
+            UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) acc[p][m] =
+                v16_fma(s[p], part[p][m], acc[p][m]);
         }
     }
     store_tile(j, panel, row, P, M, acc);
@@ -229,15 +239,16 @@ V16_INLINE void int_group(const nbi_cpu_job *j, size_t panel, size_t row, size_t
                           v16d sum[MAX_P][MAX_M], v16 acc[MAX_P][MAX_M])
 {
     const nbi_linear *l = j->l;
+    v16 s[MAX_P];
+    load_scales(l, nbi_cpu_group_at(l, panel, g), P, s);
     UNROLL for (int p = 0; p < P; p++)
     {
         const size_t at = nbi_cpu_group_at(l, panel, g) + (size_t)(NBI_PANEL * p);
-        v16 s = v16_load(l->scales + at);
         UNROLL for (int m = 0; m < M; m++)
         {
             v16 exact = v16d_finish(sum[p][m], l->corr ? l->corr + at : NULL, l->zeros ? l->zeros + at : NULL,
                                     l->packing->offset, j->q_sum[(row + (size_t)m) * l->groups + g]);
-            acc[p][m] = v16_fma(exact, s, acc[p][m]);
+            acc[p][m] = v16_fma(exact, s[p], acc[p][m]);
         }
     }
 }

@@ -100,7 +100,7 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
     const float *x = j->x + row * K;
     const unsigned char *w = nbi_cpu_panel(l, panel);
     const v16 table = lowbit_table(kind);
-    v16 acc[MAX_P][MAX_M], zero[MAX_P];
+    v16 acc[MAX_P][MAX_M], zero[MAX_P], s[MAX_P];
     for (int p = 0; p < P; p++) {
         zero[p] = v16_set1(0);
         for (int m = 0; m < M; m++)
@@ -118,11 +118,9 @@ V16_INLINE void lowbit_code_tile(const nbi_cpu_job *j, size_t panel, size_t row,
                 lowbit_block(w + k / per * block, step, x + k, K, kind, P, M, table, zero, part);
             if (k < k1)
                 lowbit_tail(w + k / per * block, step, x + k, K, (int)(k1 - k), kind, P, M, table, zero, part);
-            UNROLL for (int p = 0; p < P; p++)
-            {
-                v16 s = v16_load(l->scales + at + NBI_PANEL * p);
-                UNROLL for (int m = 0; m < M; m++) acc[p][m] = v16_fma(s, part[p][m], acc[p][m]);
-            }
+            load_scales(l, at, P, s);
+            UNROLL for (int p = 0; p < P; p++) UNROLL for (int m = 0; m < M; m++) acc[p][m] =
+                v16_fma(s[p], part[p][m], acc[p][m]);
         }
     }
     store_tile(j, panel, row, P, M, acc);

@@ -25,7 +25,8 @@
  *
  * A group of elements with one scale begins at a whole dword (which is why its length must be a multiple of 4 or 8; codes of
  * fewer bits whose groups are no whole blocks are kept in 4); K itself is arbitrary, its last dword is filled up.  Scales, zero
- * points and corrections: [N/16][groups][16]. */
+ * points and corrections: [N/16][groups][16].  Scales of groups that a 16-bit type holds exactly, all of a weight's, are stored as
+ * that: files mostly have such ones, and a group of 128 codes of 4 bits is 3 % shorter to read. */
 #include "backend/cpu/cpu.h"
 
 #include <math.h>
@@ -267,6 +268,49 @@ static int32_t correction(const nbi_linear *l, size_t n, size_t g, unsigned zero
     return (int32_t)((uint32_t)l->act_zero * ((uint32_t)l->group_len * zero - sum));
 }
 
+static bool all_fit(const float *s, size_t n, nbi_dtype t, int threads)
+{
+    enum { PIECE = 256 };
+    bool fit = true;
+#pragma omp parallel for schedule(static) reduction(&& : fit) num_threads(threads)
+    for (size_t i = 0; i < n; i += PIECE) {
+        const size_t count = n - i < PIECE ? n - i : PIECE;
+        uint16_t half[PIECE];
+        float back[PIECE];
+        if (!fit)
+            continue;
+        nbi_from_f32(half, t, s + i, count);
+        nbi_to_f32(back, half, t, count);
+        fit = memcmp(back, s + i, count * sizeof *s) == 0;
+    }
+    return fit;
+}
+
+static nbi_dtype scale_type_of(const nbi_linear *l, const nbi_weight *w, const nbi_cpu *c)
+{
+    const size_t n = l->n * l->groups;
+    const int threads = nbi_cpu_threads(c, n);
+    return l->groups == 1                             ? NBI_F32
+           : all_fit(w->scales, n, NBI_BF16, threads) ? NBI_BF16
+           : all_fit(w->scales, n, NBI_F16, threads)  ? NBI_F16
+                                                      : NBI_F32;
+}
+
+static void put_scale(const nbi_linear *l, size_t at, float s)
+{
+    if (l->scale_type == NBI_F32)
+        ((float *)l->scales)[at] = s;
+    else
+        ((uint16_t *)l->scales)[at] = l->scale_type == NBI_BF16 ? nbi_f32_to_bf16(s) : nbi_f32_to_f16(s);
+}
+
+static float scale_at(const nbi_linear *l, size_t at)
+{
+    float s;
+    nbi_to_f32(&s, (const char *)l->scales + at * nbi_dtype_size(l->scale_type), l->scale_type, 1);
+    return s;
+}
+
 static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
 {
     /* sixteenths have sixteen times the offset */
@@ -276,7 +320,7 @@ static void pack_groups(nbi_linear *l, const nbi_weight *w, size_t panel)
             size_t n = panel * NBI_PANEL + lane, from = n * l->groups + g;
             size_t at = nbi_cpu_group_at(l, panel, g) + lane;
             unsigned zero = (unsigned)((w->zeros ? w->zeros[from] : 0) + (int)offset) & 255;
-            l->scales[at] = w->scales[from];
+            put_scale(l, at, w->scales[from]);
             if (l->zeros)
                 l->zeros[at] = (uint8_t)zero;
             if (l->corr)
@@ -333,7 +377,7 @@ static bool lay_out(parts *p, const nbi_linear *l, nbi_dtype dense, bool zeros, 
     else
         fits = fits && nbi_mul(l->k, NBI_PANEL * nbi_dtype_size(dense), &p->panel);
     return fits && reserve(&p->total, l->panels, p->panel, &p->w) &&
-           reserve(&p->total, entries, sizeof(float), &p->scales) &&
+           reserve(&p->total, entries, nbi_dtype_size(l->scale_type), &p->scales) &&
            reserve(&p->total, zeros ? entries : 0, 1, &p->zeros) &&
            reserve(&p->total, corr ? entries : 0, sizeof(int32_t), &p->corr) &&
            reserve(&p->total, l->scheme.act_order ? l->k : 0, sizeof(uint32_t), &p->perm) &&
@@ -359,7 +403,7 @@ static nb_status place(nbi_backend *b, nbi_linear *l, const nbi_weight *w, const
     l->line = line_of(&l->scheme, w->dense_dtype);
     l->bit_words = p.panel / (NBI_PANEL * sizeof(uint64_t));
     l->w = base + p.w;
-    l->scales = quantized ? (float *)(base + p.scales) : NULL;
+    l->scales = quantized ? base + p.scales : NULL;
     l->zeros = quantized && w->zeros ? base + p.zeros : NULL;
     l->corr = corrected ? (int32_t *)(base + p.corr) : NULL;
     l->perm = w->perm ? (uint32_t *)(base + p.perm) : NULL;
@@ -370,7 +414,8 @@ static nb_status place(nbi_backend *b, nbi_linear *l, const nbi_weight *w, const
     return NB_OK;
 }
 
-/* Whether static activations have a zero point is known when the weight is read: room for the correction is counted. */
+/* Whether static activations have a zero point, and scales fit in 16 bits, is known when the weight is read: room for the
+ * correction and for fp32 is counted. */
 size_t nbi_cpu_linear_plan(nbi_backend *b, size_t n, size_t k, const nbi_scheme *scheme, nbi_dtype dense, bool bias)
 {
     nbi_linear l = {.n = n, .k = k, .panels = nbi_ceil_div(n, NBI_PANEL), .scheme = nbi_scheme_packed(scheme)};
@@ -426,6 +471,8 @@ nb_status nbi_cpu_linear_create(nbi_backend *b, nbi_linear **out, const nbi_weig
     NB_TRY(describe(l, w));
     NB_TRY(nbi_weight_check_order(w));
     NB_TRY(nbi_weight_check_sparse(w));
+    if (l->scheme.bits)
+        l->scale_type = scale_type_of(l, w, nbi_cpu_of(b));
     NB_TRY(place(b, l, w, NULL));
     if (l->bias)
         memcpy(l->bias, w->bias, w->n * sizeof(float));
@@ -457,6 +504,7 @@ void nbi_cpu_linear_save(const nbi_linear *l, nbi_packed *out)
                         .k = l->k,
                         .scheme = l->scheme,
                         .dense = l->scheme.bits ? NBI_F32 : dense[l->kind],
+                        .scale_type = l->scale_type,
                         .bias = l->bias != NULL,
                         .act_scale = l->act_scale,
                         .act_zero = l->act_zero,
@@ -511,6 +559,9 @@ nb_status nbi_cpu_linear_load(nbi_backend *b, nbi_linear **out, const nbi_packed
     if ((p->nnz && !p->scheme.sparse) ||
         (p->n_outliers && (!p->scheme.outliers || p->n_outliers > l->k || p->nnz / p->n_outliers != l->n)))
         NB_TRY(nbi_fail(NB_EFORMAT, "single numbers beside a packed weight do not go with its scheme"));
+    if (p->scale_type != NBI_F32 && (l->groups == 1 || !nbi_dtype_is_float(p->scale_type)))
+        NB_TRY(nbi_fail(NB_EFORMAT, "scales of a packed weight are of a type that they cannot have"));
+    l->scale_type = p->scale_type;
     NB_TRY(place(b, l, &w, p->block));
     if (l->bytes != p->bytes)
         NB_TRY(nbi_fail(NB_EFORMAT, "a packed weight of %zu x %zu has %zu bytes, expected %zu", l->n, l->k, p->bytes,
@@ -549,20 +600,21 @@ void nbi_cpu_unpack_row(const nbi_linear *l, size_t n, float *dst)
     if (l->kind == NBI_CPU_XNOR) {
         const uint64_t *bits = (const uint64_t *)(l->w + panel * l->panel_bytes) + lane * l->bit_words;
         for (size_t k = 0; k < l->k; k++)
-            dst[k] = (float)(bits[k / 64] >> k % 64 & 1 ? 1 : -1) * l->scales[n];
+            dst[k] = (float)(bits[k / 64] >> k % 64 & 1 ? 1 : -1) * scale_at(l, n);
         return;
     }
     const unsigned char *codes = lane_of(l, n, &step);
     for (size_t g = 0; g < l->groups; g++) {
-        size_t at = nbi_cpu_group_at(l, panel, g) + lane;
+        const size_t at = nbi_cpu_group_at(l, panel, g) + lane;
+        const float scale = scale_at(l, at);
         if (l->kind == NBI_CPU_NF4) {
             for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-                dst[k] = nbi_nf4[l->packing->code(codes, step, k)] * l->scales[at];
+                dst[k] = nbi_nf4[l->packing->code(codes, step, k)] * scale;
             continue;
         }
         const float zero =
             l->zeros ? (float)l->zeros[at] / (float)(1 << l->scheme.zero_frac) : (float)l->packing->offset;
         for (size_t k = g * l->group_len; k < (g + 1) * l->group_len; k++)
-            dst[l->perm ? l->perm[k] : k] = ((float)l->packing->code(codes, step, k) - zero) * l->scales[at];
+            dst[l->perm ? l->perm[k] : k] = ((float)l->packing->code(codes, step, k) - zero) * scale;
     }
 }

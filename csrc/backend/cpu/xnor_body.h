@@ -83,12 +83,13 @@ static void linear_xnor(const nbi_cpu_job *j, size_t p0, size_t p1, size_t r0, s
             const uint64_t *x = (const uint64_t *)j->q + r * l->bit_words;
             uint32_t count[NBI_PANEL];
             float sum[NBI_PANEL];
+            v16 s[MAX_P];
             for (size_t i = 0; i < NBI_PANEL; i += 4)
                 xnor_count(x, w + i * l->bit_words, l->bit_words, count + i);
             for (size_t i = 0; i < NBI_PANEL; i++)
                 sum[i] = (float)((int32_t)l->k - 2 * (int32_t)count[i]);
-            const v16 scaled = v16_mul(v16_load(sum), v16_load(l->scales + p * NBI_PANEL));
-            finish(j, p, r, v16_mul(scaled, v16_set1(j->q_scale[r])));
+            load_scales(l, p * NBI_PANEL, 1, s);
+            finish(j, p, r, v16_mul(v16_mul(v16_load(sum), s[0]), v16_set1(j->q_scale[r])));
         }
 }
 
