@@ -336,6 +336,8 @@ TEST(Read, pickles_are_refused_with_a_hint)
         EXPECT_EQ(NB_EUNSUPPORTED, c.st);
         EXPECT_NE(std::string(nb_last_error()).find("safetensors"), std::string::npos) << nb_last_error();
     }
+    write_text(d / "statistics.bin", file_of("{}", "")); /* ours, under the name that was asked for */
+    EXPECT_NB_OK(Checkpoint(d / "statistics.bin").st);
     write_text(d / "model.safetensors", file_of("{}", "")); /* beside a real one it does not matter */
     EXPECT_NB_OK(Checkpoint(d.path()).st);
 }

@@ -195,7 +195,8 @@ TEST(Sampling, ties_at_a_cut_keep_the_lowest_ids)
     }
 }
 
-/* Two of four equal tokens weigh exactly half: the third is not needed. */
+/* Two of four equal tokens weigh exactly half, and so does one before two that are ln 2 away: no other is needed, in the same
+ * interval of distances or in a later one. */
 TEST(Sampling, a_head_that_weighs_what_top_p_asks_is_enough)
 {
     Sampler s(4);
@@ -203,6 +204,50 @@ TEST(Sampling, a_head_that_weighs_what_top_p_asks_is_enough)
     p.top_p = 0.5f;
     for (p.seed = 0; p.seed < 100; p.seed++)
         EXPECT_LT(s.pick({1, 1, 1, 1}, p), 2);
+    const float half = -0x1.62e43p-1f; /* its weight is 1/2: the error of the logarithm is less than 1 rounds away */
+    Sampler three(3);
+    for (p.seed = 0; p.seed < 100; p.seed++)
+        EXPECT_EQ(1, three.pick({half, 0, half}, p));
+}
+
+/* What is drawn with the largest share: the last token that was kept, or one that weighs less than 2^-24 before it. */
+int32_t last_drawn(const std::vector<float> &x, float top_p, float min_p)
+{
+    Sampler s(x.size());
+    nbi_draw how = {};
+    how.temperature = 1;
+    how.top_p = top_p;
+    how.min_p = min_p;
+    how.share = 0xffffff;
+    nbi_drawn drawn;
+    nbi_sampler_draw(s.s, x.data(), &how, &drawn);
+    return drawn.token;
+}
+
+/* Weights fall by a tenth of a nat from token to token, and each cut lies in the middle between two of them. */
+TEST(Sampling, a_cut_is_where_it_was_asked_for_at_any_depth)
+{
+    const size_t n = 167, deepest = 120;
+    std::vector<float> x(n);
+    double all = 0, head = 0;
+    for (size_t i = 0; i < n; i++) {
+        x[i] = -0.1f * float(i);
+        all += std::exp(double(x[i]));
+    }
+    for (size_t i = 0; i < deepest; i++) {
+        const double w = std::exp(double(x[i]));
+        ASSERT_EQ(int32_t(i), last_drawn(x, 1, float(std::exp(-0.1 * (double(i) + 0.5)))));
+        ASSERT_EQ(int32_t(i), last_drawn(x, float((head + w / 2) / all), 0));
+        head += w;
+    }
+}
+
+/* 500 tokens of e^-17 weigh 350 times what 1 - 2^-24 leaves out. */
+TEST(Sampling, many_unlikely_tokens_are_kept_where_top_p_asks_for_nearly_all)
+{
+    std::vector<float> x(501, -17.0f);
+    x[0] = 0;
+    EXPECT_GT(last_drawn(x, 0x1.fffffep-1f, 0), 490);
 }
 
 /* Also where sixteen or more are looked at together. */

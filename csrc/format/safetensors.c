@@ -9,6 +9,7 @@
 
 #include <dirent.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -61,6 +62,18 @@ static bool is_pickle(const char *name)
 {
     return ends_with(name, ".bin") || ends_with(name, ".pt") || ends_with(name, ".pth") || ends_with(name, ".ckpt") ||
            ends_with(name, ".pkl");
+}
+
+/* Does the file begin as safetensors do, whatever its name?  Statistics are written to the name that was asked for. */
+static bool has_header(const char *path)
+{
+    char head[9] = "";
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return false;
+    const size_t n = fread(head, 1, sizeof head, f);
+    fclose(f);
+    return n == sizeof head && head[8] == '{';
 }
 
 static nb_status refuse_pickle(const char *path, const char *name)
@@ -422,7 +435,7 @@ nb_status nbi_checkpoint_open(nbi_checkpoint **out, const char *path)
 {
     nb_status st;
     *out = NULL;
-    if (!nbi_is_dir(path) && is_pickle(path))
+    if (!nbi_is_dir(path) && is_pickle(path) && !has_header(path))
         return refuse_pickle(path, "it");
     nbi_checkpoint *c = calloc(1, sizeof *c);
     if (!c)
