@@ -1,4 +1,4 @@
-/* linear() and embed(): scratch for quantized activations, and the split of the work over threads. */
+/* linear(), gated() and embed(): scratch for quantized activations, and the split of the work over threads. */
 #include "backend/cpu/cpu.h"
 
 #include <omp.h>
@@ -120,8 +120,6 @@ typedef struct gated {
     nbi_cpu_rows y;
     unsigned produced;
 } gated;
-#define PIECE      ((size_t)NBI_SLAB * NBI_PANEL)
-#define GATED_ROWS 8
 
 /* forms: what x holds; codes that are there need not be made. */
 static void prepare(const nbi_cpu *c, team *t, size_t rows, unsigned forms, void *scratch)
