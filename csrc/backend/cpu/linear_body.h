@@ -290,20 +290,60 @@ V16_INLINE void plane_group(const unsigned char *w, size_t step, const nbi_qx *q
 }
 #endif
 
+/* Elements that a block of codes holds side by side, and the lines it takes of a panel. */
+V16_INLINE size_t int_block(int kind)
+{
+    const int low = kind > NBI_CPU_Q4 ? lowbit_bits(kind) : 0;
+    return kind == NBI_CPU_Q8 ? 4 : !low ? 8 : low == 2 ? 16 : 32;
+}
+
+V16_INLINE size_t int_lines(int kind)
+{
+    return kind == NBI_CPU_Q3 ? 3 : 1;
+}
+
+/* sum += the products of the `len` elements of a group, which begins at w and q.  A last block that K does not fill multiplies the
+ * zeros that quantize_row() left beyond K. */
+V16_INLINE void int_products(const unsigned char *w, size_t line, const nbi_qx *q, size_t stride, size_t len, int kind,
+                             int P, int M, ahead *next, v16d sum[MAX_P][MAX_M])
+{
+    const size_t per = int_block(kind), step = int_lines(kind) * line;
+#if defined(V16_ROW_PAIRS)
+    if (M % 2 == 0) {
+        pairs_group(w, line, q, stride, len, kind, P, M, sum);
+        return;
+    }
+#endif
+#if defined(V16_PLANES)
+    if (M == 1 && (kind == NBI_CPU_Q4 || kind == NBI_CPU_Q2)) {
+        plane_group(w, step, q, len, kind == NBI_CPU_Q4 ? 4 : 2, P, sum);
+        return;
+    }
+#endif
+    for (size_t k = 0; k < len; k += per) {
+        if (P == MAX_P && M > 1) {
+            __builtin_prefetch(next->at, 0, 2);
+            __builtin_prefetch(next->at + 64, 0, 2);
+            next->at += next->pace;
+        }
+        if (kind > NBI_CPU_Q4)
+            lowbit_int_block(w + k / per * step, line, q + k, stride, lowbit_bits(kind), P, M, sum);
+        else
+            int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
+    }
+}
+
 V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kind, int P, int M, ahead *next)
 {
     const nbi_linear *l = j->l;
-    const int low = kind > NBI_CPU_Q4 ? lowbit_bits(kind) : 0; /* 1, 2, 3: blocks of one to three lines */
-    const size_t line = nbi_cpu_slab(l, panel) * 64, step = low == 3 ? 3 * line : line, stride = j->q_stride;
-    const size_t per = kind == NBI_CPU_Q8 ? 4 : !low ? 8 : low == 2 ? 16 : 32;
-    const nbi_qx *q = (const nbi_qx *)j->q + row * stride;
+    const size_t line = nbi_cpu_slab(l, panel) * 64, group = l->group_len / int_block(kind) * int_lines(kind) * line;
+    const nbi_qx *q = (const nbi_qx *)j->q + row * j->q_stride;
     const unsigned char *w = nbi_cpu_panel(l, panel);
     v16 acc[MAX_P][MAX_M];
     for (int p = 0; p < P; p++)
         for (int m = 0; m < M; m++)
             acc[p][m] = v16_set1(0);
     for (size_t g = 0; g < l->groups; g++) {
-        const size_t k0 = g * l->group_len, k1 = k0 + l->group_len;
         v16d sum[MAX_P][MAX_M];
         UNROLL for (int m = 0; m < M; m++)
         {
@@ -311,32 +351,7 @@ V16_INLINE void int_tile(const nbi_cpu_job *j, size_t panel, size_t row, int kin
                 v16d_begin(l->zeros ? 0 : l->packing->offset, j->q_sum[(row + (size_t)m) * l->groups + g]);
             UNROLL for (int p = 0; p < P; p++) sum[p][m] = begin;
         }
-#if defined(V16_ROW_PAIRS)
-        if (M % 2 == 0) {
-            pairs_group(w + k0 / per * step, line, q + k0, stride, k1 - k0, kind, P, M, sum);
-            int_group(j, panel, row, g, P, M, sum, acc);
-            continue;
-        }
-#endif
-        /* A last block that K does not fill multiplies the zeros that quantize_row() left beyond K. */
-#ifdef V16_PLANES
-        if (M == 1 && (kind == NBI_CPU_Q4 || kind == NBI_CPU_Q2)) {
-            plane_group(w + k0 / per * step, step, q + k0, l->group_len, kind == NBI_CPU_Q4 ? 4 : 2, P, sum);
-            int_group(j, panel, row, g, P, M, sum, acc);
-            continue;
-        }
-#endif
-        for (size_t k = k0; k < k1; k += per) {
-            if (P == MAX_P && M > 1) {
-                __builtin_prefetch(next->at, 0, 2);
-                __builtin_prefetch(next->at + 64, 0, 2);
-                next->at += next->pace;
-            }
-            if (low)
-                lowbit_int_block(w + k / per * step, line, q + k, stride, low, P, M, sum);
-            else
-                int_step(w + k / per * step, q + k, stride, kind, P, M, sum);
-        }
+        int_products(w + g * group, line, q + g * l->group_len, j->q_stride, l->group_len, kind, P, M, next, sum);
         int_group(j, panel, row, g, P, M, sum, acc);
     }
     for (int m = 0; m < M; m++) {
