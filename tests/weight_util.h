@@ -59,10 +59,12 @@ inline Weight make_weight(nbi_scheme s, nbi_dtype dtype, size_t n, size_t k, uin
     return out;
 }
 
-/* Scales as a file of that type holds them. */
+/* Scales, if there are any, as a file of that type holds them. */
 inline void round_scales(nbi_weight &w, nbi_dtype type)
 {
-    const size_t n = w.scheme.bits ? w.n * nbi_scheme_groups(&w.scheme, w.k) : 0;
+    if (!w.scheme.bits)
+        return;
+    const size_t n = w.n * nbi_scheme_groups(&w.scheme, w.k);
     std::vector<float> stored(n);
     nbi_from_f32(stored.data(), type, w.scales, n);
     nbi_to_f32(w.scales, stored.data(), type, n);
