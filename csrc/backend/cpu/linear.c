@@ -10,8 +10,8 @@
 #define PIECE      ((size_t)NBI_SLAB * NBI_PANEL)
 #define GATED_ROWS 8
 
-/* Scratch of R rows: [threads][R][2][PIECE] fp32 where gated() puts its pieces; and rows in another order [R][K] fp32, codes [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes,
- * scales [R].  A group has at least 4 elements unless it is the only one. */
+/* Scratch of R rows: [threads][R][2][PIECE] fp32 where gated() puts its pieces; and rows in another order [R][K] fp32, codes
+ * [R][stride] of 2 bytes at most, sums [R][groups] of 4 bytes, scales [R].  A group has at least 4 elements unless it is the only one. */
 static size_t stride_of(size_t k)
 {
     return nbi_ceil_div(k, 32) * 32;
