@@ -192,7 +192,7 @@ V16_INLINE void code_tile(const nbi_cpu_job *j, size_t panel, size_t row, int ki
 /* What the second-level cache should have next, and how many bytes of it a step asks for: 0, or at most 128.
  *
  * Of several strips of rows the first one brings a block of panels from memory, and would wait for it while the others find it in
- * the cache and leave the memory idle.  So all of them ask, evenly, for the block after it. */
+ * the cache and leave the memory idle.  So all of them ask, evenly, for the block after it, where a tile takes whole slabs. */
 typedef struct ahead {
     const unsigned char *at;
     size_t pace;
